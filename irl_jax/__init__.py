@@ -1,0 +1,3 @@
+"""irl_jax: inverse reinforcement learning from demonstrations, for language models, in JAX."""
+
+__version__ = "0.1.0"

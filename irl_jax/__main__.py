@@ -1,0 +1,5 @@
+"""`python -m irl_jax`."""
+
+from irl_jax.cli import entry
+
+entry()

@@ -1,0 +1,197 @@
+"""Checkpoints of any pytree: one folder a step, written by orbax, complete or absent, checked before they are read.
+
+A checkpoint is `DIR/<step>/` with `tree/` (orbax) and `manifest.json` (the leaves' shapes and dtypes, and size and CRC-32
+of every file, for orbax reads a flipped byte without a word). The tree is stored flat, by leaf path, so that named tuples
+and optax states come back as what they were: `like` says how.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pathlib
+import shutil
+import sys
+import zlib
+
+import jax
+import numpy as np
+
+from irl_jax.errors import UserError
+from irl_jax.types import PyTree
+
+MANIFEST = "manifest.json"
+
+
+def save(directory, step: int, tree: PyTree, keep: int) -> None:
+    """Writes `tree` as the checkpoint of `step` and leaves the newest `keep` checkpoints, this one included.
+
+    A kill at any moment leaves either the whole checkpoint or none. Checkpoints at or past `step` are replaced: they
+    belong to a run that this one overtakes.
+
+    Args:
+      directory: folder of checkpoints, made if missing.
+      step: optimizer updates done.
+      tree: pytree of jax or numpy arrays, at least one.
+      keep: checkpoints to leave, at least 1.
+    """
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1, not {keep}")
+    directory = pathlib.Path(directory).absolute()
+    directory.mkdir(parents=True, exist_ok=True)
+    for leftover in directory.glob(".unfinished-*"):
+        shutil.rmtree(leftover)
+    unfinished = directory / f".unfinished-{step}"
+    unfinished.mkdir()
+    flat = _flatten(tree)
+    _orbax_save(unfinished / "tree", flat)
+    manifest = {"step": step, "leaves": _describe(flat), "files": _checksums(unfinished / "tree")}
+    with open(unfinished / MANIFEST, "w", encoding="utf-8") as file:
+        json.dump(manifest, file)
+        file.flush()
+        os.fsync(file.fileno())
+    for old in _steps(directory):
+        if old >= step:
+            shutil.rmtree(directory / str(old))
+    os.replace(unfinished, directory / str(step))
+    for old in _steps(directory)[:-keep]:
+        shutil.rmtree(directory / str(old))
+
+
+def restore_latest(directory, like: PyTree) -> tuple[int, PyTree] | None:
+    """The newest whole checkpoint as (step, tree), or None where there is none.
+
+    A damaged checkpoint is passed over with one line on stderr.
+
+    Args:
+      directory: folder of checkpoints.
+      like: pytree of arrays or ShapeDtypeStructs of the same structure, whose dtypes and shardings the leaves get;
+        numpy leaves come back as numpy.
+
+    Raises:
+      UserError: the checkpoint's leaves are not those of `like`.
+    """
+    directory = pathlib.Path(directory).absolute()
+    for step in reversed(_steps(directory)):
+        folder = directory / str(step)
+        manifest, damage = _read_manifest(folder)
+        if damage:
+            print(f"irl_jax: {folder}: damaged checkpoint passed over: {damage}", file=sys.stderr)
+            continue
+        flat_like = _flatten(like)
+        _check_structure(folder, manifest["leaves"], _describe(flat_like))
+        flat = _orbax_restore(folder / "tree", flat_like)
+        return step, jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in flat_like])
+    return None
+
+
+def latest_step(directory) -> int | None:
+    """The step of the newest checkpoint in `directory`, whole or not, or None."""
+    steps = _steps(pathlib.Path(directory))
+    return steps[-1] if steps else None
+
+
+def save_tree(directory, tree: PyTree) -> None:
+    """Writes one tree (a role's final leaves) to `directory`, in place of what was there."""
+    newest = latest_step(directory)
+    save(directory, 0 if newest is None else newest + 1, tree, keep=1)
+
+
+def load_tree(directory, like: PyTree) -> PyTree:
+    """The tree that `save_tree` wrote, shaped and placed as `like`.
+
+    Raises:
+      UserError: there is none, or its leaves are not those of `like`.
+    """
+    found = restore_latest(directory, like)
+    if found is None:
+        raise UserError(f"{directory}: no whole checkpoint there; run the stage that writes it")
+    return found[1]
+
+
+def _steps(directory: pathlib.Path) -> list[int]:
+    """The steps of the checkpoints in `directory`, ascending."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal())
+
+
+def _flatten(tree: PyTree) -> dict:
+    """{leaf path: leaf}, in the tree's order."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    flat = {jax.tree_util.keystr(path, simple=True, separator=".") or "value": leaf for path, leaf in paths}
+    assert flat and len(flat) == len(paths), "a checkpoint needs leaves, of different paths"
+    return flat
+
+
+def _describe(flat: dict) -> dict:
+    return {name: [list(leaf.shape), str(np.dtype(leaf.dtype))] for name, leaf in flat.items()}
+
+
+def _checksums(folder: pathlib.Path) -> dict:
+    """{relative path: [bytes, CRC-32]} of every file under `folder`."""
+    sums = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            crc = 0
+            with open(path, "rb") as file:
+                while block := file.read(1 << 22):
+                    crc = zlib.crc32(block, crc)
+            sums[path.relative_to(folder).as_posix()] = [path.stat().st_size, crc]
+    return sums
+
+
+def _read_manifest(folder: pathlib.Path) -> tuple[dict, str]:
+    """(manifest, what is damaged or "")."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+        manifest["leaves"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {}, f"{MANIFEST} is {'missing' if isinstance(error, FileNotFoundError) else 'broken'}"
+    found = _checksums(folder / "tree")
+    for name, expected in files.items():
+        if found.get(name) != expected:
+            return {}, f"tree/{name} is {'missing' if name not in found else 'not as it was written'}"
+    return manifest, ""
+
+
+def _check_structure(folder: pathlib.Path, stored: dict, wanted: dict) -> None:
+    for name in [*wanted, *stored]:
+        if stored.get(name) != wanted.get(name):
+            here, there = (_words(side.get(name)) for side in (wanted, stored))
+            raise UserError(f"{folder}: leaf {name} is {there} in the checkpoint and {here} in this run; use another --workdir")
+
+
+def _words(description) -> str:
+    return f"{description[1]} {description[0]}" if description else "absent"
+
+
+def _orbax_save(path: pathlib.Path, flat: dict) -> None:
+    ocp = _orbax()
+    leaves = {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for name, leaf in flat.items()}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(path, args=ocp.args.PyTreeSave(leaves))
+
+
+def _orbax_restore(path: pathlib.Path, flat_like: dict) -> dict:
+    ocp = _orbax()
+
+    def args(leaf):
+        sharding = getattr(leaf, "sharding", None)
+        if sharding is None:
+            return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+        return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+
+    restore_args = {name: args(leaf) for name, leaf in flat_like.items()}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=dict(flat_like), restore_args=restore_args))
+
+
+def _orbax():
+    """orbax.checkpoint, imported where it is needed (a third of a second), its progress lines kept to warnings."""
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    return ocp

@@ -1,0 +1,311 @@
+"""The verbs and their flags.
+
+The user's mistakes are one line on stderr and status 2; a bug of ours keeps its traceback and status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import importlib.util
+import math
+import os
+import pathlib
+import re
+import sys
+import traceback
+
+import ml_collections
+from ml_collections import ConfigDict
+
+from irl_jax.config import default
+from irl_jax.errors import UserError
+
+VERBS = ("run", "generate", "score")
+OVERRIDE = "--config."
+
+
+def entry() -> None:
+    """The `irl_jax` command."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(argv: list[str]) -> int:
+    """Runs one verb.
+
+    Args:
+      argv: the arguments after the program's name.
+
+    Returns:
+      The exit status: 0, 2 for the user's mistake, 130 where interrupted.
+    """
+    try:
+        arguments, overrides = parse(argv)
+        return _DISPATCH[arguments.verb](arguments, overrides)
+    except UserError as error:
+        print(f"irl_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("irl_jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """(flags, {config key: text of its override}).
+
+    Raises:
+      UserError: an unknown verb or flag, or a value that the flag does not take.
+    """
+    if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
+        raise UserError(f"unknown verb '{argv[0]}'{_nearest(argv[0], VERBS)}; the verbs are {', '.join(VERBS)}")
+    parser, verbs = _parsers()
+    overrides, rest = {}, []
+    for argument in argv:
+        if argument.startswith(OVERRIDE):
+            key, equals, text = argument.removeprefix(OVERRIDE).partition("=")
+            if not equals:
+                raise UserError(f"{argument}: write it as {OVERRIDE}{key}=VALUE")
+            overrides[key] = text
+        else:
+            rest.append(argument)
+    arguments, unknown = parser.parse_known_args(rest)
+    if unknown:
+        flags = [flag for flag in verbs[arguments.verb]._option_string_actions if flag.startswith("--")]
+        name = unknown[0].split("=")[0]
+        raise UserError(f"{arguments.verb}: unknown argument '{name}'{_nearest(name, flags)}; its flags are {', '.join(flags)}")
+    if overrides and arguments.verb != "run":
+        raise UserError(f"{OVERRIDE}{next(iter(overrides))}: only run takes a config; {arguments.verb} reads the workdir's own")
+    return arguments, overrides
+
+
+def load_config(text: str) -> ConfigDict:
+    """The config of `FILE.py` or `FILE.py:VARIANT`: what its get_config() or get_config(VARIANT) returns; "" is the default.
+
+    Raises:
+      UserError: no such file, or the file breaks the config's own rules (unknown keys, wrong types).
+    """
+    if not text:
+        return default()
+    name, _, variant = text.partition(":")
+    path = pathlib.Path(name).expanduser()
+    if not path.is_file():
+        near = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise UserError(f"--config={text}: no such file{_nearest(str(path), near)}")
+    config = _call_get_config(path, variant)
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config() must return the ConfigDict of irl_jax.config.default(), changed as needed")
+    known, given = _keys(default()), _keys(config)
+    for key in [*given, *known]:
+        if key not in known:
+            raise UserError(f"{path}: unknown config key '{key}'{_nearest(key, known)}")
+        if key not in given:
+            raise UserError(f"{path}: config key '{key}' is missing; start from irl_jax.config.default()")
+    return config.lock()
+
+
+def override(config: ConfigDict, key: str, text: str) -> None:
+    """Sets config.`key` from its text, in the type that the key has.
+
+    Raises:
+      UserError: no such key (the nearest one is named), or the text is not of its type.
+    """
+    keys = _keys(config)
+    if key not in keys:
+        inside = [known for known in keys if known.startswith(key + ".")]
+        if inside:
+            raise UserError(f"{OVERRIDE}{key} is a section; set one of its keys: {', '.join(inside)}")
+        raise UserError(f"unknown config key '{key}'{_nearest(key, keys)}")
+    *sections, leaf = key.split(".")
+    for section in sections:
+        config = config[section]
+    config[leaf] = _convert(f"{OVERRIDE}{key}", text, config[leaf])
+
+
+def _run(arguments, overrides) -> int:
+    config = load_config(arguments.config)
+    for key, text in overrides.items():
+        override(config, key, text)
+    from irl_jax.stages import run_pipeline
+
+    run_pipeline(config, arguments.workdir, tuple(stage for stage in arguments.stages.split(",") if stage))
+    return 0
+
+
+def _generate(arguments, _) -> int:
+    _check_source(arguments, arguments.prompts, "--prompts")
+    if arguments.best_of > 1 and not arguments.reward:
+        raise UserError("--best_of: needs --reward, the reward that chooses")
+    if arguments.reward and arguments.samples > 1:
+        raise UserError("--samples: --reward writes the best of --best_of samples, one a prompt; drop one of the two")
+    if arguments.model and arguments.max_tokens is None:
+        arguments.max_tokens = 64
+    from irl_jax.stages.generate import generate
+
+    generate(arguments)
+    return 0
+
+
+def _score(arguments, _) -> int:
+    _check_source(arguments, arguments.data, "--data")
+    from irl_jax.stages.generate import score
+
+    score(arguments)
+    return 0
+
+
+_DISPATCH = {"run": _run, "generate": _generate, "score": _score}
+
+
+def _check_source(arguments, records: str, flag: str) -> None:
+    """What can be refused before anything heavy is loaded."""
+    if bool(arguments.model) == bool(arguments.workdir):
+        raise UserError("give either --model=DIR (a Hugging Face folder) or --workdir=W (a run)")
+    if arguments.model and (arguments.role or arguments.reward):
+        flag = "--role" if arguments.role else "--reward"
+        raise UserError(f"{flag}: needs --workdir; a plain folder has one model and no reward")
+    if not os.path.isfile(records):
+        raise UserError(f"{flag}={records}: no such file")
+    folder = os.path.dirname(os.path.abspath(arguments.out))
+    if not os.path.isdir(folder) or os.path.isdir(arguments.out):
+        raise UserError(f"--out={arguments.out}: must be a file in a folder that exists")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaints are UserErrors."""
+
+    def error(self, message):
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def _number(kind, low, high=math.inf, above=False):
+    """An argparse type: a finite number from `low` (or above it) to `high`."""
+
+    def parse_number(text):
+        value = kind(text)
+        if not (low < value if above else low <= value) or not value <= high or math.isinf(value):
+            raise argparse.ArgumentTypeError(f"{text} is out of range")
+        return value
+
+    parse_number.__name__ = kind.__name__
+    return parse_number
+
+
+def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
+    about = "Inverse reinforcement learning from demonstrations, for language models."
+    parser = _Parser(prog="irl_jax", description=about, allow_abbrev=False)
+    subparsers = parser.add_subparsers(dest="verb", required=True, metavar="{" + ",".join(VERBS) + "}")
+    helps = {
+        "run": "the pipeline, from demonstrations to a policy and a report; goes on where it was stopped",
+        "generate": "responses to prompts",
+        "score": "log-probabilities (and rewards) of responses",
+    }
+    verbs = {verb: subparsers.add_parser(verb, help=helps[verb], description=helps[verb], allow_abbrev=False) for verb in VERBS}
+    run = verbs["run"]
+    run.add_argument("--config", default="", metavar="FILE.py[:VARIANT]", help="a config file; default: the testbed")
+    run.add_argument("--workdir", required=True, metavar="W", help="the run's folder, made where missing")
+    run.add_argument("--stages", default="", metavar="A,B", help="only these stages, in the pipeline's order; default: all")
+    run.epilog = f"{OVERRIDE}SECTION.KEY=VALUE sets one key of the config (irl_jax/config.py lists them); tuples as a,b,c."
+    for verb in ("generate", "score"):
+        add = verbs[verb].add_argument
+        add("--model", metavar="DIR", help="a Hugging Face folder or hub name")
+        add("--workdir", metavar="W", help="... or a run's folder")
+        add("--role", metavar="ROLE", help="with --workdir: init, sft, policy or policy/<recipe>; default: sft")
+        add("--reward", metavar="RECIPE", help="with --workdir: a learnt reward, such as init_sft")
+        add("--out", required=True, metavar="O.jsonl", help="where the records go")
+    add = verbs["generate"].add_argument
+    add("--prompts", required=True, metavar="P.jsonl", help="records with a prompt")
+    add("--best_of", type=_number(int, 1), default=1, metavar="N", help="with --reward: the best of N samples")
+    add("--samples", type=_number(int, 1), default=1, metavar="K", help="samples a prompt; default 1")
+    add("--temperature", type=_number(float, 0), default=1.0, metavar="T", help="0 is greedy; default 1")
+    add("--top_k", type=_number(int, 0), default=0, metavar="K", help="only the K likeliest tokens; 0 is all")
+    mass = _number(float, 0, 1, above=True)
+    add("--top_p", type=mass, default=1.0, metavar="P", help="only the likeliest tokens of mass P; 1 is all")
+    add("--max_tokens", type=_number(int, 1), metavar="T", help="tokens a response; default: the run's limit, or 64")
+    add("--seed", type=_number(int, 0, 2**31 - 1), default=0, metavar="S", help="default 0")
+    add = verbs["score"].add_argument
+    add("--data", required=True, metavar="D.jsonl", help="records with a prompt and a response")
+    add("--eos", action="store_true", help="count the EOS that ends each response")
+    return parser, verbs
+
+
+def _nearest(word: str, known) -> str:
+    """; did you mean ...", or nothing where nothing is near: by the whole word, or by its last part."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, 1, 0.75)
+    if not near:
+        by_leaf = {}
+        for name in known:
+            by_leaf.setdefault(name.rsplit(".", 1)[-1], name)
+        near = [by_leaf[leaf] for leaf in difflib.get_close_matches(word.rsplit(".", 1)[-1], by_leaf, 1, 0.75)]
+    near = near or difflib.get_close_matches(word, known, 1, 0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
+    """The dotted keys of every leaf."""
+    keys = []
+    for name in config:
+        value = config[name]
+        keys += _keys(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [prefix + name]
+    return keys
+
+
+def _convert(flag: str, text: str, old):
+    """`text` in the type of `old`."""
+    if isinstance(old, bool):
+        if text.lower() not in ("true", "false"):
+            raise UserError(f"{flag}={text}: takes true or false")
+        return text.lower() == "true"
+    if isinstance(old, (int, float)):
+        try:
+            value = type(old)(text)
+        except ValueError:
+            raise UserError(f"{flag}={text}: takes {'a whole number' if isinstance(old, int) else 'a number'}") from None
+        if not math.isfinite(value):
+            raise UserError(f"{flag}={text}: takes a finite number")
+        return value
+    if isinstance(old, tuple):
+        return _convert_tuple(flag, text, old)
+    return text
+
+
+def _convert_tuple(flag: str, text: str, old: tuple) -> tuple:
+    """(1, 2), ["a", "b"] or a,b,c, each in the type of the old elements (text where there were none)."""
+    try:
+        literal = ast.literal_eval(text) if text[:1] in ("(", "[") else None
+    except (SyntaxError, ValueError):
+        raise UserError(f"{flag}={text}: takes values separated by commas, such as a,b,c") from None
+    parts = [part.strip() for part in text.split(",") if part.strip()] if literal is None else literal
+    parts = parts if isinstance(parts, (tuple, list)) else [parts]
+    return tuple(_convert(flag, str(part), old[0] if old else "") for part in parts)
+
+
+def _call_get_config(path: pathlib.Path, variant: str):
+    """What the file's get_config returns; its mistakes as one line that names the line of the file."""
+    spec = importlib.util.spec_from_file_location("irl_jax_config_file", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, "get_config", None)):
+            raise UserError(f"{path}: has no get_config() function")
+        return module.get_config(variant) if variant else module.get_config()
+    except SyntaxError as error:
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from None
+    except ValueError as error:  # what the file itself refuses, such as an unknown variant
+        raise UserError(str(error)) from None
+    except (AttributeError, KeyError, TypeError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if os.path.dirname(ml_collections.__file__) not in frames[-1].filename:
+            raise
+        line = next(frame.lineno for frame in reversed(frames) if frame.filename == str(path))
+        raise UserError(f"{path}, line {line}: {_short(error)}") from None
+
+
+def _short(error: Exception) -> str:
+    """ml_collections' complaint without its dump of the other fields."""
+    text = str(error).replace("\\n", "\n").replace("\\'", "'")
+    hint = re.search(r'Did you mean "(\w+)"', text)
+    unknown = re.search(r"""Key "(\w+)" does not exist|^['"]*(\w+)['"]*$""", text, re.MULTILINE)
+    said = f"unknown config key '{unknown[1] or unknown[2]}'" if unknown else text.splitlines()[0]
+    return said + (f"; did you mean '{hint[1]}'?" if hint else "")

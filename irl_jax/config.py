@@ -1,0 +1,181 @@
+"""Every setting and its default. Files under configs/ start from `default()` and change what they need.
+
+The config is locked: an unknown key is an error that names the nearest right one. Empty strings and tuples mean "none".
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def default() -> ConfigDict:
+    """The default config: the embedded testbed, in LoRA mode, on whatever devices are there."""
+    c = ConfigDict()
+    c.seed = 0  # every random choice is fold_in(seed, ...)
+    c.data = _data()
+    c.model = _model()
+    c.adapter = _adapter()
+    c.mesh = _mesh()
+    c.pretrain = _training(steps=1000, batch=32, learning_rate=3e-3, packed_rows=True)
+    c.sft = _training(steps=0, batch=32, learning_rate=1e-3, packed_rows=True)
+    c.sft.epochs = 3.0  # passes over the demonstrations, used where steps = 0
+    c.sample = _sample()
+    c.reward = _reward()
+    c.policy = _policy()
+    c.golden = _golden()
+    c.eval = _eval()
+    c.checkpoint = _checkpoint()
+    return c.lock()
+
+
+def _data() -> ConfigDict:
+    d = ConfigDict()
+    d.source = "testbed"  # "testbed", a JSONL(.gz) path, "tfds:NAME", or "hh:PATH" for HH-RLHF transcripts
+    d.kind = "pairs"  # how a file's records are read: "pairs" {prompt, response}, or "continuations" {text}
+    d.eval_source = ""  # records for evaluation prompts; "" holds out a share of `source`
+    d.heldout_fraction = 0.1  # share of the prompts kept for evaluation where eval_source = ""
+    d.development_fraction = 0.05  # share of the prompts kept for early stopping
+    d.preference_source = ""  # JSONL(.gz) of {prompt, chosen, rejected}; "" uses the source's own pairs, if it has any
+    d.fields = ConfigDict()  # names of the fields in the records
+    d.fields.prompt = "prompt"
+    d.fields.response = "response"
+    d.fields.chosen = "chosen"
+    d.fields.rejected = "rejected"
+    d.fields.text = "text"  # kind = "continuations"
+    d.fields.rating = "rating"  # kind = "continuations"
+    d.min_rating = 0.0  # kind = "continuations": demonstrations are records rated at least this; 0 takes all
+    d.prompt_words = (8, 16)  # kind = "continuations": the prompt is the first so-many words, drawn per record
+    d.tfds_split = "train"  # "tfds:NAME": the split to read
+    d.tfds_data_dir = ""  # "tfds:NAME": where it was prepared; "" is TFDS's own default
+    d.max_demonstrations = 0  # cap on training demonstrations; 0 takes all
+    d.max_prompt_tokens = 32  # a longer prompt is an error, or loses its head where truncate_prompts
+    d.max_response_tokens = 48  # longer responses are cut here (no EOS), demonstrations and samples alike
+    d.truncate_prompts = False  # keep a long prompt's tail instead of refusing it
+    d.max_records = 0  # read at most this many records of a file; 0 reads all
+    d.testbed = _testbed()
+    return d
+
+
+def _testbed() -> ConfigDict:
+    """The embedded world's settings; see irl_jax/data/testbed."""
+    t = ConfigDict()
+    t.seed_offset = 0  # added to `seed`: which world's draws (fresh seeds for reported runs)
+    t.pretrain_responses = 20000  # responses of the initial writer that init is pretrained on
+    t.demonstrations = 600  # demonstrations
+    t.pairs = 600  # chosen/rejected pairs for `preference`
+    t.eval_prompts = 96  # test prompts
+    t.dialect_strength = 0.7  # how often the demonstrator uses its dialect where it could
+    t.tail_words = 60  # size of the Zipf tail of rare words
+    t.entanglement = 0.0  # correlation of quality and dialect in the initial writer, 0 to 1
+    t.initial_quality = 0.35  # share of high-quality responses of the initial writer: separation of init and sft
+    t.label_noise = 0.1  # share of pairs whose labels are swapped
+    t.initial_dialect = 0.15  # share of responses in dialect of the initial writer: separation of init and sft
+    t.noise = 0.002  # rate of the noise channel, which gives every token a positive probability everywhere
+    t.development_prompts = 64  # prompts for early stopping
+    return t
+
+
+def _model() -> ConfigDict:
+    m = ConfigDict()
+    m.path = ""  # a Hugging Face folder or hub name; "" initialises from scratch and pretrains (testbed)
+    m.architecture = "gpt2"  # from scratch: "gpt2" or "llama"
+    m.num_layers = 3
+    m.width = 96
+    m.num_heads = 4
+    m.num_kv_heads = 4
+    m.mlp_width = 384
+    m.dtype = "float32"  # of computation; parameters stay float32
+    m.scan_layers = False  # lax.scan over the layers in training and scoring: compiles faster, for deep models
+    m.remat = "none"  # "none", "full" or "dots": what the backward pass recomputes
+    m.loss_chunk = 0  # tokens a chunk of the vocabulary loss, so that [B, T, V] never exists; 0 is one chunk
+    return m
+
+
+def _adapter() -> ConfigDict:
+    a = ConfigDict()
+    a.rank = 8  # LoRA rank; 0 fine-tunes whole trunks, one a role
+    a.alpha = 16.0  # the adapter's output is scaled by alpha / rank
+    return a
+
+
+def _mesh() -> ConfigDict:
+    m = ConfigDict()
+    m.data = -1  # replicas of the parameters; -1 takes the devices that are left
+    m.fsdp = 1  # ways the parameters are sharded (and the batch with them)
+    m.tensor = 1  # ways each matrix product is split
+    return m
+
+
+def _training(steps: int, batch: int, learning_rate: float, packed_rows: bool) -> ConfigDict:
+    t = ConfigDict()
+    t.steps = steps  # optimizer updates
+    t.batch_size = batch  # rows a step, over all devices
+    t.accumulate = 1  # micro-batches a step
+    t.learning_rate = learning_rate  # peak
+    t.warmup_fraction = 0.1  # share of the steps with linear warm-up
+    t.schedule = "cosine"  # "cosine", "linear" or "constant" after the warm-up
+    t.final_fraction = 0.1  # last learning rate over peak
+    t.weight_decay = 0.0
+    t.clip_norm = 1.0  # global gradient norm; 0 does not clip
+    t.b2 = 0.99  # AdamW's second-moment decay
+    if packed_rows:
+        t.packing = True  # several sequences a row
+        t.row_tokens = 128  # tokens a row, where packed
+    return t
+
+
+def _sample() -> ConfigDict:
+    s = ConfigDict()
+    s.reward_prompts = 600  # training prompts sampled for the reward's data
+    s.reward_samples = 4  # samples each, from init and from sft
+    s.eval_samples = 64  # samples of sft an evaluation prompt (M of best-of-n)
+    s.policy_samples = 4  # samples of every other policy an evaluation prompt
+    s.rows = 256  # rows decoded together
+    return s
+
+
+def _reward() -> ConfigDict:
+    r = _training(steps=150, batch=64, learning_rate=1e-3, packed_rows=False)
+    r.recipes = ("init_sft", "init_demo", "sft_demo", "preference")  # learnt rewards
+    r.controls = ("log_ratio", "length", "random", "golden")  # reported beside them
+    r.heldout_fraction = 0.15  # share of the prompts that early stopping and AUC are measured on
+    r.eval_every = 25  # steps between looks at the held-out split
+    r.patience = 3  # looks without improvement before stopping
+    return r
+
+
+def _policy() -> ConfigDict:
+    p = _training(steps=60, batch=16, learning_rate=1e-3, packed_rows=False)
+    p.recipes = ("init_sft",)  # rewards to optimise, one policy each
+    p.samples = 8  # samples a prompt; batch_size counts prompts
+    p.beta = 0.1  # weight of KL(policy || reference), nats a sequence
+    p.kl = "reward"  # where the KL stands: "reward" (k1 in the reward) or "loss" (k2 in the loss)
+    p.reference = "sft"  # "sft" or "init"
+    p.max_kl = 0.0  # stop when the mean sequence KL passes this many nats; 0 never stops
+    return p
+
+
+def _golden() -> ConfigDict:
+    g = ConfigDict()
+    g.kind = "testbed"  # "testbed" (exact), "classifier" (fitted to rated text) or "none"
+    g.source = ""  # "classifier": JSONL(.gz) of {text, rating}, never used in training
+    g.positive_rating = 7.0  # "classifier": ratings from here on count as positive
+    g.window_words = 48  # "classifier": words in the windows it is fitted on, as long as the responses
+    return g
+
+
+def _eval() -> ConfigDict:
+    e = ConfigDict()
+    e.prompts = 96  # evaluation prompts (at most what the data hold out)
+    e.best_of = (1, 2, 4, 5, 8, 10, 16, 30, 32, 50)  # n of the best-of-n curves; those above M are left out
+    e.divergence_prompts = 48  # prompts for forward and reverse KL where the demonstrator is known exactly
+    e.batch_size = 64  # rows scored together
+    return e
+
+
+def _checkpoint() -> ConfigDict:
+    k = ConfigDict()
+    k.every_seconds = 60.0  # wall-clock time between checkpoints within a stage
+    k.every_steps = 0  # ... or steps, where positive
+    k.keep = 2
+    return k

@@ -1,0 +1,1 @@
+"""Records -> tokens -> fixed-shape batches."""

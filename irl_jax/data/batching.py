@@ -1,0 +1,194 @@
+"""Examples -> arrays of fixed shape, on the host, and the order in which training sees them.
+
+Prompts and rows are padded on the right with token 0, segment 0, mask 0. Lengths come from a few buckets, so that a jitted
+step is compiled a few times and no more.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from irl_jax.errors import UserError
+from irl_jax.types import Example, PromptBatch, RewardBatch, TokenBatch
+
+PADDING_ID = -1  # PromptBatch.ids of a row that only fills the batch: nothing is sampled for it
+
+Batch = TypeVar("Batch", bound=tuple)
+
+
+def bucket_length(n: int, maximum: int) -> int:
+    """The smallest bucket that holds n tokens: 8, 16, 24, 32, 48, 64, 96, 128, 192, ..., and `maximum` itself.
+
+    Args:
+        n: tokens needed, at most `maximum`.
+        maximum: tokens, the largest length in use; the top bucket.
+
+    Returns:
+        A length of which there are two per doubling, so that compilations stay few and padding stays under a third.
+    """
+    if n > maximum:
+        raise ValueError(f"{n} tokens do not fit into {maximum}")
+    bucket = 8
+    while bucket < n:
+        power = 1 << (bucket.bit_length() - 1)
+        bucket = power * 3 // 2 if bucket == power and bucket >= 16 else (power * 2)
+    return min(bucket, maximum)
+
+
+# ---- rows ----
+
+
+def pack_rows(examples: Sequence[Example], row_tokens: int) -> TokenBatch:
+    """Packs sequences into rows, best fit after sorting by falling length; deterministic.
+
+    Args:
+        examples: sequences of at most `row_tokens` tokens, prompt and response together.
+        row_tokens: tokens a row.
+
+    Returns:
+        int32 and float32 arrays [rows, row_tokens]; every example is in exactly one row, as a segment of its own.
+
+    Raises:
+        UserError: a sequence is longer than a row.
+    """
+    lengths = [len(e.prompt) + len(e.response) for e in examples]
+    rows: list[list[int]] = []
+    free: dict[int, list[int]] = {}  # tokens left -> rows with so many left
+    sizes: list[int] = []  # the keys of `free`, sorted
+    for i in sorted(range(len(examples)), key=lambda i: -lengths[i]):
+        if lengths[i] > row_tokens:
+            raise UserError(
+                f"an example has {lengths[i]} tokens, more than row_tokens = {row_tokens}; raise it to "
+                "data.max_prompt_tokens + data.max_response_tokens"
+            )
+        slot = bisect.bisect_left(sizes, lengths[i])
+        if slot == len(sizes):
+            row, left = len(rows), row_tokens
+            rows.append([])
+        else:
+            left = sizes[slot]
+            row = free[left].pop()
+            if not free[left]:
+                del free[left], sizes[slot]
+        rows[row].append(i)
+        left -= lengths[i]
+        if left and left not in free:
+            bisect.insort(sizes, left)
+        if left:
+            free.setdefault(left, []).append(row)
+    return _fill([[examples[i] for i in row] for row in rows], row_tokens, len(rows))
+
+
+def token_rows(examples: Sequence[Example], length: int, rows: int | None = None) -> TokenBatch:
+    """One sequence a row.
+
+    Args:
+        examples: sequences of at most `length` tokens.
+        length: tokens a row.
+        rows: rows in all, the last ones empty (segment 0, mask 0); None makes one a sequence.
+    """
+    return _fill([[example] for example in examples], length, len(examples) if rows is None else rows)
+
+
+def reward_rows(examples: Sequence[Example], labels: Sequence[float], length: int, rows: int | None = None) -> RewardBatch:
+    """One sequence a row with its label; rows that only fill the batch have weight 0.
+
+    Args:
+        examples: sequences of at most `length` tokens.
+        labels: 1 for positives (demonstrator-like), 0 for negatives, one an example.
+        length: tokens a row.
+        rows: rows in all; None makes one a sequence.
+    """
+    if len(labels) != len(examples):
+        raise ValueError(f"{len(examples)} examples have {len(labels)} labels")
+    batch = token_rows(examples, length, rows)
+    number = batch.tokens.shape[0]
+    last, label, weight = np.zeros(number, np.int32), np.zeros(number, np.float32), np.zeros(number, np.float32)
+    last[: len(examples)] = [len(e.prompt) + len(e.response) - 1 for e in examples]
+    label[: len(examples)] = labels
+    weight[: len(examples)] = 1.0
+    return RewardBatch(batch, last, label, weight)
+
+
+def prompt_batch(prompts: Sequence[np.ndarray], ids: Sequence[int], length: int, rows: int | None = None) -> PromptBatch:
+    """Prompts for the sampler; rows that only fill the batch have id PADDING_ID and one token.
+
+    Args:
+        prompts: ids of at least one and at most `length` tokens each.
+        ids: the prompts' numbers, 0 or more, which key their randomness.
+        length: tokens a row.
+        rows: rows in all; None makes one a prompt.
+    """
+    number = len(prompts) if rows is None else rows
+    if len(ids) != len(prompts) or len(prompts) > number:
+        raise ValueError(f"{len(prompts)} prompts with {len(ids)} ids do not make {number} rows")
+    tokens, lengths = np.zeros((number, length), np.int32), np.ones(number, np.int32)
+    numbers = np.full(number, PADDING_ID, np.int32)
+    for row, prompt in enumerate(prompts):
+        if not 1 <= len(prompt) <= length:
+            raise ValueError(f"prompt {ids[row]} has {len(prompt)} tokens; from 1 to {length} fit")
+        tokens[row, : len(prompt)] = prompt
+        lengths[row] = len(prompt)
+    numbers[: len(prompts)] = ids
+    return PromptBatch(tokens, lengths, numbers)
+
+
+def _fill(layout: list[list[Example]], length: int, rows: int) -> TokenBatch:
+    if len(layout) > rows:
+        raise ValueError(f"{len(layout)} rows do not fit into {rows}")
+    tokens, positions, segments = (np.zeros((rows, length), np.int32) for _ in range(3))
+    mask = np.zeros((rows, length), np.float32)
+    for row, examples in enumerate(layout):
+        start = 0
+        for segment, example in enumerate(examples, start=1):
+            middle = start + len(example.prompt)
+            end = middle + len(example.response)
+            if end > length or middle == start:
+                raise ValueError(f"{end} tokens, {len(example.prompt)} of a prompt, do not make a row of {length}")
+            tokens[row, start:middle] = example.prompt
+            tokens[row, middle:end] = example.response
+            positions[row, start:end] = np.arange(end - start)
+            segments[row, start:end] = segment
+            mask[row, middle:end] = 1.0
+            start = end
+    return TokenBatch(tokens, positions, segments, mask)
+
+
+def take(batch: Batch, indices: np.ndarray) -> Batch:
+    """The rows `indices` of every array of a (nested) batch."""
+    return type(batch)(*(take(part, indices) if isinstance(part, tuple) else part[indices] for part in batch))
+
+
+# ---- order ----
+
+
+def feed(dataset_size: int, batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
+    """The order of training: step -> indices, by random access, so that a resumed run needs no iterator state.
+
+    The items stand in an endless row of epochs, each a full pass in an order of its own, and step s takes items
+    s batch_size to (s+1) batch_size - 1 of it. Every batch is full; one that straddles two epochs belongs to both.
+
+    Args:
+        dataset_size: items, 1 or more.
+        batch_size: items a step.
+        seed: of the orders.
+
+    Returns:
+        step -> int64 [batch_size], the same for the same step whenever it is called.
+    """
+    import grain
+
+    if dataset_size < 1:
+        raise ValueError("there is nothing to feed")
+    # grain adds the epoch to its seed: spread ours, or epoch 1 of seed 0 would be epoch 0 of seed 1
+    spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    stream = grain.MapDataset.range(dataset_size).shuffle(seed=spread).repeat()
+
+    def indices(step: int) -> np.ndarray:
+        return np.asarray([stream[i] for i in range(step * batch_size, (step + 1) * batch_size)], np.int64)
+
+    return indices

@@ -1,0 +1,106 @@
+"""Which responses are positive and which negative: the paper's key choice, in one table.
+
+| recipe       | positive        | negative        | heterogeneity            |
+|--------------|-----------------|-----------------|--------------------------|
+| `init_sft`   | samples of sft  | samples of init | low: same model class    |
+| `init_demo`  | demonstrations  | samples of init | high                     |
+| `sft_demo`   | demonstrations  | samples of sft  | higher                   |
+| `preference` | chosen          | rejected        | none, but needs labels   |
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from itertools import cycle, islice
+from typing import NamedTuple
+
+import numpy as np
+
+from irl_jax.errors import UserError
+from irl_jax.types import Example, Pair
+
+RECIPES = {"init_sft": ("sft", "init"), "init_demo": ("demo", "init"), "sft_demo": ("demo", "sft")}
+LEARNT = (*RECIPES, "preference")
+
+
+class RewardData(NamedTuple):
+    """Equally many positives and negatives; positives[i] and negatives[i] stand on the same prompt."""
+
+    positives: list[Example]
+    negatives: list[Example]
+
+
+def build_reward_data(
+    recipe: str,
+    *,
+    demos: Sequence[Example] = (),
+    init_samples: Sequence[Example] = (),
+    sft_samples: Sequence[Example] = (),
+    pairs: Sequence[Pair] = (),
+    heldout_fraction: float,
+    seed: int,
+) -> tuple[RewardData, RewardData]:
+    """Builds a recipe's training and held-out data.
+
+    Only prompts that have both positives and negatives are used, and within a prompt the scarcer side is repeated (one
+    demonstration against four samples stands four times): the classes weigh the same on every prompt, so that the prompt
+    alone says nothing about the label. A prompt is held out by a hash of its ids and the seed, whatever the recipe and
+    whatever else is in the data, so all recipes split alike.
+
+    Args:
+        recipe: one of LEARNT.
+        demos, init_samples, sft_samples: tokenised responses; those the recipe does not name may be left out.
+        pairs: for `preference`.
+        heldout_fraction: share of the prompts held out, in expectation; at least one is where there are two.
+        seed: of the split.
+
+    Returns:
+        (train, heldout).
+
+    Raises:
+        UserError: the recipe is unknown, or its data are missing or too few to hold a prompt out.
+    """
+    if recipe == "preference":
+        positives, negatives = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
+    elif recipe in RECIPES:
+        given = {"demo": demos, "init": init_samples, "sft": sft_samples}
+        positives, negatives = (given[name] for name in RECIPES[recipe])
+    else:
+        raise UserError(f"reward.recipes: no recipe {recipe!r}; there are {', '.join(LEARNT)}")
+    by_prompt = _matched(positives, negatives)
+    if len(by_prompt) < 2:
+        need = "chosen/rejected pairs (data.preference_source)" if recipe == "preference" else "responses of both kinds"
+        raise UserError(
+            f"reward recipe {recipe!r} needs {need} on two or more prompts and has {len(by_prompt)}; "
+            "give more data or leave it out of reward.recipes"
+        )
+    heldout_prompts = _heldout(list(by_prompt), heldout_fraction, seed)
+    parts = (RewardData([], []), RewardData([], []))
+    for prompt, (ours, theirs) in by_prompt.items():
+        part = parts[prompt in heldout_prompts]
+        number = max(len(ours), len(theirs))
+        part.positives.extend(islice(cycle(ours), number))
+        part.negatives.extend(islice(cycle(theirs), number))
+    return parts
+
+
+def _matched(positives: Sequence[Example], negatives: Sequence[Example]) -> dict[bytes, tuple[list, list]]:
+    """Prompt -> (its positives, its negatives), for prompts that have both, in order of appearance."""
+    table: dict[bytes, tuple[list, list]] = {}
+    for side, examples in enumerate((positives, negatives)):
+        for example in examples:
+            table.setdefault(_key(example), ([], []))[side].append(example)
+    return {prompt: sides for prompt, sides in table.items() if all(sides)}
+
+
+def _key(example: Example) -> bytes:
+    return np.asarray(example.prompt, "<i4").tobytes()
+
+
+def _heldout(prompts: list[bytes], fraction: float, seed: int) -> set[bytes]:
+    """The prompts whose hash, as a number in [0, 1), falls below the fraction; never none and never all of them."""
+    place = {p: int.from_bytes(hashlib.blake2b(p, digest_size=8, salt=b"%d" % (seed % 10**15)).digest()) / 2**64 for p in prompts}
+    ranked = sorted(prompts, key=place.get)
+    number = sum(place[p] < fraction for p in prompts)
+    return set(ranked[: min(max(number, 1), len(ranked) - 1)])

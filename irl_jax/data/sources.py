@@ -1,0 +1,356 @@
+"""Records from files, TFDS and HH-RLHF transcripts, split by prompt into training, development and evaluation.
+
+Every way in gives the same thing: a `Corpus` of (prompt, response) text records whose three splits share no prompt.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import types
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from irl_jax.errors import UserError
+
+Render = Callable[[list], tuple[str, str]]
+
+HH_MARK = "\n\nAssistant:"
+_GZIP_MAGIC = b"\x1f\x8b"
+_SPLIT_STREAM, _WORDS_STREAM = 1, 2  # keep the draws of one purpose apart from those of another
+
+
+class Record(NamedTuple):
+    """One demonstration; the joined text is prompt + response, nothing in between."""
+
+    prompt: str
+    response: str
+
+
+class PairRecord(NamedTuple):
+    """Two responses to one prompt, the first preferred by a human."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+class Corpus(NamedTuple):
+    """Text records; no prompt is in two of the three splits, and pairs stand on training prompts only.
+
+    counts: what was left out while reading, by reason ("prompt_not_shared", "empty", "short", "pairs_off_training",
+    "overlap_with_evaluation"); reasons that never applied are absent.
+    """
+
+    train: list[Record]
+    development: list[Record]
+    evaluation: list[Record]
+    pairs: list[PairRecord]
+    counts: Mapping[str, int] = types.MappingProxyType({})
+
+
+class _Row(NamedTuple):
+    """A record as read: `demonstration` is whether its response may be imitated, `pair` (chosen, rejected) or None."""
+
+    prompt: str
+    response: str
+    demonstration: bool = True
+    pair: tuple[str, str] | None = None
+
+
+def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
+    """Reads the configured source (any but the testbed) and splits it by prompt.
+
+    Args:
+        data_config: `config.data`; see irl_jax/config.py for every key.
+        seed: of the split, and of the number of prompt words of "continuations".
+        render: messages -> (prompt, response), for records of {messages} (`tokenize.chat_renderer` makes one).
+
+    Returns:
+        The corpus. Equal prompts go to one split. Records rated below `min_rating` are in no training split, but stay in
+        development and evaluation.
+
+    Raises:
+        UserError: a missing or damaged file, a broken line, a record without its field, an empty response, an empty split.
+    """
+    counts: Counter = Counter()
+    rows = _read_rows(data_config.source, data_config, seed, render, counts)
+    prompts = list(dict.fromkeys(row.prompt for row in rows))
+    order = [prompts[i] for i in np.random.default_rng([seed, _SPLIT_STREAM]).permutation(len(prompts))]
+    if data_config.eval_source:
+        evaluation_rows = _read_rows(data_config.eval_source, data_config, seed, render, counts)
+        held = {row.prompt for row in evaluation_rows}
+        counts["overlap_with_evaluation"] += sum(row.prompt in held for row in rows)
+        order = [prompt for prompt in order if prompt not in held]
+        evaluation = [Record(row.prompt, row.response) for row in evaluation_rows]
+    else:
+        number = _share(data_config.heldout_fraction, len(prompts), "data.heldout_fraction")
+        evaluation = _records_of(order[:number], rows)
+        order = order[number:]
+    number = _share(data_config.development_fraction, len(prompts), "data.development_fraction")
+    development = _records_of(order[:number], rows)
+    train_prompts = order[number:]
+    train = _records_of(train_prompts, [row for row in rows if row.demonstration])
+    if not train:
+        raise UserError(
+            f"{data_config.source}: no demonstration is left for training out of {len(rows)} records of {len(prompts)} prompts; "
+            "lower data.min_rating, data.heldout_fraction or data.development_fraction, or give more records"
+        )
+    if data_config.max_demonstrations:
+        train = train[: data_config.max_demonstrations]
+    pairs = _load_pairs(data_config, seed, render, rows, development + evaluation, counts)
+    return Corpus(train, development, evaluation, pairs, {name: number for name, number in counts.items() if number})
+
+
+def _share(fraction: float, prompts: int, key: str) -> int:
+    """How many of the prompts a fraction is: at least one where it is positive and there are any to spare."""
+    if not 0 <= fraction < 1:
+        raise UserError(f"{key} = {fraction}: it must be at least 0 and below 1")
+    return max(round(fraction * prompts), min(1, prompts)) if fraction > 0 else 0
+
+
+def _records_of(prompts: list[str], rows: list[_Row]) -> list[Record]:
+    """The records that stand on these prompts, in the prompts' order."""
+    rank = {prompt: i for i, prompt in enumerate(prompts)}
+    chosen = sorted((row for row in rows if row.prompt in rank), key=lambda row: rank[row.prompt])
+    return [Record(row.prompt, row.response) for row in chosen]
+
+
+def _load_pairs(data_config, seed, render, rows, elsewhere: list[Record], counts: Counter) -> list[PairRecord]:
+    """The preference pairs, without those whose prompt is kept for development or evaluation."""
+    source = data_config.preference_source
+    if source:
+        rows = _read_rows(source, data_config, seed, render, counts, pairs_only=True)
+    kept_elsewhere = {record.prompt for record in elsewhere}
+    pairs = [PairRecord(row.prompt, *row.pair) for row in rows if row.pair is not None]
+    kept = [pair for pair in pairs if pair.prompt not in kept_elsewhere]
+    counts["pairs_off_training"] += len(pairs) - len(kept)
+    return kept
+
+
+# ---- one source -> rows ----
+
+
+def _read_rows(source, data_config, seed, render, counts: Counter, pairs_only: bool = False) -> list[_Row]:
+    if data_config.kind not in ("pairs", "continuations"):
+        raise UserError(f"data.kind = {data_config.kind!r}: it must be 'pairs' or 'continuations'")
+    if source == "testbed":
+        raise ValueError("the testbed is built by irl_jax.data.testbed, not read")
+    if source.startswith("tfds:"):
+        records = _tfds_records(source[len("tfds:") :], data_config)
+    else:
+        path = source[len("hh:") :] if source.startswith("hh:") else source
+        records = read_jsonl(path, data_config.max_records)
+    if source.startswith("hh:"):
+        rows = _hh_rows(records, data_config.fields, counts)
+    elif data_config.kind == "continuations" and not pairs_only:
+        rows = _continuation_rows(records, data_config, seed, counts)
+    else:
+        rows = _pair_rows(records, data_config.fields, render, pairs_only)
+    rows = list(rows)
+    if not rows:
+        raise UserError(f"{source}: no record in it can be used{_reasons(counts)}; give a file with records")
+    return rows
+
+
+def _reasons(counts: Counter) -> str:
+    left_out = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
+    return f" (left out: {left_out})" if left_out else ""
+
+
+def _pair_rows(records, fields, render, pairs_only: bool) -> Iterator[_Row]:
+    """{prompt, response}, {prompt, chosen, rejected} or {messages}."""
+    for where, record in records:
+        if "messages" in record and fields.prompt not in record and not pairs_only:
+            yield _Row(*_render_messages(record["messages"], where, render))
+            continue
+        prompt = text_field(record, fields.prompt, where, allow_empty=True)
+        pair = None
+        if pairs_only or (fields.chosen in record and fields.rejected in record):
+            pair = (text_field(record, fields.chosen, where), text_field(record, fields.rejected, where))
+        if pairs_only or (pair is not None and fields.response not in record):
+            response = pair[0]
+        else:
+            response = text_field(record, fields.response, where)
+        yield _Row(prompt, response, True, pair)
+
+
+def _render_messages(messages, where: str, render: Render | None) -> tuple[str, str]:
+    if render is None:
+        raise UserError(f"{where}: field 'messages' needs a chat template, and the tokenizer has none; give prompt and response")
+    well_formed = isinstance(messages, list) and all(
+        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str) for turn in messages
+    )
+    if not well_formed or len(messages) < 2 or messages[-1]["role"] != "assistant":
+        raise UserError(
+            f"{where}: field 'messages' must be a list of {{role, content}} of two or more turns, the last one the assistant's"
+        )
+    if not messages[-1]["content"].strip():
+        raise UserError(f"{where}: the last turn of field 'messages' is empty; give the response or remove the record")
+    return render(messages)
+
+
+def _hh_rows(records, fields, counts: Counter) -> Iterator[_Row]:
+    """HH-RLHF transcripts: the prompt is everything up to and including the last "Assistant:" of chosen.
+
+    The published files hold a few pairs whose sides part before that, and a few empty replies: left out and counted.
+    """
+    for where, record in records:
+        chosen, rejected = text_field(record, fields.chosen, where), text_field(record, fields.rejected, where)
+        cut = chosen.rfind(HH_MARK)
+        if cut < 0:
+            raise UserError(f"{where}: field {fields.chosen!r} has no '\\n\\nAssistant:' in it; HH-RLHF transcripts do")
+        end = cut + len(HH_MARK)
+        if rejected.rfind(HH_MARK) != cut or rejected[:end] != chosen[:end]:
+            counts["prompt_not_shared"] += 1
+        elif not chosen[end:].strip() or not rejected[end:].strip():
+            counts["empty"] += 1
+        else:
+            yield _Row(chosen[:end], chosen[end:], True, (chosen[end:], rejected[end:]))
+
+
+def _continuation_rows(records, data_config, seed: int, counts: Counter) -> Iterator[_Row]:
+    """{text[, rating]}: the first so-many words are the prompt, the rest, its leading space included, the response."""
+    low, high = data_config.prompt_words
+    if not 1 <= low <= high:
+        raise UserError(f"data.prompt_words = {(low, high)}: two numbers are needed, 1 or more, the smaller one first")
+    generator = np.random.default_rng([seed, _WORDS_STREAM])
+    fields = data_config.fields
+    for where, record in records:
+        text = text_field(record, fields.text, where)
+        wanted = int(generator.integers(low, high + 1))  # one draw a record, whatever becomes of it
+        prompt = re.match(rf"\s*\S+(?:\s+\S+){{{wanted - 1}}}", text)
+        if prompt is None or not text[prompt.end() :].strip():
+            counts["short"] += 1
+            continue
+        demonstration = True
+        if data_config.min_rating:
+            demonstration = number_field(record, fields.rating, where) >= data_config.min_rating
+        yield _Row(text[: prompt.end()], text[prompt.end() :], demonstration)
+
+
+# ---- fields and files ----
+
+
+def text_field(record: Mapping[str, Any], field: str, where: str, allow_empty: bool = False) -> str:
+    """The text of a record's field; bytes (as TFDS gives them) are decoded.
+
+    Raises:
+        UserError: it is absent, not text, not encodable, or blank where blank is not allowed.
+    """
+    value = _field(record, field, where)
+    if isinstance(value, bytes):
+        value = _decode(value, where, field)
+    if not isinstance(value, str):
+        raise UserError(f"{where}: field {field!r} must be text, not {type(value).__name__}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{where}: field {field!r} holds half of a surrogate pair, which is not valid Unicode") from None
+    if not allow_empty and not value.strip():
+        raise UserError(f"{where}: field {field!r} is empty; give it some text or remove the record")
+    return value
+
+
+def number_field(record: Mapping[str, Any], field: str, where: str) -> float:
+    """The number in a record's field.
+
+    Raises:
+        UserError: it is absent or not a number.
+    """
+    value = _field(record, field, where)
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise UserError(f"{where}: field {field!r} must be a number, not {type(value).__name__}")
+    return float(value)
+
+
+def _field(record, field: str, where: str):
+    if field not in record:
+        present = ", ".join(sorted(map(str, record))) or "none"
+        raise UserError(f"{where}: no field {field!r} (its fields: {present}); see data.fields")
+    return record[field]
+
+
+def _decode(raw: bytes, where: str, field: str = "") -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        at = f" field {field!r}" if field else ""
+        raise UserError(f"{where}:{at} byte {error.start} is not UTF-8") from None
+
+
+def read_jsonl(path: str, max_records: int = 0) -> Iterator[tuple[str, dict]]:
+    """Yields ("PATH, line N", record) of a JSONL file, plain or gzip (told by its content); blank lines are skipped.
+
+    Args:
+        path: of the file; a leading ~ is the home folder.
+        max_records: stop after so many; 0 reads all.
+
+    Raises:
+        UserError: a missing or unreadable file, a truncated gzip, a line that is no JSON object.
+    """
+    path = os.path.expanduser(path)
+    number = 0
+    for line_number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {line_number}"
+        text = _decode(line, where)
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+        except (RecursionError, ValueError) as error:  # nested too deeply; a number of thousands of digits
+            raise UserError(f"{where}: not usable JSON ({error})") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{where}: a JSON object is needed, not {type(record).__name__}")
+        yield where, record
+        number += 1
+        if number == max_records:
+            return
+
+
+def _lines(path: str) -> Iterator[bytes]:
+    """The raw lines of a plain or gzip file."""
+    try:
+        with open(path, "rb") as file:
+            packed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+            file.seek(0)
+            yield from gzip.open(file) if packed else file
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: the gzip file is truncated or damaged ({error}); fetch it again") from None
+    except (IsADirectoryError, PermissionError, NotADirectoryError) as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _tfds_records(name: str, data_config) -> Iterator[tuple[str, dict]]:
+    """Records of a prepared TFDS builder, by random access (array_record files), without TensorFlow."""
+    try:
+        import tensorflow_datasets as tfds
+    except ModuleNotFoundError:
+        raise UserError(f"tfds:{name}: TFDS is not installed; pip install tensorflow_datasets array_record") from None
+    split = data_config.tfds_split
+    try:
+        source = tfds.data_source(name, split=split, data_dir=data_config.tfds_data_dir or None, download=False)
+        number = len(source)
+    except ModuleNotFoundError as error:
+        raise UserError(f"tfds:{name}: reading it needs the module {error.name}; pip install {error.name}") from None
+    except (AssertionError, FileNotFoundError, NotImplementedError, ValueError) as error:
+        # TFDS's word for a dataset that is unknown, not prepared, prepared as TFRecord, or without this split
+        reason = " ".join(str(error).split())[:160]
+        where = data_config.tfds_data_dir or "TFDS's default folder"
+        raise UserError(
+            f"tfds:{name}, split {split!r}: not found prepared as array_record in {where} ({reason}); prepare it with "
+            f"tfds.builder({name!r}, file_format='array_record').download_and_prepare(), or see data.tfds_data_dir"
+        ) from None
+    for i in range(min(number, data_config.max_records or number)):
+        yield f"tfds:{name}, record {i}", source[i]

@@ -1,0 +1,198 @@
+"""Records -> token ids, by one rule for demonstrations, pairs and prompts.
+
+The ids are those of the joined text prompt + response, the prompt's ids being a prefix of them; where a merge of the
+tokenizer straddles the boundary the two sides are tokenised apart, and counted. What the tokenizer puts before a text
+(BOS) stands before the prompt, once; what it would put after a text is left out; the EOS that ends a response is added
+here. A response that is cut by the length limit carries none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from irl_jax.data.sources import PairRecord, Record
+from irl_jax.errors import UserError
+from irl_jax.types import Example, Pair
+
+_SENTINEL = "sentinel7f3a91c4"  # stands for the response while a chat template is rendered
+
+
+class TokenReport(NamedTuple):
+    """What tokenising met: responses whose boundary a merge straddled, responses cut, prompts that lost their head."""
+
+    records: int
+    straddled: int
+    truncated: int
+    truncated_prompts: int
+
+
+def tokenize_records(
+    tokenizer,
+    records: Sequence[Record],
+    *,
+    max_prompt: int,
+    max_response: int,
+    truncate_prompts: bool = False,
+    eos_id: int | None,
+) -> tuple[list[Example], TokenReport]:
+    """Tokenises demonstrations by the rule on top of this module.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        records: (prompt, response) texts.
+        max_prompt: tokens, BOS included; a longer prompt is an error, or keeps its BOS and its tail.
+        max_response: tokens, EOS included; longer responses are cut, as the sampler cuts its own.
+        truncate_prompts: cut long prompts instead of refusing them.
+        eos_id: ends every response that is not cut; None adds no EOS anywhere (and no response counts as ended).
+
+    Returns:
+        One Example a record, in order, `source` being the record's index; and the report.
+
+    Raises:
+        UserError: an empty response, or a prompt that is too long.
+    """
+    plain = _plain_ids(tokenizer, [r.prompt for r in records])
+    prompts, prompts_cut = _prompt_ids(tokenizer, [r.prompt for r in records], plain, max_prompt, truncate_prompts, eos_id)
+    responses, straddled = _response_ids(tokenizer, records, plain)
+    examples, cut = [], 0
+    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        if not response:
+            raise UserError(f"{_name(i, records[i].prompt)}: the response is empty; give it some text or remove the record")
+        ended = eos_id is not None
+        if ended and response[-1] != eos_id:  # texts that spell their end-of-text token out have it already
+            response = [*response, eos_id]
+        if len(response) > max_response:
+            response, ended, cut = response[:max_response], False, cut + 1
+        examples.append(Example(prompt, np.asarray(response, np.int32), ended, i))
+    return examples, TokenReport(len(examples), straddled, cut, prompts_cut)
+
+
+def tokenize_pairs(tokenizer, pairs: Sequence[PairRecord], **limits) -> tuple[list[Pair], TokenReport]:
+    """Tokenises preference pairs: both sides by `tokenize_records`, which see for `limits`; the report counts sides."""
+    sides = [Record(p.prompt, text) for p in pairs for text in (p.chosen, p.rejected)]
+    examples, report = tokenize_records(tokenizer, sides, **limits)
+    examples = [example._replace(source=i // 2) for i, example in enumerate(examples)]
+    return [Pair(*two) for two in zip(examples[::2], examples[1::2], strict=True)], report
+
+
+def tokenize_prompts(
+    tokenizer, prompts: Sequence[str], *, max_prompt: int, truncate_prompts: bool = False, eos_id: int | None
+) -> list[np.ndarray]:
+    """Tokenises prompts alone, to the same ids that `tokenize_records` gives them.
+
+    Args:
+        tokenizer, max_prompt, truncate_prompts: as for `tokenize_records`.
+        prompts: texts.
+        eos_id: stands in for an empty prompt where the tokenizer has no BOS.
+
+    Returns:
+        int32 ids, one array a prompt, none of them empty.
+
+    Raises:
+        UserError: a prompt is too long.
+    """
+    return _prompt_ids(tokenizer, prompts, _plain_ids(tokenizer, prompts), max_prompt, truncate_prompts, eos_id)[0]
+
+
+def detokenize(tokenizer, ids: Sequence[int]) -> str:
+    """The text of response ids, special tokens left out and spaces as the tokenizer has them."""
+    return tokenizer.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def chat_renderer(tokenizer) -> Callable[[list], tuple[str, str]] | None:
+    """Makes render(messages) -> (prompt, response) of the tokenizer's chat template; None where it has no template.
+
+    The template renders the conversation once; the response is the span of the last turn's content in it, the prompt all
+    that stands before. What the template puts after it (end of turn) is left to the EOS.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+
+    def render(messages: list) -> tuple[str, str]:
+        content = messages[-1]["content"]
+        marked = [*messages[:-1], {**messages[-1], "content": _SENTINEL}]
+        marked_text = tokenizer.apply_chat_template(marked, tokenize=False)
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        prompt = marked_text[: max(marked_text.rfind(_SENTINEL), 0)]
+        for response in (content, content.strip()):  # many templates trim
+            if text.startswith(prompt + response):
+                return prompt, response
+        raise UserError("the tokenizer's chat template changes the assistant's turn; give prompt and response, not messages")
+
+    return render
+
+
+# ---- the rule ----
+
+
+def _ids(tokenizer, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+    if not texts:
+        return []
+    return tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
+
+
+def _plain_ids(tokenizer, prompts: Sequence[str]) -> dict[str, list[int]]:
+    """Prompt -> its ids without what the tokenizer puts around them."""
+    unique = list(dict.fromkeys(prompts))
+    return dict(zip(unique, _ids(tokenizer, unique), strict=True))
+
+
+def _leading_ids(tokenizer, texts: Sequence[str]) -> list[int]:
+    """What the tokenizer's own rules put before a text: [BOS] or nothing, found on a text of the data itself."""
+    probe = next((text for text in texts if text), None)
+    if probe is None:
+        return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    (plain,), (full,) = _ids(tokenizer, [probe]), _ids(tokenizer, [probe], special=True)
+    for start in range(len(full) - len(plain) + 1):
+        if full[start : start + len(plain)] == plain:
+            return full[:start]
+    return []
+
+
+def _prompt_ids(tokenizer, prompts, plain, maximum: int, truncate: bool, eos_id) -> tuple[list[np.ndarray], int]:
+    """Prompt ids with what the tokenizer puts first, and how many prompts were cut."""
+    lead = _leading_ids(tokenizer, list(plain))
+    index = {text: i for i, text in enumerate(prompts)}  # where a prompt stands, for messages
+    table, too_long = {}, set()
+    for text, ids in plain.items():
+        if ids[: len(lead)] != lead:  # a chat template may have spelt BOS out already
+            ids = lead + ids
+        if not ids:
+            ids = [_stand_in(tokenizer, eos_id)]
+        if len(ids) > maximum:
+            if not truncate:
+                raise UserError(
+                    f"{_name(index[text], text)}: the prompt has {len(ids)} tokens, the limit is {maximum}; "
+                    "raise data.max_prompt_tokens, or cut prompts with data.truncate_prompts"
+                )
+            keep = maximum - len(lead)
+            ids = (lead + ids[len(ids) - keep :]) if keep > 0 else ids[len(ids) - maximum :]
+            too_long.add(text)
+        table[text] = np.asarray(ids, np.int32)
+    return [table[text] for text in prompts], sum(text in too_long for text in prompts)
+
+
+def _stand_in(tokenizer, eos_id) -> int:
+    """The token that an empty prompt becomes, for the first response token must be read from something."""
+    for token in (tokenizer.bos_token_id, eos_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise UserError("a prompt is empty, and the tokenizer has neither a BOS nor an EOS token to stand in for it")
+
+
+def _response_ids(tokenizer, records, plain) -> tuple[list[list[int]], int]:
+    """Response ids by the prefix rule, and how many boundaries a merge straddled."""
+    joined = _ids(tokenizer, [record.prompt + record.response for record in records])
+    apart = [i for i, ids in enumerate(joined) if ids[: len(plain[records[i].prompt])] != plain[records[i].prompt]]
+    responses = [ids[len(plain[record.prompt]) :] for ids, record in zip(joined, records, strict=True)]
+    for i, ids in zip(apart, _ids(tokenizer, [records[i].response for i in apart]), strict=True):
+        responses[i] = ids
+    return responses, len(apart)
+
+
+def _name(index: int, prompt: str) -> str:
+    head = " ".join(prompt.split())[:40]
+    return f"record {index} (prompt {head!r})"

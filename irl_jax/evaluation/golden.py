@@ -1,0 +1,166 @@
+"""The golden reward: a judge of text that no training step ever sees."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from irl_jax.data.sources import number_field, read_jsonl, text_field
+from irl_jax.errors import UserError
+
+KINDS = ("testbed", "classifier", "none")
+_SEED = 0  # not the run's: one yardstick for every seed
+_HELDOUT_SHARE = 0.1  # of the rated records
+_WINDOWS = 4  # a record
+_TFIDF = dict(ngram_range=(1, 2), min_df=3, sublinear_tf=True, token_pattern=r"\w[\w']*")
+_INVERSE_PENALTY = 3.0
+
+
+class Judge(NamedTuple):
+    """name: kind of judge. heldout_accuracy: share of held-out windows it classifies rightly, None where it is exact.
+    unit: of the scores, for axis labels. score(prompts, responses) -> float64 [n]."""
+
+    name: str
+    heldout_accuracy: float | None
+    unit: str
+    score: Callable[[Sequence[str], Sequence[str]], np.ndarray]
+
+
+class _Classifier(NamedTuple):
+    vectorizer: Any
+    model: Any
+    heldout_accuracy: float
+
+
+def make_judge(config, world=None, directory: str | os.PathLike | None = None) -> Judge:
+    """The judge that `config.golden.kind` names.
+
+    "testbed": the world's exact golden reward. "classifier": TF-IDF of words and word pairs with logistic regression,
+    fitted to rated text; its score is the probability that the response alone, without its prompt, is positive.
+    "none": scores of NaN.
+
+    Args:
+      config: the whole config; reads `golden`, the field names in `data.fields`, and the data sources, none of which may
+        be the classifier's own.
+      world: the testbed's World, for "testbed".
+      directory: where a fitted classifier is kept and found again, by a hash of its settings and data; None keeps none.
+
+    Returns:
+      Judge.
+
+    Raises:
+      UserError: an unknown kind, a world or source that is missing or unfit, a record without its field.
+    """
+    kind = config.golden.kind
+    if kind == "testbed":
+        if world is None:
+            raise UserError("golden.kind: 'testbed' needs data.source = 'testbed'; use 'classifier' or 'none' with other data")
+        return Judge("testbed", None, "score", lambda prompts, responses: _checked(world.golden, prompts, responses))
+    if kind == "classifier":
+        fitted = _load_or_fit(config, directory)
+        return Judge("classifier", fitted.heldout_accuracy, "probability of positive",
+                     lambda prompts, responses: _checked(lambda _, texts: _probability(fitted, texts), prompts, responses))
+    if kind == "none":
+        return Judge("none", None, "no judge", lambda prompts, responses: np.full(len(responses), np.nan))
+    raise UserError(f"golden.kind: {kind!r} is not one of {', '.join(KINDS)}")
+
+
+def _checked(score, prompts, responses) -> np.ndarray:
+    if len(prompts) != len(responses):
+        raise ValueError(f"a judge needs one prompt a response, got {len(prompts)} and {len(responses)}")
+    if not len(responses):
+        return np.zeros(0)
+    return np.asarray(score(list(prompts), list(responses)), np.float64)
+
+
+def _probability(fitted: _Classifier, responses: list[str]) -> np.ndarray:
+    return fitted.model.predict_proba(fitted.vectorizer.transform(responses))[:, 1]
+
+
+def _load_or_fit(config, directory) -> _Classifier:
+    try:
+        import joblib
+        import sklearn
+    except ModuleNotFoundError:
+        raise UserError("golden.kind: 'classifier' needs scikit-learn; pip install scikit-learn") from None
+    golden, path = config.golden, os.path.expanduser(config.golden.source)
+    _refuse_sources(config, path)
+    if golden.window_words < 1:
+        raise UserError(f"golden.window_words: needs at least 1 word, got {golden.window_words}")
+    cache = None
+    if directory is not None:
+        fields = config.data.fields
+        settings = (sklearn.__version__, _digest(path), fields.text, fields.rating, float(golden.positive_rating),
+                    int(golden.window_words), _SEED, _HELDOUT_SHARE, _WINDOWS, _TFIDF, _INVERSE_PENALTY)
+        cache = os.path.join(directory, f"golden-{hashlib.sha256(repr(settings).encode()).hexdigest()[:16]}.joblib")
+        if os.path.exists(cache):
+            return _Classifier(*joblib.load(cache))
+    fitted = _fit(path, golden, config.data.fields)
+    if cache is not None:
+        os.makedirs(directory, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=directory, suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            joblib.dump(tuple(fitted), file, compress=1)
+        os.replace(temporary, cache)  # whole or not at all, whenever the run is killed
+    return fitted
+
+
+def _refuse_sources(config, path: str) -> None:
+    """The judge must not have seen what the run trains or evaluates on."""
+    if not path:
+        raise UserError("golden.source: 'classifier' needs a JSONL(.gz) file of rated text")
+    for key in ("source", "eval_source", "preference_source"):
+        used = os.path.expanduser(config.data[key])
+        if used and os.path.exists(used) and os.path.exists(path) and os.path.samefile(used, path):
+            raise UserError(f"golden.source: {path} is data.{key} too; the golden reward needs text that the run never sees")
+
+
+def _digest(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"golden.source: {path} cannot be read ({error.strerror})") from None
+
+
+def _fit(path: str, golden, fields) -> _Classifier:
+    """Fits on windows of nine tenths of the records and measures the accuracy on windows of the others."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    threshold = float(golden.positive_rating)
+    records = [(text_field(record, fields.text, where).split(), number_field(record, fields.rating, where) >= threshold)
+               for where, record in read_jsonl(path)]
+    rng = np.random.default_rng(_SEED)
+    order = rng.permutation(len(records))
+    heldout = max(1, int(len(records) * _HELDOUT_SHARE))
+    texts, labels = _windows([records[i] for i in order[heldout:]], golden.window_words, rng)
+    heldout_texts, heldout_labels = _windows([records[i] for i in order[:heldout]], golden.window_words, rng)
+    if len(set(labels)) < 2:
+        which = "of the same side" if labels else "missing"
+        raise UserError(f"golden.source: {path}: the {len(records)} ratings are {which} (golden.positive_rating = "
+                        f"{threshold:g}); a classifier needs records on both sides")
+    vectorizer = TfidfVectorizer(dtype=np.float32, **_TFIDF)
+    try:
+        features = vectorizer.fit_transform(texts)
+    except ValueError as error:  # scikit-learn's word for texts without a word kept by min_df
+        raise UserError(f"golden.source: {path}: too little text to fit a classifier to ({error})") from None
+    model = LogisticRegression(C=_INVERSE_PENALTY, max_iter=300).fit(features, labels)
+    accuracy = float(np.mean(model.predict(vectorizer.transform(heldout_texts)) == np.asarray(heldout_labels)))
+    return _Classifier(vectorizer, model, accuracy)
+
+
+def _windows(records, words: int, rng: np.random.Generator) -> tuple[list[str], list[int]]:
+    """Several windows a record, each `words` long, at uniformly random places; a shorter text is one window."""
+    texts, labels = [], []
+    for text, positive in records:
+        latest = len(text) - words
+        for start in rng.integers(0, latest, size=_WINDOWS, endpoint=True) if latest > 0 else [0]:
+            texts.append(" ".join(text[start : start + words]))
+            labels.append(int(positive))
+    return texts, labels

@@ -1,0 +1,199 @@
+"""Hugging Face folders in and out: weights, tokenizer, special tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from irl_jax.errors import UserError
+from irl_jax.models import families
+from irl_jax.models.transformer import ModelConfig
+from irl_jax.types import PyTree
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def resolve(name: str | Path) -> Path:
+    """The folder of a model: the folder itself, or a snapshot of that name from the Hugging Face hub (or its cache).
+
+    Raises: UserError where there is neither.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or folder.exists() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
+        raise UserError(f"{name}: no such model folder")
+    import huggingface_hub
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=patterns))
+    except (OSError, ValueError) as error:  # the hub's own errors are subclasses of these
+        raise UserError(f"{name}: neither a folder nor a model the Hugging Face hub gives ({_line(error)})") from error
+
+
+def load_folder(
+    path: str | Path, *, dtype: str = "float32", scan_layers: bool = False, remat: str = "none", loss_chunk: int = 0
+) -> tuple[ModelConfig, dict]:
+    """Reads config and weights of a folder.
+
+    Args:
+      path: a folder with config.json and model.safetensors, or its shards and their index; or a hub name.
+      dtype, scan_layers, remat, loss_chunk: how the model is computed, as in ModelConfig.
+    Returns: the config and the trunk, numpy float32. Every tensor was used exactly once and had the right shape.
+    Raises: UserError, naming file and field or tensor.
+    """
+    folder = resolve(path)
+    hf_config = _read_json(folder / "config.json")
+    config = dataclasses.replace(
+        families.from_hf_config(hf_config, str(folder / "config.json")),
+        dtype=dtype,
+        scan_layers=scan_layers,
+        remat=remat,
+        loss_chunk=loss_chunk,
+    )
+    with contextlib.ExitStack() as stack:
+        home = {}
+        for file in _weight_files(folder):
+            handle = _open(file, stack)
+            for name in handle.keys():
+                if name in home:
+                    raise UserError(f"{file}: tensor {name} stands in another shard too")
+                home[name] = handle
+        return config, families.import_tensors(config, home, lambda name: home[name].get_tensor(name), str(folder))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        raise UserError(f"{folder}: has neither {WEIGHTS} nor {INDEX}; other formats must be converted to safetensors first")
+    shards = _read_json(folder / INDEX).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise UserError(f"{folder / INDEX}: has no weight_map")
+    return [folder / name for name in sorted(set(map(str, shards.values())))]
+
+
+def _open(file: Path, stack: contextlib.ExitStack):
+    import ml_dtypes  # noqa: F401 (teaches numpy bfloat16)
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return stack.enter_context(safe_open(file, framework="numpy"))
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: the index names this shard, but it is not there") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: truncated or not a safetensors file ({_line(error)}); fetch it again") from error
+
+
+def _read_json(file: Path) -> dict:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file; a model folder needs it") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not valid JSON ({_line(error)})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: must hold a JSON object")
+    return value
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of a folder or hub name, checked against the vocabulary that the folder's config.json states.
+
+    Raises: UserError where there is none or where it has ids that the weights lack.
+    """
+    from transformers import AutoTokenizer
+
+    folder = resolve(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"{folder}: no tokenizer that transformers can read ({_line(error)})") from error
+    if (folder / "config.json").is_file():
+        check_vocabulary(tokenizer, families.from_hf_config(_read_json(folder / "config.json"), str(folder)).vocab_size, folder)
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: Any, vocab_size: int, where: str | Path) -> None:
+    """Raises UserError where the tokenizer can give ids >= vocab_size (entries of the embedding table).
+
+    The table may be larger than the tokenizer's vocabulary: many are padded.
+    """
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= vocab_size:
+        raise UserError(
+            f"{where}: the tokenizer has ids up to {largest}, the weights a vocabulary of {vocab_size}; "
+            "tokenizer and weights are of different models"
+        )
+
+
+def eos_ids(folder: str | Path | None = None, tokenizer: Any = None) -> tuple[int, ...]:
+    """The ids that end a response: the tokenizer's own EOS first (the one that training appends), then further ones that
+    generation_config.json (or, where it names none, config.json) lists.
+
+    Raises: UserError where nothing names an EOS.
+    """
+    ids = [] if tokenizer is None or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    listed = _special_id(folder, "eos_token_id")
+    ids += listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if not ids:
+        raise UserError(f"{folder or 'the tokenizer'}: no EOS token in the tokenizer, generation_config.json or config.json")
+    return tuple(dict.fromkeys(int(i) for i in ids))
+
+
+def pad_id(folder: str | Path | None = None, tokenizer: Any = None) -> int:
+    """The id that fills rows: the tokenizer's, else the folder's, else EOS. Masks never look at it, so that pad = EOS is
+    harmless."""
+    if tokenizer is not None and tokenizer.pad_token_id is not None:
+        return int(tokenizer.pad_token_id)
+    listed = _special_id(folder, "pad_token_id")
+    return int(listed) if isinstance(listed, int) and listed >= 0 else eos_ids(folder, tokenizer)[0]
+
+
+def _special_id(folder: str | Path | None, field: str) -> int | list | None:
+    if folder is None:
+        return None
+    for file in ("generation_config.json", "config.json"):
+        if (Path(folder) / file).is_file():
+            value = _read_json(Path(folder) / file).get(field)
+            if value is not None:
+                return value
+    return None
+
+
+def save_folder(directory: str | Path, config: ModelConfig, trunk: PyTree, tokenizer: Any = None) -> Path:
+    """Writes a Hugging Face folder: config.json, generation_config.json, model.safetensors and the tokenizer's files.
+
+    Args:
+      directory: made if it is not there; files of these names are replaced.
+      config: the architecture, of one of the families.
+      trunk: float32 leaves; an adapter must have been merged into it.
+      tokenizer: of transformers; None writes none and no special ids.
+    Returns: the directory.
+    """
+    from safetensors.numpy import save_file
+
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    special = {}
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, config.vocab_size, directory)
+        tokenizer.save_pretrained(directory)
+        special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    # Ids that are None are written too: transformers would put the family's own defaults in their place.
+    hf_config = families.to_hf_config(config) | {f"{name}_token_id": None for name in ("bos", "eos", "pad")} | special
+    tensors = {name: np.asarray(tensor) for name, tensor in families.export_tensors(config, trunk).items()}
+    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    for file, value in (("config.json", hf_config), ("generation_config.json", special)):
+        (directory / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    return directory

@@ -1,0 +1,329 @@
+"""The only train loop: feeding, logging, checkpoints, early stopping, preemption, exact resume."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import pathlib
+import signal
+import sys
+import threading
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from irl_jax import checkpoint as checkpoints
+from irl_jax.errors import UserError
+from irl_jax.types import PyTree, TrainState
+from irl_jax.workdir import append_jsonl, read_jsonl, write_jsonl
+
+METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+COMPILING = (  # jax's own names of what happens before a new shape runs
+    "/jax/core/compile/jaxpr_trace_duration",
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    "/jax/core/compile/backend_compile_duration",
+)
+
+
+class Book(NamedTuple):
+    """What a resumed run must know beside the state: numpy scalars, saved in every checkpoint.
+
+    stop_at: the step after which training ends. best_loss, best_step: of the best leaves (infinity, 0: none yet).
+    looks: evaluations since then. seconds, compile_seconds, tokens: spent so far, over all sessions.
+    """
+
+    stop_at: np.ndarray
+    best_loss: np.ndarray
+    best_step: np.ndarray
+    looks: np.ndarray
+    seconds: np.ndarray
+    compile_seconds: np.ndarray
+    tokens: np.ndarray
+
+
+def train(
+    step,
+    state: TrainState,
+    trunk: PyTree,
+    feed,
+    *,
+    steps: int,
+    key,
+    directory,
+    checkpoint,
+    name: str,
+    evaluate=None,
+    eval_every: int = 0,
+    patience: int = 0,
+    stop=None,
+) -> tuple[TrainState, dict]:
+    """Runs `step` until `steps` updates are done or there is reason to stop; resumes from `directory` if it was there before.
+
+    A run killed at any moment and started again gives bitwise the state of one that was not. Metrics are fetched one step late,
+    so that the host never waits for the step in flight; `stop` therefore acts one step after the metrics that it saw.
+
+    Args:
+      step: step(state, trunk, batch, rng) -> (state, metrics), compiled; `state` may be donated.
+      state: the state before the first update.
+      trunk: the frozen trunk.
+      feed: feed(number, state) -> the batch of update `number` (from 0), on device; or the plain tuple (batch, extra
+        metrics to log with it). Must depend on its arguments alone.
+      steps: updates in all, over resumes.
+      key: PRNG key; update i gets fold_in(key, i).
+      directory: the stage's folder, for metrics.jsonl and checkpoints/.
+      checkpoint: config.checkpoint: every_seconds, every_steps, keep.
+      name: the stage's name, for messages.
+      evaluate: evaluate(state) -> dict with "heldout_loss" (nats; lower is better), every `eval_every` steps and at the
+        end. The leaves with the lowest are returned; without it, the last.
+      eval_every: steps between evaluations; 0 is only the end.
+      patience: evaluations without improvement before stopping; 0 never stops early.
+      stop: stop(metrics of a step as floats) -> the reason to stop, or None.
+
+    Returns:
+      (state, info): info has seconds, compile_seconds, tokens_per_second (tokens that the loss counts; compilation left
+      out), steps, and with `evaluate` best_step and heldout_loss.
+
+    Raises:
+      UserError: the loss, the gradient's norm or the held-out loss is not finite, or a checkpoint of another structure is there.
+      SystemExit: SIGTERM or SIGINT came: the step was finished and a checkpoint saved; status 128 + the signal.
+    """
+    if steps < 1:
+        raise ValueError(f"{name}: steps must be at least 1, not {steps}")
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    done, state, best, book = _restore(directory, state, steps, evaluate is not None)
+    _drop_lines_past(directory / METRICS, done)
+    clock = _Clock(book)
+    run = _Run(step, trunk, feed, key, directory, checkpoint, name, evaluate, eval_every, patience, stop, clock)
+    with clock.compiling, _Signals() as signals, _progress(name, steps, done) as bar:
+        state, best, book = _updates(run, done, state, best, book, signals, bar)
+    info = _info(clock, book, evaluate is not None)
+    print(_summary(name, info), file=sys.stderr)
+    return (state._replace(leaves=best) if evaluate else state), info
+
+
+class _Run(NamedTuple):
+    """The arguments of `train` that do not change."""
+
+    step: object
+    trunk: PyTree
+    feed: object
+    key: object
+    directory: pathlib.Path
+    checkpoint: object
+    name: str
+    evaluate: object
+    eval_every: int
+    patience: int
+    stop: object
+    clock: object
+
+
+def _updates(run: _Run, done: int, state, best, book: Book, signals, bar) -> tuple:
+    """The updates from `done` on; returns (state, best leaves or None, book)."""
+    saved_at, saved_step, pending = time.monotonic(), done, None
+    while done < book.stop_at:
+        batch, extra = _split(run.feed(done, state))
+        state, metrics = run.step(state, run.trunk, batch, jax.random.fold_in(run.key, done))
+        done += 1
+        book = _record(run, pending, book, bar)
+        pending = (done, metrics, extra)
+        interrupted = signals.seen
+        last = done == book.stop_at
+        looks = run.evaluate and (last or (run.eval_every and done % run.eval_every == 0))
+        saves = (
+            (last or interrupted)
+            or (run.checkpoint.every_steps and done - saved_step >= run.checkpoint.every_steps)
+            or time.monotonic() - saved_at >= run.checkpoint.every_seconds
+        )
+        if looks or saves:
+            book, pending = _record(run, pending, book, bar), None
+        if looks:
+            best, book = _look(run, done, state, best, book)
+        if saves or done == book.stop_at:
+            tree = {"state": state, "book": run.clock.into(book)} | ({"best": best} if run.evaluate else {})
+            checkpoints.save(run.directory / CHECKPOINTS, done, tree, run.checkpoint.keep)
+            saved_at, saved_step = time.monotonic(), done
+        if interrupted:
+            _leave(run.name, done, interrupted)
+    return state, best, book
+
+
+def _leave(name: str, done: int, number: int) -> None:
+    word = signal.Signals(number).name
+    print(f"irl_jax: {name}: {word} after step {done}; checkpoint saved, the same command goes on from there", file=sys.stderr)
+    raise SystemExit(128 + number)
+
+
+def _split(fed) -> tuple:
+    """(batch, extra metrics): batches are named tuples, so a plain tuple is the pair."""
+    return fed if type(fed) is tuple else (fed, {})
+
+
+def _record(run: _Run, pending, book: Book, bar) -> Book:
+    """Fetches and writes the metrics of a finished step; refuses numbers that are not finite; asks `stop`."""
+    if pending is None:
+        return book
+    done, metrics, extra = pending
+    values = {key: float(value) for key, value in jax.device_get({**metrics, **extra}).items()}
+    append_jsonl(run.directory / METRICS, {"step": done, **values})
+    for key in ("loss", "grad_norm"):
+        if key in values and not math.isfinite(values[key]):
+            section = run.name.split("/")[0]
+            raise UserError(
+                f"{run.name}: {key} became {values[key]} at step {done}; lower config.{section}.learning_rate "
+                f"(or config.{section}.clip_norm) and start again in a new workdir"
+            )
+    run.clock.tokens += values.get("tokens", 0.0)
+    bar.set_postfix_str(f"loss {values['loss']:.4g}" if "loss" in values else "", refresh=False)
+    bar.update(1)
+    if run.stop is not None and done + 1 < book.stop_at:
+        reason = run.stop(values)
+        if reason:
+            bar.write(f"irl_jax: {run.name}: stopping after step {done + 1}: {reason}", file=sys.stderr)
+            book = book._replace(stop_at=np.asarray(done + 1))
+    return book
+
+
+def _look(run: _Run, done: int, state, best, book: Book) -> tuple:
+    """Evaluates, keeps the best leaves, and ends the run where patience is out."""
+    values = {key: float(value) for key, value in jax.device_get(dict(run.evaluate(state))).items()}
+    append_jsonl(run.directory / METRICS, {"step": done, **values})
+    loss = values["heldout_loss"]
+    if not math.isfinite(loss):
+        raise UserError(f"{run.name}: heldout_loss is {loss} at step {done}; lower config.{run.name.split('/')[0]}.learning_rate")
+    if loss < book.best_loss:
+        best = _copy(state.leaves)
+        book = book._replace(best_loss=np.asarray(loss), best_step=np.asarray(done), looks=np.asarray(0))
+    else:
+        book = book._replace(looks=book.looks + 1)
+    if run.patience and book.looks >= run.patience:
+        book = book._replace(stop_at=np.minimum(book.stop_at, done))
+    return best, book
+
+
+def _copy(leaves: PyTree) -> PyTree:
+    """A copy that outlives the donation of the state."""
+    return jax.tree.map(jnp.copy, leaves)
+
+
+def _restore(directory: pathlib.Path, state, steps: int, with_best: bool) -> tuple:
+    """(steps done, state, best leaves or None, book) of the newest checkpoint, or of the start."""
+    zero, number = np.asarray(0.0), np.asarray(0)
+    book = Book(np.asarray(steps), np.asarray(np.inf), number, number, zero, zero, zero)
+    best = _copy(state.leaves) if with_best else None
+    like = {"state": state, "book": book} | ({"best": best} if with_best else {})
+    found = checkpoints.restore_latest(directory / CHECKPOINTS, like)
+    if found is None:
+        return 0, state, best, book
+    done, tree = found
+    return done, tree["state"], tree.get("best"), tree["book"]
+
+
+def _drop_lines_past(path: pathlib.Path, done: int) -> None:
+    """Takes the lines of steps that will be run again, and a half-written last one, out of metrics.jsonl."""
+    if path.exists():
+        write_jsonl(path, [line for line in read_jsonl(path) if line["step"] <= done])
+
+
+def _info(clock, book: Book, with_best: bool) -> dict:
+    seconds, compiling = clock.seconds(), clock.compile_seconds()
+    info = {
+        "seconds": seconds,
+        "compile_seconds": compiling,
+        "tokens_per_second": clock.tokens / max(seconds - compiling, 1e-9),
+        "steps": int(book.stop_at),
+    }
+    if with_best:
+        info |= {"best_step": int(book.best_step), "heldout_loss": float(book.best_loss)}
+    return info
+
+
+def _summary(name: str, info: dict) -> str:
+    line = (
+        f"{name}: {info['steps']} steps, {info['seconds']:.1f} s ({info['compile_seconds']:.1f} s compiling), "
+        f"{info['tokens_per_second']:,.0f} tokens/s"
+    )
+    return line + (f", held-out loss {info['heldout_loss']:.4f} at step {info['best_step']}" if "best_step" in info else "")
+
+
+class CompileTime:
+    """Measures, while entered, the wall-clock seconds in which jax traces, lowers or compiles.
+
+    The spans of nested traces overlap, so it is their union that `seconds()` gives, from jax.monitoring's events.
+    """
+
+    def __init__(self):
+        self._spans = []
+
+    def __enter__(self) -> CompileTime:
+        jax.monitoring.register_event_time_span_listener(self._listen)
+        return self
+
+    def __exit__(self, *_) -> None:
+        jax.monitoring.unregister_event_time_span_listener(self._listen)
+
+    def _listen(self, event: str, start: float, end: float, **_) -> None:
+        if event in COMPILING:
+            self._spans.append((start, end))
+
+    def seconds(self) -> float:
+        """Seconds of the union of the spans so far."""
+        total, reached = 0.0, -math.inf
+        for start, end in sorted(self._spans):
+            total += max(0.0, end - max(start, reached))
+            reached = max(reached, end)
+        return total
+
+
+class _Clock:
+    """Seconds, compile seconds and tokens of a stage, over the sessions it took."""
+
+    def __init__(self, book: Book):
+        self.compiling = CompileTime()
+        self._start = time.monotonic()
+        self._seconds, self._compile_seconds, self.tokens = (float(n) for n in (book.seconds, book.compile_seconds, book.tokens))
+
+    def seconds(self) -> float:
+        return self._seconds + time.monotonic() - self._start
+
+    def compile_seconds(self) -> float:
+        return self._compile_seconds + self.compiling.seconds()
+
+    def into(self, book: Book) -> Book:
+        """The book with what was spent so far."""
+        seconds, compile_seconds, tokens = map(np.asarray, (self.seconds(), self.compile_seconds(), self.tokens))
+        return book._replace(seconds=seconds, compile_seconds=compile_seconds, tokens=tokens)
+
+
+class _Signals:
+    """While entered (in the main thread), notes SIGTERM and SIGINT instead of dying in mid-step; a second one kills as usual."""
+
+    def __init__(self):
+        self.seen = None
+        self._before = {}
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, _frame) -> None:
+        self.seen = number
+        signal.signal(number, self._before[number])
+
+
+@contextlib.contextmanager
+def _progress(name: str, steps: int, done: int):
+    """A progress bar where stderr is a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(total=steps, initial=done, desc=name, unit="step", leave=False, disable=not sys.stderr.isatty()) as bar:
+        yield bar

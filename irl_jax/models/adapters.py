@@ -1,0 +1,52 @@
+"""LoRA adapters on every kernel of the blocks (Hu et al., arXiv 2106.09685)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from irl_jax.models.transformer import ModelConfig, init_trunk
+from irl_jax.types import PyTree
+
+
+def init_adapter(rng, config: ModelConfig, rank: int) -> PyTree:
+    """Draws an adapter that leaves the model as it is: y = x W + adapter_scale (x A) B with A normal and B zero.
+
+    Args:
+      rng: a PRNG key.
+      config: the architecture.
+      rank: columns of A and rows of B, at least 1.
+    Returns: {"blocks": {...: {"a": [L, in, rank], "b": [L, rank, out]}}} for q, k, v, o and the kernels of the MLP.
+      A ~ N(0, 1 / in), so that x A has unit variance for normalised x.
+    """
+    if rank < 1:
+        raise ValueError(f"an adapter needs rank >= 1, not {rank}")
+    blocks = jax.eval_shape(lambda: init_trunk(jax.random.key(0), config))["blocks"]
+    kernels = [(group, name) for group in ("attention", "mlp") for name in sorted(blocks[group])]
+    adapter = {"attention": {}, "mlp": {}}
+    for key, (group, name) in zip(jax.random.split(rng, len(kernels)), kernels, strict=True):
+        layers, fan_in, fan_out = blocks[group][name]["kernel"].shape
+        a = jax.random.normal(key, (layers, fan_in, rank), jnp.float32) * fan_in**-0.5
+        adapter[group][name] = {"a": a, "b": jnp.zeros((layers, rank, fan_out), jnp.float32)}
+    return {"blocks": adapter}
+
+
+def merge(config: ModelConfig, variables: PyTree) -> PyTree:
+    """The trunk that has the adapter in its kernels: W + adapter_scale A B, the same function without the extra products.
+
+    Args:
+      config: the architecture, with the adapter's scale.
+      variables: {"params": trunk, "adapter": adapter}, blocks stacked; without "adapter" the trunk comes back as it is.
+    Returns: a trunk; leaves that no adapter touches are shared with the old one.
+    """
+    trunk, adapter = variables["params"], variables.get("adapter")
+    if adapter is None:
+        return trunk
+    blocks = dict(trunk["blocks"])
+    for group, kernels in adapter["blocks"].items():
+        blocks[group] = dict(blocks[group])
+        for name, leaves in kernels.items():
+            kernel = blocks[group][name]["kernel"]
+            delta = jnp.einsum("lir,lro->lio", leaves["a"], leaves["b"], precision="highest")
+            blocks[group][name] = {**blocks[group][name], "kernel": kernel + config.adapter_scale * delta}
+    return {**trunk, "blocks": blocks}

@@ -1,0 +1,420 @@
+"""One decoder for the GPT-2 and the Llama architectures: training, scoring and cached decoding.
+
+Parameters are plain nested dictionaries, float32, kernels [in, out]. The blocks are stored stacked: every leaf under
+trunk["blocks"] (and adapter["blocks"]) has the layer as its first axis. `Block` is a Flax module that is applied layer by
+layer; everything around it is a plain function of `variables = {"params": trunk, "adapter": adapter}`, where "adapter"
+is left out when there is none.
+
+    trunk = {"embed": {"tokens": [V, D], "positions": [P, D] (learned positions only)},
+             "blocks": {"attention_norm", "mlp_norm": {"scale", "bias"},
+                        "attention": {"q", "k", "v", "o": {"kernel", "bias"}},
+                        "mlp": {"up", "gate", "down": {"kernel", "bias"}}},
+             "final_norm": {"scale", "bias"},
+             "unembed": {"kernel": [D, V]} (untied embeddings only)}
+
+Axes: B rows, K samples a prompt, S prompt tokens, T tokens of a row or of a response, D width, H heads, G key/value
+heads, R = H / G heads that share one, E head width, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from irl_jax.types import Array, PyTree
+
+MASKED = -1e30  # attention score of a masked key; finite, so that a row without any key gives no NaN
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The architecture and how it is computed.
+
+    mlp_width counts the hidden units; max_positions, tokens. use_bias: every kernel has a bias (layer norms always do,
+    RMS norms never). dtype is that of the computation. scan_layers, remat and loss_chunk do not change the function:
+    lax.scan over the layers; what the backward pass recomputes ("none", "full", or "dots": all but the products with
+    parameters); tokens, over all rows, whose vocabulary logits exist at one time (0: all). adapter_scale: alpha / rank.
+    """
+
+    vocab_size: int
+    num_layers: int
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_width: int
+    max_positions: int
+    positions: str = "learned"  # "learned" or "rotary"
+    rope_theta: float = 10000.0
+    norm: str = "layer"  # "layer" or "rms"
+    norm_eps: float = 1e-5
+    gated_mlp: bool = False
+    activation: str = "gelu_tanh"  # "gelu_tanh", "gelu" or "silu"
+    use_bias: bool = True
+    tie_embeddings: bool = True
+    dtype: str = "float32"
+    scan_layers: bool = False
+    remat: str = "none"
+    loss_chunk: int = 0
+    adapter_scale: float = 0.0
+
+
+class LayerCache(NamedTuple):
+    """Keys and values of one layer: [B, G, S, E] for the prompts, [B, K, G, T, E] for the responses."""
+
+    k: Array
+    v: Array
+
+
+_ACTIVATIONS = {
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
+}
+
+
+class Dense(nn.Module):
+    """y = x W + b + adapter_scale (x A) B, the last term where the "adapter" collection has A and B for this kernel."""
+
+    config: ModelConfig
+    features: int
+    init_std: float
+
+    @nn.compact
+    def __call__(self, x):
+        dtype = jnp.dtype(self.config.dtype)
+        kernel = self.param("kernel", nn.initializers.normal(self.init_std), (x.shape[-1], self.features), jnp.float32)
+        y = x @ kernel.astype(dtype)
+        if self.has_variable("adapter", "a"):
+            a = self.get_variable("adapter", "a").astype(dtype)
+            b = self.get_variable("adapter", "b").astype(dtype)
+            y = y + self.config.adapter_scale * ((x @ a) @ b)
+        if self.config.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(dtype)
+        return y
+
+
+class Norm(nn.Module):
+    """Layer norm (scale and bias) or RMS norm (scale), in float32."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        y = x.astype(jnp.float32)
+        if self.config.norm == "layer":
+            y = y - y.mean(-1, keepdims=True)
+        y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.config.norm_eps) * scale
+        if self.config.norm == "layer":
+            y = y + self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        return y.astype(self.config.dtype)
+
+
+class Attention(nn.Module):
+    """The projections of attention; the caller attends between `qkv` and `output`."""
+
+    config: ModelConfig
+
+    def setup(self):
+        c, std = self.config, _init_std(self.config)
+        self.q = Dense(c, c.num_heads * c.head_dim, std)
+        self.k = Dense(c, c.num_kv_heads * c.head_dim, std)
+        self.v = Dense(c, c.num_kv_heads * c.head_dim, std)
+        self.o = Dense(c, c.width, std / (2 * c.num_layers) ** 0.5)
+
+    def qkv(self, x, rotation):
+        def heads(y):
+            return y.reshape(*y.shape[:-1], -1, self.config.head_dim)
+
+        return _rotate(heads(self.q(x)), rotation), _rotate(heads(self.k(x)), rotation), heads(self.v(x))
+
+    def output(self, attended):
+        return self.o(attended.reshape(*attended.shape[:-2], -1))
+
+
+class Mlp(nn.Module):
+    """down(f(up(x))), or down(f(gate(x)) * up(x)) where gated (SwiGLU with f = SiLU)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x):
+        c, std = self.config, _init_std(self.config)
+        activation = _ACTIVATIONS[c.activation]
+        hidden = Dense(c, c.mlp_width, std, name="up")(x)
+        if c.gated_mlp:
+            hidden = activation(Dense(c, c.mlp_width, std, name="gate")(x)) * hidden
+        else:
+            hidden = activation(hidden)
+        return Dense(c, c.width, std / (2 * c.num_layers) ** 0.5, name="down")(hidden)
+
+
+class Block(nn.Module):
+    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    config: ModelConfig
+
+    def setup(self):
+        self.attention_norm = Norm(self.config)
+        self.attention = Attention(self.config)
+        self.mlp_norm = Norm(self.config)
+        self.mlp = Mlp(self.config)
+
+    def __call__(self, x_BxTxD, rotation, mask_Bx1xTxT):
+        """Returns the layer's output and its keys and values [B, T, G, E]."""
+        q, k, v = self.qkv(x_BxTxD, rotation)
+        attended_BxTxHxE = jax.nn.dot_product_attention(q, k, v, mask=mask_Bx1xTxT)
+        return self.finish(x_BxTxD, attended_BxTxHxE), (k, v)
+
+    def qkv(self, x, rotation):
+        return self.attention.qkv(self.attention_norm(x), rotation)
+
+    def finish(self, x, attended):
+        x = x + self.attention.output(attended)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+def _init_std(config: ModelConfig) -> float:
+    """GPT-2's 0.02 at its width of 768, scaled as 1 / sqrt(width) to other widths."""
+    return 0.02 * (768 / config.width) ** 0.5
+
+
+def _rotation(config: ModelConfig, positions) -> tuple[Array, Array] | None:
+    """Cosine and sine of the rotary angles, float32 [..., 1, E / 2]; None for learned positions."""
+    if config.positions != "rotary":
+        return None
+    exponent = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
+    angle = positions.astype(jnp.float32)[..., None, None] * config.rope_theta**-exponent
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def _rotate(x, rotation):
+    """Rotary positions on [..., heads, E]: dimension i is paired with i + E / 2, as Llama checkpoints of the hub are."""
+    if rotation is None:
+        return x
+    cos, sin = rotation
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def init_trunk(rng, config: ModelConfig) -> PyTree:
+    """Draws a trunk: N(0, 0.02^2 * 768 / width), residual projections smaller by sqrt(2 L), zero biases, unit scales.
+
+    Args:
+      rng: a PRNG key.
+      config: the architecture.
+    Returns: the trunk, float32, laid out as the module's docstring says.
+    """
+    token_rng, position_rng, block_rng, unembed_rng = jax.random.split(rng, 4)
+    normal = nn.initializers.normal(_init_std(config))
+    x = jnp.zeros((1, 1, config.width), config.dtype)
+    rotation, mask = _rotation(config, jnp.zeros((1, 1), jnp.int32)), jnp.ones((1, 1, 1, 1), bool)
+
+    def init_block(key):
+        return Block(config).init(key, x, rotation, mask)["params"]
+
+    trunk = {
+        "embed": {"tokens": normal(token_rng, (config.vocab_size, config.width), jnp.float32)},
+        "blocks": jax.vmap(init_block)(jax.random.split(block_rng, config.num_layers)),
+        "final_norm": Norm(config).init(block_rng, x)["params"],
+    }
+    if config.positions == "learned":
+        trunk["embed"]["positions"] = normal(position_rng, (config.max_positions, config.width), jnp.float32)
+    if not config.tie_embeddings:
+        trunk["unembed"] = {"kernel": normal(unembed_rng, (config.width, config.vocab_size), jnp.float32)}
+    return trunk
+
+
+def _layer(variables, index) -> PyTree:
+    """One layer's variables; `index` is an integer, for stacked as for unstacked blocks."""
+
+    def pick(blocks):
+        return blocks[index] if isinstance(blocks, tuple) else jax.tree.map(lambda leaf: leaf[index], blocks)
+
+    return {name: pick(collection["blocks"]) for name, collection in variables.items() if collection is not None}
+
+
+def unstack(config: ModelConfig, variables: PyTree) -> PyTree:
+    """The same variables with "blocks" a tuple of per-layer trees, which every function here takes as well.
+
+    For callers of `decode`: done once outside the sampling loop, it spares slicing the stacked parameters at each step.
+    """
+    layers = [_layer(variables, index) for index in range(config.num_layers)]
+    return {
+        name: {**collection, "blocks": tuple(layer[name] for layer in layers)}
+        for name, collection in variables.items()
+        if collection is not None
+    }
+
+
+def _embed(config: ModelConfig, trunk, tokens, positions):
+    x = trunk["embed"]["tokens"][tokens]
+    if config.positions == "learned":
+        x = x + trunk["embed"]["positions"][positions]
+    return x.astype(config.dtype)
+
+
+def _rematerialised(config: ModelConfig, function):
+    if config.remat == "none":
+        return function
+    policy = {
+        "full": jax.checkpoint_policies.nothing_saveable,
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    }[config.remat]
+    return jax.checkpoint(function, policy=policy, prevent_cse=not config.scan_layers)
+
+
+def hidden_states(config: ModelConfig, variables: PyTree, tokens_BxT, positions_BxT, segments_BxT) -> Array:
+    """The decoder's states after the final norm; a token sees itself and earlier tokens of its own segment.
+
+    Args:
+      config, variables: the model; blocks stacked or, without scan_layers, unstacked.
+      tokens_BxT, positions_BxT, segments_BxT: int32; segment 0 is padding, whose states are finite and mean nothing.
+    Returns: [B, T, D] in config.dtype.
+    """
+    x_BxTxD = _embed(config, variables["params"], tokens_BxT, positions_BxT)
+    rotation, mask = _rotation(config, positions_BxT), _mask(segments_BxT)
+
+    @functools.partial(_rematerialised, config)
+    def layer(x, layer_variables):
+        return Block(config).apply(layer_variables, x, rotation, mask)[0]
+
+    if config.scan_layers:
+        stacked = {name: collection["blocks"] for name, collection in variables.items() if collection is not None}
+        x_BxTxD, _ = lax.scan(lambda x, one: (layer(x, one), None), x_BxTxD, stacked)
+    else:
+        for index in range(config.num_layers):
+            x_BxTxD = layer(x_BxTxD, _layer(variables, index))
+    return Norm(config).apply({"params": variables["params"]["final_norm"]}, x_BxTxD)
+
+
+def _mask(segments_BxT) -> Array:
+    """Causal within a segment, [B, 1, T, T]; padding sees padding, so that no row is empty."""
+    same = segments_BxT[:, :, None] == segments_BxT[:, None, :]
+    return (same & jnp.tri(segments_BxT.shape[1], dtype=bool))[:, None]
+
+
+def vocab_logits(config: ModelConfig, variables: PyTree, hidden) -> Array:
+    """Vocabulary logits of states after the final norm: [..., D] -> float32 [..., V]."""
+    trunk, hidden = variables["params"], hidden.astype(config.dtype)
+    if config.tie_embeddings:
+        tokens = trunk["embed"]["tokens"].astype(config.dtype)
+        return jnp.einsum("...d,vd->...v", hidden, tokens, preferred_element_type=jnp.float32)
+    kernel = trunk["unembed"]["kernel"].astype(config.dtype)
+    return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+
+
+def token_logprobs(config: ModelConfig, variables: PyTree, tokens, positions, segments) -> Array:
+    """Log-probability of each token given the earlier ones of its segment: log softmax(logits[t - 1])[tokens[t]].
+
+    Args:
+      config, variables: the model. With config.loss_chunk > 0 the vocabulary logits exist for about so many tokens at a
+        time, in the backward pass too.
+      tokens, positions, segments: int32 [B, T].
+    Returns: float32 [B, T], nats; 0 at the first token of a segment and at padding.
+    """
+    hidden = hidden_states(config, variables, tokens, positions, segments)[:, :-1]
+    targets = tokens[:, 1:]
+    rows, length = targets.shape
+    columns = max(1, config.loss_chunk // rows) if config.loss_chunk else length
+    if columns >= length:
+        picked = _picked_logprobs(config, variables, hidden, targets)
+    else:
+        pad = -length % columns
+        # Chunks are cut along the tokens of a row, so that the batch axis keeps its sharding.
+        hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(rows, -1, columns, hidden.shape[-1])
+        chunks = hidden.swapaxes(0, 1), jnp.pad(targets, ((0, 0), (0, pad))).reshape(rows, -1, columns).swapaxes(0, 1)
+        one = jax.checkpoint(lambda chunk: _picked_logprobs(config, variables, *chunk), prevent_cse=False)
+        picked = lax.map(one, chunks).swapaxes(0, 1).reshape(rows, -1)[:, :length]
+    continues = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    return jnp.pad(jnp.where(continues, picked, 0.0), ((0, 0), (1, 0)))
+
+
+def _picked_logprobs(config: ModelConfig, variables: PyTree, hidden, targets) -> Array:
+    logits = vocab_logits(config, variables, hidden)
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return picked - jax.nn.logsumexp(logits, axis=-1)
+
+
+def prefill(config: ModelConfig, variables: PyTree, tokens_BxS, lengths_B) -> tuple[Array, tuple[LayerCache, ...]]:
+    """Reads the prompts once.
+
+    Args:
+      config, variables: the model; blocks stacked or unstacked.
+      tokens_BxS: int32, padded on the right. lengths_B: int32, tokens of each prompt, at least 1.
+    Returns: float32 logits [B, V] of the first response token, and the prompt cache, one LayerCache a layer.
+    """
+    index_S = jnp.arange(tokens_BxS.shape[1])
+    segments_BxS = (index_S < lengths_B[:, None]).astype(jnp.int32)
+    positions_BxS = jnp.broadcast_to(index_S, tokens_BxS.shape)
+    x_BxSxD = _embed(config, variables["params"], tokens_BxS, positions_BxS)
+    rotation, mask = _rotation(config, positions_BxS), _mask(segments_BxS)
+    cache = []
+    for index in range(config.num_layers):
+        x_BxSxD, (k, v) = Block(config).apply(_layer(variables, index), x_BxSxD, rotation, mask)
+        cache.append(LayerCache(k.swapaxes(1, 2), v.swapaxes(1, 2)))
+    last_BxD = jnp.take_along_axis(x_BxSxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
+    hidden = Norm(config).apply({"params": variables["params"]["final_norm"]}, last_BxD)
+    return vocab_logits(config, variables, hidden), tuple(cache)
+
+
+def init_response_cache(config: ModelConfig, batch: int, samples: int, length: int) -> tuple[LayerCache, ...]:
+    """An empty response cache: K = samples responses of at most `length` tokens for each of B = batch prompts."""
+    shape = (batch, samples, config.num_kv_heads, length, config.head_dim)
+    return tuple(
+        LayerCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)) for _ in range(config.num_layers)
+    )
+
+
+def decode(
+    config: ModelConfig, variables: PyTree, token_BxK, t, lengths_B, prompt_cache, response_cache
+) -> tuple[Array, tuple[LayerCache, ...]]:
+    """Feeds response token number t (from 0) of every sample and gives the logits of number t + 1.
+
+    The token stands at position lengths + t; its keys and values go to index t of the response cache.
+
+    Args:
+      config, variables: the model; inside a loop, give what `unstack` returned outside of it.
+      token_BxK: int32. t: int32 scalar, below the cache's length. lengths_B: int32, tokens of each prompt.
+      prompt_cache: from `prefill`; shared by a prompt's K samples and never copied.
+      response_cache: from `init_response_cache` or the last call; updated in place where it is donated or a loop's carry.
+    Returns: float32 logits [B, K, V] and the response cache.
+    """
+    position_BxK = jnp.broadcast_to((lengths_B + t)[:, None], token_BxK.shape)
+    x_BxKxD = _embed(config, variables["params"], token_BxK, position_BxK)
+    rotation = _rotation(config, position_BxK)
+    caches = []
+    for index, (prompt, response) in enumerate(zip(prompt_cache, response_cache, strict=True)):
+        layer = _layer(variables, index)
+        q, k, v = Block(config).apply(layer, x_BxKxD, rotation, method="qkv")
+        response = LayerCache(*(
+            lax.dynamic_update_slice_in_dim(old, new[:, :, :, None], t, axis=3) for old, new in zip(response, (k, v))
+        ))
+        attended = _attend_prompt_and_response(q, prompt, response, lengths_B, t)
+        x_BxKxD = Block(config).apply(layer, x_BxKxD, attended, method="finish")
+        caches.append(response)
+    hidden = Norm(config).apply({"params": variables["params"]["final_norm"]}, x_BxKxD)
+    return vocab_logits(config, variables, hidden), tuple(caches)
+
+
+def _attend_prompt_and_response(q_BxKxHxE, prompt: LayerCache, response: LayerCache, lengths_B, t) -> Array:
+    """Attention of one query a sample over [its prompt | its own response so far], with one softmax: [B, K, H, E]."""
+    B, K, H, E = q_BxKxHxE.shape
+    G, S = prompt.k.shape[1:3]
+    q = q_BxKxHxE.reshape(B, K, G, H // G, E) * E**-0.5
+    prompt_scores = jnp.einsum("bkgre,bgse->bkgrs", q, prompt.k, preferred_element_type=jnp.float32)
+    response_scores = jnp.einsum("bkgre,bkgte->bkgrt", q, response.k, preferred_element_type=jnp.float32)
+    seen_BxS = jnp.arange(S) < lengths_B[:, None]
+    prompt_scores = jnp.where(seen_BxS[:, None, None, None], prompt_scores, MASKED)
+    response_scores = jnp.where(jnp.arange(response.k.shape[3]) <= t, response_scores, MASKED)
+    weights = jax.nn.softmax(jnp.concatenate([prompt_scores, response_scores], axis=-1), axis=-1).astype(q.dtype)
+    attended = jnp.einsum("bkgrs,bgse->bkgre", weights[..., :S], prompt.v)
+    attended = attended + jnp.einsum("bkgrt,bkgte->bkgre", weights[..., S:], response.v)
+    return attended.reshape(B, K, H, E)

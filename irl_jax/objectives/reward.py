@@ -1,0 +1,47 @@
+"""Losses of the reward: a discriminator whose logit is the reward, positive meaning demonstrator-like."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from irl_jax.types import Array
+
+
+def bce(logits_B: Array, labels_B: Array, weights_B: Array) -> tuple[Array, Array]:
+    """Binary cross-entropy of single responses.
+
+    sum = -sum_b w_b [l_b log sigmoid(h_b) + (1 - l_b) log sigmoid(-h_b)], weight = sum_b w_b
+
+    At the optimum, where positives and negatives weigh the same (batches hold equal halves), e^h is the density ratio of
+    positives to negatives (Goodfellow et al. 2014; Sun & van der Schaar, arXiv 2405.15624).
+
+    Args:
+        logits_B: reward logits h. labels_B: 1 at positives, 0 at negatives. weights_B: 0 at rows that only pad.
+
+    Returns:
+        (sum in nats, total weight in rows).
+    """
+    losses_B = optax.sigmoid_binary_cross_entropy(logits_B, labels_B)
+    return jnp.sum(jnp.where(weights_B > 0, weights_B * losses_B, 0.0)), jnp.sum(weights_B)
+
+
+def bradley_terry(chosen_P: Array, rejected_P: Array, weights_P: Array) -> tuple[Array, Array]:
+    """Negative log-likelihood of pairwise preferences on the same prompt.
+
+    sum = -sum_p w_p log sigmoid(h(x, y+) - h(x, y-)), weight = sum_p w_p   (Bradley & Terry 1952)
+
+    Args:
+        chosen_P, rejected_P: reward logits of the preferred and of the other response. weights_P: 0 at pairs that pad.
+
+    Returns:
+        (sum in nats, total weight in pairs).
+    """
+    losses_P = -jax.nn.log_sigmoid(chosen_P - rejected_P)
+    return jnp.sum(jnp.where(weights_P > 0, weights_P * losses_P, 0.0)), jnp.sum(weights_P)
+
+
+def correct(margin: Array) -> Array:
+    """1 where a margin is positive, 0 where negative, 1/2 at a tie (a fresh head gives 0 everywhere)."""
+    return 0.5 * (1.0 + jnp.sign(margin))

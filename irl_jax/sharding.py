@@ -1,0 +1,244 @@
+"""The mesh, the one rule table from leaf paths to mesh axes, and `compile_step`.
+
+Axes of the mesh: `data` (replicas of the parameters), `fsdp` (parameters sharded, gathered layer by layer) and `tensor`
+(matrix products split). The rows of a batch are split over `data` and `fsdp` together. One device is a mesh of 1 x 1 x 1,
+so that the same code runs on one and on many.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from irl_jax.errors import UserError
+from irl_jax.types import PolicyBatch, PromptBatch, PyTree, RewardBatch, TokenBatch
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+
+# Path pattern (of the path's end, so that it covers the same leaf in the optimizer's state, the trunk of a role and the
+# shared trunk) -> mesh axis of each dimension; dimensions beyond the tuple are whole. The first axis of a block's leaves is
+# the layer. Every leaf matches exactly one rule. "tensor?" splits where it divides and otherwise leaves the dimension
+# whole: vocabularies have odd sizes (50257) that nobody can choose, and few key/value heads may be fewer than the devices.
+_IN, _OUT = r"(?:attention/[qkv]|mlp/(?:up|gate))", r"(?:attention/o|mlp/down)"  # into the split width, and out of it
+RULES: tuple[tuple[str, tuple], ...] = (
+    (r"embed/tokens", ("tensor?", "fsdp")),
+    (r"embed/positions", (None, "fsdp")),
+    (r"unembed/kernel", ("fsdp", "tensor?")),
+    (rf"blocks/{_IN}/kernel", (None, "fsdp", "tensor")),
+    (rf"blocks/{_IN}/bias", (None, "tensor")),
+    (rf"blocks/{_IN}/a", (None, "fsdp", None)),
+    (rf"blocks/{_IN}/b", (None, None, "tensor")),
+    (rf"blocks/{_OUT}/kernel", (None, "tensor", "fsdp")),
+    (rf"blocks/{_OUT}/bias", ()),
+    (rf"blocks/{_OUT}/a", (None, "tensor", None)),
+    (rf"blocks/{_OUT}/b", (None, None, "fsdp")),
+    (r"(?:attention|mlp|final)_norm/(?:scale|bias)", ()),
+    (r"head/(?:kernel|bias)", ()),
+    (r"(?:step|count)", ()),  # the optimizer's counters
+    (r"(?<!embed/)(?:tokens|positions)", (ROWS,)),  # from here on: batches, samples and caches, by rows
+    (r"(?:segments|mask|last|label|weight|advantage|lengths|ids|ended|(?:reference_|behaviour_)?logprobs)", (ROWS,)),
+    (r"prompt_cache/\d+/[kv]", (ROWS, "tensor?")),
+    (r"response_cache/\d+/[kv]", (ROWS, None, "tensor?")),
+)
+
+
+def make_mesh(mesh_config, devices=None) -> Mesh:
+    """The device mesh.
+
+    Args:
+        mesh_config: `data`, `fsdp` and `tensor`, devices along each axis; data = -1 takes those that are left.
+        devices: all devices unless given.
+
+    Returns:
+        A mesh with axes ("data", "fsdp", "tensor"), all of them automatic (the compiler propagates shardings).
+
+    Raises:
+        UserError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    data, fsdp, tensor = mesh_config.data, mesh_config.fsdp, mesh_config.tensor
+    for axis, size in (("data", data), ("fsdp", fsdp), ("tensor", tensor)):
+        if size < 1 and not (axis == "data" and size == -1):
+            raise UserError(f"config mesh.{axis} = {size}: must be at least 1" + (", or -1" if axis == "data" else ""))
+    count, model = len(devices), fsdp * tensor
+    if count % model:
+        raise UserError(
+            f"config mesh.fsdp * mesh.tensor = {fsdp} * {tensor} does not divide the {count} devices: "
+            f"choose --config.mesh.fsdp and --config.mesh.tensor so that their product does"
+        )
+    if data == -1:
+        data = count // model
+    elif data * model != count:
+        raise UserError(
+            f"config mesh.data * mesh.fsdp * mesh.tensor = {data} * {fsdp} * {tensor}, but there are {count} devices: "
+            "set --config.mesh.data=-1 to use them all"
+        )
+    return jax.make_mesh((data, fsdp, tensor), AXES, (AxisType.Auto,) * 3, devices=devices)
+
+
+def matching_rules(path: str) -> list[str]:
+    """The patterns of `RULES` that a leaf's path ends with."""
+    return [pattern for pattern, _ in RULES if _compiled(pattern).search(path)]
+
+
+def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """How one leaf is split, by the rule table.
+
+    Args:
+        path: names joined by "/", such as "trunk/blocks/attention/q/kernel". shape: the leaf's. mesh: from `make_mesh`.
+
+    Returns:
+        The PartitionSpec, with what does not divide and need not ("tensor?") left whole.
+
+    Raises:
+        UserError: a dimension does not divide over its mesh axis; names the flag to change.
+        ValueError: no rule, or several, match the path, or the leaf has too few dimensions for its rule.
+    """
+    matches = [axes for pattern, axes in RULES if _compiled(pattern).search(path)]
+    if len(matches) != 1:
+        raise ValueError(f"{len(matches)} sharding rules match the leaf {path!r} {shape}; exactly one must")
+    (axes,) = matches
+    if len(axes) > len(shape):
+        raise ValueError(f"the leaf {path!r} {shape} has fewer dimensions than its sharding rule {axes}")
+    return PartitionSpec(*(_axis(path, shape, dimension, axis, mesh) for dimension, axis in enumerate(axes)))
+
+
+def _axis(path, shape, dimension, axis, mesh):
+    """The mesh axis of one dimension, None where an optional one does not divide."""
+    if axis is None:
+        return None
+    names = (axis.rstrip("?"),) if isinstance(axis, str) else axis
+    ways = int(np.prod([mesh.shape[name] for name in names]))
+    if shape[dimension] % ways == 0:
+        return names[0] if len(names) == 1 else names
+    if isinstance(axis, str) and axis.endswith("?"):
+        return None
+    flags = " * ".join(f"mesh.{name}" for name in names)
+    if names == ROWS:
+        raise UserError(
+            f"{shape[dimension]} rows ({path}) do not divide over config {flags} = {ways} devices: "
+            f"choose a batch size that is a multiple of {ways}"
+        )
+    raise UserError(
+        f"config {flags} = {ways} does not divide dimension {dimension} of {path} {tuple(shape)}: "
+        f"set --config.{flags} to a divisor of {shape[dimension]}"
+    )
+
+
+@functools.cache
+def _compiled(pattern: str) -> re.Pattern:
+    return re.compile(rf"(?:^|/){pattern}$")
+
+
+def tree_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
+    """The NamedSharding of every leaf (arrays or ShapeDtypeStructs) of a trunk, leaves, state, batch or cache.
+
+    Raises: as `spec_for`.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(
+            mesh, spec_for(jax.tree_util.keystr(path, simple=True, separator="/"), np.shape(leaf), mesh)
+        ),
+        tree,
+    )
+
+
+def place(tree: PyTree, mesh: Mesh) -> PyTree:
+    """A tree of arrays, put on the mesh by the rule table. Raises: as `spec_for`."""
+    return jax.device_put(tree, tree_shardings(tree, mesh))
+
+
+def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
+    """A batch with its rows split over `data` and `fsdp`; see `pad_rows` for rows that do not divide.
+
+    Raises:
+        UserError: the rows do not divide.
+    """
+    return place(batch, mesh)
+
+
+def row_multiple(mesh: Mesh) -> int:
+    """The devices that a batch's rows are split over: the multiple that `put_batch` asks for."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def pad_rows(batch: PyTree, multiple: int, paired: bool = False) -> PyTree:
+    """A host batch with rows that count nothing added at the end, to a multiple of `multiple`.
+
+    Args:
+        batch: TokenBatch (padded by rows with segment and mask 0), RewardBatch and PolicyBatch (weight 0 too), or
+            PromptBatch (padded by repeating the last prompt, which costs the sampler no extra steps: drop the results).
+        multiple: rows to be a multiple of, such as `row_multiple(mesh)`.
+        paired: the batch is of Bradley-Terry pairs; each half is padded alike, so that the pairs stay pairs (the halves
+            then have a multiple of `multiple` rows each).
+
+    Returns:
+        The batch, numpy.
+    """
+    if paired:
+        rows = len(batch.weight)
+        halves = [jax.tree.map(lambda leaf, part=part: np.asarray(leaf)[part], batch) for part in _halves(rows)]
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *(pad_rows(half, multiple) for half in halves))
+    if not isinstance(batch, (TokenBatch, RewardBatch, PolicyBatch, PromptBatch)):
+        raise ValueError(f"no way to pad the rows of a {type(batch).__name__}")
+    mode = "edge" if isinstance(batch, PromptBatch) else "constant"
+
+    def pad(leaf):
+        leaf = np.asarray(leaf)
+        return np.pad(leaf, [(0, -len(leaf) % multiple)] + [(0, 0)] * (leaf.ndim - 1), mode=mode)
+
+    return jax.tree.map(pad, batch)
+
+
+def _halves(rows):
+    return slice(0, rows // 2), slice(rows // 2, rows)
+
+
+def compile_step(fn, mesh: Mesh, *, donate: tuple[int, ...] = ()):
+    """`jax.jit` of a step, with shardings kept and a count of traces.
+
+    With `donate`, fn returns a tuple: the donated arguments' successors, in their order, and one tree more: (state, metrics)
+    for donate=(0,). The successors get exactly the shardings of the rule table, which `place` gave their predecessors, so
+    that a step's output feeds the next without a copy or another compilation; the last tree is replicated. Donated
+    arguments are placed before the first call, should they not have been. Without `donate` the compiler chooses the
+    outputs' shardings.
+
+    Args:
+        fn: positional arguments, arrays in, arrays out. mesh: from `make_mesh`. donate: arguments whose buffers are reused.
+
+    Returns:
+        The compiled function. Its `traces` counts how often fn was traced: once a shape; `lower(*args)` is jit's.
+    """
+
+    jitted = None
+
+    def counted(*args):
+        step.traces += 1
+        return fn(*args)
+
+    def prepare(args):
+        nonlocal jitted
+        if jitted is None and not donate:
+            jitted = jax.jit(counted)
+        elif jitted is None:
+            shardings = {index: tree_shardings(args[index], mesh) for index in donate}
+            replicated = NamedSharding(mesh, PartitionSpec())
+            jitted = jax.jit(counted, donate_argnums=donate, out_shardings=(*shardings.values(), replicated))
+            args = [jax.device_put(arg, shardings[i]) if i in shardings else arg for i, arg in enumerate(args)]
+        return args
+
+    def step(*args):
+        args = prepare(args)
+        return jitted(*args)
+
+    def lower(*args):
+        args = prepare(args)
+        return jitted.lower(*args)
+
+    step.traces, step.lower = 0, lower
+    return step

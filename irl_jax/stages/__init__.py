@@ -1,0 +1,53 @@
+"""The pipeline: stages in order, each resumable, meeting only through the workdir."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from pathlib import Path
+
+from irl_jax.errors import UserError
+from irl_jax.workdir import Workdir
+
+STAGES = ("pretrain", "sft", "sample", "reward", "policy", "evaluate", "report")
+
+
+def run_pipeline(config, path, stages: tuple[str, ...] = ()) -> Path | None:
+    """Runs the stages that are not done yet, in the pipeline's order.
+
+    Args:
+      config: locked ConfigDict. path: the workdir. stages: which to run; () is all.
+    Returns:
+      The report's path, where there is one.
+    Raises:
+      UserError: an unknown stage, a workdir of another config, or anything wrong in the input.
+    """
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown:
+        raise UserError(f"--stages: unknown stage '{unknown[0]}'; one of {', '.join(STAGES)}")
+    wanted = [stage for stage in STAGES if not stages or stage in stages]
+    with Workdir(path, config) as workdir:
+        left = [stage for stage in wanted if not workdir.is_done(stage)]
+        report = workdir.path / "report" / "index.html"
+        if not left:
+            print(f"nothing to do: {', '.join(wanted)} done already")
+        else:
+            _run(config, workdir, left)
+        if report.exists():
+            print(f"report: {report}")
+            return report
+    return None
+
+
+def _run(config, workdir, left) -> None:
+    from irl_jax.stages.context import Context  # jax and the rest load only when there is work
+
+    context = Context(config, workdir)
+    for stage in left:
+        start = time.perf_counter()
+        info = importlib.import_module(f"irl_jax.stages.{stage}").run(context)
+        timing = {"seconds": time.perf_counter() - start, **{k: v for k, v in info.items() if k != "seconds"}}
+        workdir.mark_done(stage, timing)
+        speed = f", {timing['tokens_per_second']:,.0f} tokens/s" if timing.get("tokens_per_second") else ""
+        compiled = f", {timing['compile_seconds']:.1f} s compiling" if timing.get("compile_seconds") else ""
+        print(f"{stage}: done in {timing['seconds']:.1f} s{compiled}{speed}")

@@ -1,0 +1,248 @@
+"""What every stage of one run looks up: data, tokenizer, model, mesh, and the roles' leaves kept in the workdir.
+
+Stages meet only through the workdir; this is its typed reader, with each thing loaded once a process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from irl_jax import checkpoint, hf, roles, sharding
+from irl_jax.data import sources, tokenize
+from irl_jax.errors import UserError
+from irl_jax.models import families, transformer
+from irl_jax.stages import scoring
+
+LEARNT = ("init_sft", "init_demo", "sft_demo", "preference")
+CONTROLS = ("log_ratio", "length", "random", "golden")
+
+
+class Reader:
+    """A finished run's folder, read and never written: what stands in for a Workdir in `generate` and `score`."""
+
+    def __init__(self, path):
+        self.path = Path(path).expanduser()
+
+    def stage(self, name: str) -> Path:
+        return self.path / name
+
+
+class Context:
+    """One run: `config` (locked ConfigDict) and `workdir` (irl_jax.workdir.Workdir)."""
+
+    def __init__(self, config, workdir):
+        self.config, self.workdir = config, workdir
+        self.mesh = sharding.make_mesh(config.mesh)
+
+    def key(self, purpose: str) -> jax.Array:
+        """The random key of a purpose: fold_in(seed, crc32(purpose))."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
+
+    def directory(self, name: str) -> Path:
+        return self.workdir.stage(name)
+
+    def say(self, line: str) -> None:
+        """One line to the user."""
+        print(line, flush=True)
+
+    # ------------------------------------------------------------------ data
+
+    @cached_property
+    def is_testbed(self) -> bool:
+        return self.config.data.source == "testbed"
+
+    @cached_property
+    def world(self):
+        """The testbed's world, or None."""
+        if not self.is_testbed:
+            return None
+        if self.config.model.path:
+            raise UserError("config.model.path: the testbed brings its own vocabulary; set data.source to your records, or leave "
+                            "model.path empty")
+        from irl_jax.data import testbed
+
+        return testbed.build_world(self.config.data.testbed, self.config.seed)
+
+    @cached_property
+    def folder(self) -> Path:
+        """The Hugging Face folder of the initial model."""
+        if not self.config.model.path:
+            raise UserError("config.model.path: name a Hugging Face folder or hub model for this data source "
+                            "(only the testbed initialises from scratch)")
+        return Path(hf.resolve(self.config.model.path))
+
+    @cached_property
+    def tokenizer(self):
+        return self.world.tokenizer if self.is_testbed else hf.load_tokenizer(self.folder)
+
+    @cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        if self.is_testbed:
+            return (int(self.tokenizer.eos_token_id),)
+        return hf.eos_ids(self.folder, self.tokenizer)
+
+    @property
+    def eos_id(self) -> int:
+        """The EOS that ends training responses."""
+        own = self.tokenizer.eos_token_id
+        return int(own) if own in self.eos_ids else self.eos_ids[0]
+
+    @cached_property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return int(self.eos_id if pad is None else pad)
+
+    @cached_property
+    def corpus(self) -> sources.Corpus:
+        if self.is_testbed:
+            return self.world.corpus
+        render = tokenize.chat_renderer(self.tokenizer) if getattr(self.tokenizer, "chat_template", None) else None
+        return sources.load_corpus(self.config.data, self.config.seed, render)
+
+    def tokenize(self, records, name: str):
+        """Records as a list of Example; prints one line about straddled boundaries and cut responses."""
+        data = self.config.data
+        examples, report = tokenize.tokenize_records(
+            self.tokenizer, records, max_prompt=data.max_prompt_tokens, max_response=data.max_response_tokens,
+            truncate_prompts=data.truncate_prompts, eos_id=self.eos_id)
+        self._say_tokens(name, len(examples), report)
+        return examples
+
+    @cached_property
+    def demonstrations(self):
+        """Training demonstrations, tokenised."""
+        return self.tokenize(self.corpus.train, "demonstrations")
+
+    @cached_property
+    def evaluation(self):
+        """Evaluation records, tokenised (the response is the reference one, where the data have it)."""
+        n = self.config.eval.prompts
+        return self.tokenize(self.corpus.evaluation[:n], "evaluation")
+
+    @cached_property
+    def pairs(self):
+        """Preference pairs, tokenised."""
+        data = self.config.data
+        pairs, report = tokenize.tokenize_pairs(
+            self.tokenizer, self.corpus.pairs, max_prompt=data.max_prompt_tokens, max_response=data.max_response_tokens,
+            truncate_prompts=data.truncate_prompts, eos_id=self.eos_id)
+        self._say_tokens("pairs", len(pairs), report)
+        return pairs
+
+    @cached_property
+    def reward_prompts(self) -> list[np.ndarray]:
+        """Distinct training prompts that the reward's data are sampled for, in the corpus's (shuffled) order."""
+        seen = dict.fromkeys(example.prompt.tobytes() for example in self.demonstrations)
+        prompts = [np.frombuffer(raw, dtype=self.demonstrations[0].prompt.dtype) for raw in seen]
+        return prompts[: self.config.sample.reward_prompts]
+
+    def _say_tokens(self, name, count, report):
+        cut = f", {report.truncated} cut at the length limit" if report.truncated else ""
+        apart = f", {report.straddled} tokenised apart at the boundary" if report.straddled else ""
+        self.say(f"{name}: {count} records{cut}{apart}")
+
+    # ------------------------------------------------------------------ model
+
+    @cached_property
+    def model(self) -> transformer.ModelConfig:
+        c = self.config
+        if self.is_testbed:
+            longest = c.data.max_prompt_tokens + c.data.max_response_tokens
+            rows = max(c.pretrain.row_tokens, c.sft.row_tokens, longest)
+            base = families.from_size(c.model, len(self.tokenizer), rows)
+        else:
+            base = self._imported[0]
+            self._check_context(base)
+        scale = c.adapter.alpha / c.adapter.rank if c.adapter.rank else 0.0
+        return dataclasses.replace(base, dtype=c.model.dtype, scan_layers=c.model.scan_layers, remat=c.model.remat,
+                                   loss_chunk=c.model.loss_chunk, adapter_scale=scale)
+
+    def _check_context(self, base):
+        data = self.config.data
+        longest = data.max_prompt_tokens + data.max_response_tokens
+        if longest > base.max_positions:
+            raise UserError(f"config.data: max_prompt_tokens + max_response_tokens = {longest} is longer than the model's context "
+                            f"of {base.max_positions} tokens; lower one of them")
+
+    @cached_property
+    def _imported(self):
+        return hf.load_folder(self.folder)
+
+    @cached_property
+    def trunk(self):
+        """The initial model's weights on the mesh: pretrained by this run (testbed) or imported."""
+        if not self.is_testbed:
+            return sharding.place(self._imported[1], self.mesh)
+        return self.load("pretrain", self.like(lambda: transformer.init_trunk(jax.random.key(0), self.model)))
+
+    # ------------------------------------------------------------------ roles
+
+    def like(self, make):
+        """Shapes, dtypes and shardings of what `make()` would return."""
+        shapes = jax.eval_shape(make)
+        shardings = sharding.tree_shardings(shapes, self.mesh)
+        return jax.tree.map(lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), shapes, shardings)
+
+    def place(self, tree):
+        return sharding.place(tree, self.mesh)
+
+    def put(self, batch):
+        """A batch with its rows split over the mesh."""
+        return sharding.put_batch(batch, self.mesh)
+
+    def variables(self, role: str) -> dict:
+        """What the model is applied with as `role`."""
+        return roles.variables(self.trunk, self.leaves(role))
+
+    @cached_property
+    def scorer(self) -> scoring.Scorer:
+        data = self.config.data
+        return scoring.Scorer(self.model, self.mesh, self.trunk, longest=data.max_prompt_tokens + data.max_response_tokens,
+                              rows=self.config.eval.batch_size)
+
+    @cached_property
+    def steps(self) -> dict:
+        """Compiled training steps by name, shared by the recipes of one process."""
+        return {}
+
+    @cached_property
+    def samplers(self) -> dict:
+        """Compiled samplers by samples a prompt, shared by the stages of one process."""
+        return {}
+
+    def init_leaves(self, role: str, purpose: str, start=None):
+        """Fresh leaves of a role, on the mesh."""
+        return self.place(roles.init_leaves(self.key(purpose), role, self.model, self.config.adapter.rank, self.trunk, start))
+
+    def save(self, name: str, tree) -> None:
+        """Keeps a role's finished leaves under W/<name>/leaves."""
+        checkpoint.save_tree(self.directory(name) / "leaves", tree)
+
+    def load(self, name: str, like):
+        if checkpoint.latest_step(self.workdir.path / name / "leaves") is None:
+            raise UserError(f"{self.workdir.path}: nothing is trained under '{name}' yet; run that stage first "
+                            f"(--stages={name.split('/')[0]})")
+        return checkpoint.load_tree(self.workdir.path / name / "leaves", like)
+
+    def leaves(self, role: str):
+        """A finished role's leaves: 'init' (None), 'sft', 'policy/<recipe>' or 'reward/<recipe>'."""
+        if role == "init":
+            return None
+        if role not in self._leaves:
+            trunk, rank, kind = self.trunk, self.config.adapter.rank, role.split("/")[0]
+            like = self.like(lambda: roles.init_leaves(jax.random.key(0), kind, self.model, rank, trunk))
+            self._leaves[role] = self.load(role, like)
+        return self._leaves[role]
+
+    @cached_property
+    def _leaves(self) -> dict:
+        return {}
+
+    def text(self, ids) -> str:
+        return tokenize.detokenize(self.tokenizer, ids)

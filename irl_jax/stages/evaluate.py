@@ -1,0 +1,205 @@
+"""Everything against the golden reward, which no training step ever sees: policies, rewards, best-of-n, divergences."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from irl_jax import workdir
+from irl_jax.evaluation import best_of_n, golden, metrics
+from irl_jax.stages import context as contexts
+from irl_jax.stages import judging, sampling
+from irl_jax.stages import reward as reward_stage
+
+TILTING_BETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
+COMPARED_N = 16  # best-of-16 is what the paired comparisons are about
+
+
+def run(context) -> dict:
+    """Writes W/results.json and the material of the report, W/evaluate/report.json."""
+    config = context.config
+    judge = None
+    if config.golden.kind != "none":
+        judge = golden.make_judge(config, context.world, context.directory("evaluate"))
+    recipes = [*config.reward.recipes, *(c for c in config.reward.controls if judge or c != "golden")]
+    policies = [f"policy/{recipe}" for recipe in config.policy.recipes]
+    for role in policies:
+        sampling.draw(context, role, "eval", config.sample.policy_samples)
+    sets = {role: samples_of(context, judge, role) for role in ("init", "sft", *policies)}
+    demos = demonstrations_of(context, judge)
+    if demos is not None:
+        sets = {"init": sets["init"], "demo": demos, **{r: s for r, s in sets.items() if r != "init"}}
+    results = {
+        "schema": 1, "seed": config.seed,
+        "golden": {"name": judge.name, "heldout_accuracy": judge.heldout_accuracy} if judge else None,
+        "policies": {role: _policy_row(context, role, judged, recipes, judge) for role, judged in sets.items()},
+    }
+    results["rewards"], per_prompt = _rewards(context, judge, sets["sft"], recipes)
+    results["paired"] = _paired(sets, per_prompt, policies) if judge else []
+    results["divergences"] = _divergences(context, sets) if context.world else None
+    results["timing"] = {}
+    workdir.write_json(context.workdir.path / "results.json", results)
+    workdir.write_json(context.directory("evaluate") / "report.json", _report_material(sets, recipes, policies, judge))
+    _say(context, results)
+    return {}
+
+
+def samples_of(context, judge, role):
+    loaded = sampling.load(context, role, "eval")
+    own = loaded["logprobs"].astype(np.float64).sum(-1).reshape(-1)
+    return judging.Judged(context, judge, loaded["examples"], {role: own})
+
+
+def demonstrations_of(context, judge):
+    """The demonstrator's responses: to the evaluation prompts where the data have them, else the training ones."""
+    if context.world is not None:
+        prompts = context.evaluation
+        drawn = context.world.demonstrate([context.text(e.prompt) for e in prompts], seed=context.config.seed)
+        limit = context.config.data.max_response_tokens
+        examples = [e._replace(response=np.asarray(ids[:limit], np.int32), ended=len(ids) <= limit, source=p)
+                    for p, (e, ids) in enumerate(zip(prompts, drawn, strict=True))]
+    else:
+        paired = context.config.data.kind == "pairs" and not context.config.data.min_rating
+        examples = context.evaluation if paired else context.demonstrations[: max(200, len(context.evaluation))]
+        examples = [e._replace(source=p) for p, e in enumerate(examples)]
+    return judging.Judged(context, judge, examples)
+
+
+def _policy_row(context, role, judged, recipes, judge):
+    row = judged.summary(recipes, judge is not None)
+    row["kl_to_sft"] = row["kl_to_sft_stderr"] = None
+    if role == "sft":
+        row["kl_to_sft"] = row["kl_to_sft_stderr"] = 0.0
+    elif role != "demo":
+        ratio = judged.by_prompt(judged.logprob(role) - judged.logprob("sft")).mean(1)
+        row["kl_to_sft"], row["kl_to_sft_stderr"] = metrics.mean_stderr(ratio)
+    return row
+
+
+def _rewards(context, judge, sft, recipes):
+    """The rows of results.json's `rewards`, and best-of-n's per-prompt values for paired differences."""
+    heldout = judging.Judged(context, judge, sum(map(list, reward_stage.data_of(context, "init_sft")[1]), []))
+    positives = len(heldout.examples) // 2
+    source = np.array([example.source for example in heldout.examples])
+    groups = source[:positives], source[positives:]
+    pairs = _heldout_pairs(context, judge)
+    gold = sft.by_prompt(sft.golden) if judge else None
+    rows, per_prompt = {}, {}
+    for recipe in recipes:
+        values = sft.by_prompt(sft.reward(recipe))
+        on_samples = heldout.reward(recipe)
+        auc, auc_stderr = metrics.auc(on_samples[:positives], on_samples[positives:], groups)
+        row = {"auc_sft_against_init": auc, "auc_sft_against_init_stderr": auc_stderr, "heldout_auc": auc,
+               "heldout_auc_stderr": auc_stderr, "pair_accuracy": None, "spearman_golden": None,
+               "spearman_length": metrics.spearman_within_prompts(values, sft.by_prompt(sft.lengths)).mean}
+        if recipe in contexts.LEARNT:
+            own = workdir.read_json(context.directory(f"reward/{recipe}") / "heldout.json")
+            row["heldout_auc"], row["heldout_auc_stderr"] = own["auc"], own["auc_stderr"]
+        if pairs is not None:
+            chosen, rejected = np.split(pairs.reward(recipe), 2)
+            row["pair_accuracy"], row["pair_accuracy_stderr"] = metrics.pair_accuracy(chosen, rejected)
+        if judge:
+            row["spearman_golden"] = metrics.spearman_within_prompts(values, gold).mean
+            row["best_of_n"] = best_of_n.best_of_n(values, gold, context.config.eval.best_of)
+            if values.shape[1] >= COMPARED_N:
+                per_prompt[recipe] = best_of_n.best_of_n_per_prompt(values, gold, COMPARED_N).golden
+            row["tilting"] = best_of_n.tilting(values, gold, TILTING_BETAS)
+        rows[recipe] = row
+    if {"init_sft", "log_ratio"} <= set(recipes):
+        # Neyman-Pearson: no learnt reward separates sft from init better than the exact log-ratio, up to noise.
+        learnt, exact = (heldout.reward(recipe) for recipe in ("init_sft", "log_ratio"))
+        gap = metrics.auc_difference(learnt[:positives], learnt[positives:], exact[:positives], exact[positives:], groups)
+        rows["init_sft"]["auc_minus_log_ratio"] = gap._asdict()
+    return rows, per_prompt
+
+
+def _heldout_pairs(context, judge):
+    """Held-out preference pairs, chosen first and rejected after, or None."""
+    if not context.pairs:
+        return None
+    chosen, rejected = reward_stage.data_of(context, "preference")[1]
+    return judging.Judged(context, judge, list(chosen) + list(rejected)) if chosen else None
+
+
+def _paired(sets, best, policies) -> list[dict]:
+    """Differences prompt by prompt with their standard errors; golden unless the name says otherwise."""
+    mean = {role: judged.by_prompt(judged.golden).mean(1) for role, judged in sets.items() if role != "demo"}
+    length = {role: judged.by_prompt(judged.lengths).mean(1) for role, judged in sets.items() if role != "demo"}
+    name = f"best-of-{COMPARED_N} by"
+    rows = [("sft - init", mean["sft"], mean["init"])]
+    rows += [(f"{name} {recipe} - sft", values, mean["sft"]) for recipe, values in best.items()]
+    rows += [(f"{name} {recipe} - {name} length", values, best["length"])
+             for recipe, values in best.items() if "length" in best and recipe not in ("length", "random")]
+    rows += [(f"{role} - sft", mean[role], mean["sft"]) for role in policies]
+    rows += [(f"{role} - sft, length in tokens", length[role], length["sft"]) for role in policies]
+    return [{"name": name, **metrics.paired_difference(a, b)._asdict(), "n": len(a)} for name, a, b in rows]
+
+
+def _divergences(context, sets) -> dict:
+    """Forward and reverse KL to the demonstrator (nats a sequence), with what the reverse KL is made of."""
+    world, count = context.world, context.config.eval.divergence_prompts
+    demo_all = sets["demo"]
+    demo = judging.Judged(context, None, [e for e in demo_all.examples if e.source < count])
+    demo_law = _demonstrator_logprob(context, demo)
+    out = {}
+    for role, judged in sets.items():
+        if role == "demo":
+            continue
+        some = _first_samples(judged, count, context.config.sample.policy_samples)
+        policy = judging.Judged(context, None, [judged.examples[i] for i in some], {role: judged.logprob(role)[some]})
+        law = _demonstrator_logprob(context, policy)
+        out[role] = {**metrics.divergences(demo_law - demo.logprob(role), policy.by_prompt(law - policy.logprob(role))),
+                     **world.grammar_report(*policy.texts)}
+    return out
+
+
+def _first_samples(judged, prompts: int, samples: int) -> np.ndarray:
+    each = len(judged.examples) // len({e.source for e in judged.examples})
+    return np.array([p * each + k for p in range(min(prompts, len(judged.examples) // each)) for k in range(min(samples, each))])
+
+
+def _demonstrator_logprob(context, judged) -> np.ndarray:
+    return np.asarray(context.world.demonstrator_logprobs(
+        judged.texts[0], [list(map(int, e.response)) for e in judged.examples]), np.float64)
+
+
+def _report_material(sets, recipes, policies, judge) -> dict:
+    """Histograms, scatter and samples side by side for the report."""
+    histograms, scatter = {}, {}
+    sft = sets["sft"]
+    for recipe in recipes:
+        values = {role: judged.reward(recipe) for role, judged in sets.items()}
+        edges = np.histogram_bin_edges(np.concatenate(list(values.values())), 40)
+        histograms[recipe] = {role: {"edges": edges.tolist(), "counts": np.histogram(v, edges)[0].tolist()}
+                              for role, v in values.items()}
+        some = slice(0, 1500)
+        scatter[recipe] = {"length": sft.lengths[some].tolist(), "reward": sft.reward(recipe)[some].tolist(),
+                           "golden": sft.golden[some].tolist() if judge else None}
+    return {"histograms": histograms, "scatter": scatter, "samples": _side_by_side(sets, recipes, policies, judge)}
+
+
+def _side_by_side(sets, recipes, policies, judge, prompts: int = 24) -> list[dict]:
+    """For the first prompts: init, sft, the best of 16 by the first recipe, every policy."""
+    out = []
+    best_by = recipes[0]
+    for p in range(min(prompts, sets["sft"].by_prompt(sets["sft"].lengths).shape[0])):
+        responses = []
+        for role in ("init", "sft", f"best-of-16 by {best_by}", *policies):
+            judged = sets.get(role, sets["sft"])
+            each = judged.by_prompt(judged.lengths).shape[1]
+            index = p * each
+            if role.startswith("best-of"):
+                index += int(np.argmax(judged.reward(best_by)[index : index + min(16, each)]))
+            responses.append({"source": role, "text": judged.texts[1][index], "length": int(judged.lengths[index]),
+                              "golden": float(judged.golden[index]) if judge else None,
+                              "rewards": {r: float(judged.reward(r)[index]) for r in recipes if r not in ("golden", "random")}})
+        out.append({"prompt": sets["sft"].texts[0][p * (len(sets["sft"].examples) // len({e.source for e in sets["sft"].examples}))],
+                    "responses": responses})
+    return out
+
+
+def _say(context, results) -> None:
+    for role, row in results["policies"].items():
+        if row["golden_mean"] is not None:
+            context.say(f"golden {role}: {row['golden_mean']:.3f} +- {row['golden_stderr']:.3f}, {row['length_mean']:.1f} tokens")
+    for row in results["paired"]:
+        context.say(f"{row['name']}: {row['difference']:+.3f} +- {row['stderr']:.3f}")

@@ -1,0 +1,80 @@
+"""A set of responses with everything that is known of them: golden scores, log-probs by role, rewards by recipe."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from irl_jax.evaluation import metrics
+from irl_jax.stages import context as contexts
+
+
+class Judged:
+    """`examples` in prompt order; every quantity is computed once, float64 [n]."""
+
+    def __init__(self, context, judge, examples, logprobs: dict[str, np.ndarray] | None = None):
+        self.context, self.judge, self.examples = context, judge, examples
+        self._logprobs = dict(logprobs or {})
+        self._rewards: dict[str, np.ndarray] = {}
+        self._texts = None
+
+    @property
+    def texts(self) -> tuple[list[str], list[str]]:
+        """(prompts, responses) as text."""
+        if self._texts is None:
+            asked: dict[bytes, str] = {}
+            for example in self.examples:
+                asked.setdefault(example.prompt.tobytes(), self.context.text(example.prompt)
+                                 if example.prompt.tobytes() not in asked else "")
+            self._texts = ([asked[e.prompt.tobytes()] for e in self.examples],
+                           [self.context.text(e.response) for e in self.examples])
+        return self._texts
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(example.response) for example in self.examples], np.float64)
+
+    def logprob(self, role: str) -> np.ndarray:
+        """log pi_role(y|x), nats a sequence."""
+        if role not in self._logprobs:
+            self._logprobs[role] = self.context.scorer.logprobs(self.context.leaves(role), self.examples)
+        return self._logprobs[role]
+
+    def reward(self, recipe: str) -> np.ndarray:
+        """The recipe's reward: a learnt logit, or one of the controls."""
+        if recipe not in self._rewards:
+            self._rewards[recipe] = self._reward(recipe)
+        return self._rewards[recipe]
+
+    @property
+    def golden(self) -> np.ndarray:
+        return self.reward("golden")
+
+    def _reward(self, recipe: str) -> np.ndarray:
+        if recipe == "golden":
+            return np.asarray(self.judge.score(*self.texts), np.float64)
+        if recipe == "log_ratio":
+            return self.logprob("sft") - self.logprob("init")
+        if recipe == "length":
+            return self.lengths
+        if recipe == "random":
+            return np.random.default_rng([self.context.config.seed, len(self.examples)]).standard_normal(len(self.examples))
+        assert recipe in contexts.LEARNT, recipe
+        return self.context.scorer.rewards(self.context.leaves(f"reward/{recipe}"), self.examples)
+
+    def by_prompt(self, values: np.ndarray) -> np.ndarray:
+        """Values [n] as [P, n / P]: every prompt has as many samples."""
+        prompts = len({example.source for example in self.examples})
+        return values.reshape(prompts, -1)
+
+    def summary(self, recipes, has_golden: bool) -> dict:
+        """The row of results.json's `policies`."""
+        golden, stderr = metrics.mean_stderr(self.by_prompt(self.golden).mean(1)) if has_golden else (None, None)
+        tokens = self.lengths.sum()
+        return {
+            "golden_mean": golden, "golden_stderr": stderr, "length_mean": float(self.lengths.mean()),
+            "ended_share": float(np.mean([example.ended for example in self.examples])),
+            "distinct_2": metrics.distinct_n([example.response for example in self.examples], 2),
+            "init_logprob": float(self.logprob("init").sum() / tokens),
+            "rewards": {recipe: float(self.reward(recipe).mean()) for recipe in recipes},
+            "n": len({example.source for example in self.examples}),
+        }

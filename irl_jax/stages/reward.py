@@ -1,0 +1,96 @@
+"""Rewards: one discriminator a recipe, a scalar logit at the end of the response. Positive means demonstrator-like."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from irl_jax import sharding, steps, workdir
+from irl_jax.data import batching, recipes
+from irl_jax.errors import UserError
+from irl_jax.evaluation import metrics
+from irl_jax.stages import context as contexts
+from irl_jax.stages import sampling, training
+
+
+def run(context) -> dict:
+    """Trains every recipe of config.reward.recipes; leaves W/reward/<recipe> with its held-out AUC in heldout.json."""
+    total = {"seconds": 0.0, "compile_seconds": 0.0, "tokens_per_second": 0.0}
+    for recipe in context.config.reward.recipes:
+        if recipe not in contexts.LEARNT:
+            raise UserError(f"config.reward.recipes: unknown recipe '{recipe}'; one of {', '.join(contexts.LEARNT)}")
+        name = f"reward/{recipe}"
+        if context.workdir.is_done(name):
+            continue
+        info = train_recipe(context, recipe)
+        context.workdir.mark_done(name, info)
+        total["seconds"] += info["seconds"]
+        total["compile_seconds"] += info["compile_seconds"]
+        total["tokens_per_second"] = info["tokens_per_second"]
+    return total
+
+
+def data_of(context, recipe: str):
+    """(train, heldout) of a recipe; each a pair of equally long lists (positives, negatives) of Example."""
+    if recipe == "preference" and not context.pairs:
+        raise UserError("config.reward.recipes: 'preference' needs pairs; set data.preference_source to a JSONL file of "
+                        "{prompt, chosen, rejected}, or leave the recipe out")
+    return recipes.build_reward_data(
+        recipe, demos=context.demonstrations, init_samples=sampling.load(context, "init", "reward")["examples"],
+        sft_samples=sampling.load(context, "sft", "reward")["examples"], pairs=context.pairs if recipe == "preference" else [],
+        heldout_fraction=context.config.reward.heldout_fraction, seed=context.config.seed)
+
+
+def train_recipe(context, recipe: str) -> dict:
+    """One discriminator, stopped early on the held-out prompts; writes its held-out scores."""
+    config = context.config.reward
+    name = f"reward/{recipe}"
+    train, heldout = data_of(context, recipe)
+    loss = "bradley_terry" if recipe == "preference" else "bce"
+    leaves = context.init_leaves("reward", f"{name}/leaves")
+    optimizer = steps.make_optimizer(config, config.steps)
+    step = training.compiled(context, ("reward", loss),
+                             lambda: steps.make_reward_step(context.model, optimizer, config.accumulate, loss))
+    feed = _pair_feed(context, config, train)
+
+    def evaluate(state):
+        positive, negative = _scores(context, state.leaves, heldout)
+        margin = positive - negative if loss == "bradley_terry" else np.concatenate([positive, -negative])
+        return {"heldout_loss": float(np.logaddexp(0.0, -margin).mean()), "heldout_auc": metrics.auc(positive, negative)[0]}
+
+    state, info = training.fit(context, name, step, steps.init_state(leaves, optimizer), context.trunk, feed, config.steps,
+                               evaluate=evaluate, eval_every=config.eval_every, patience=config.patience)
+    context.save(name, state.leaves)
+    positive, negative = _scores(context, state.leaves, heldout)
+    auc, stderr = metrics.auc(positive, negative)
+    workdir.write_json(context.directory(name) / "heldout.json",
+                               {"auc": auc, "auc_stderr": stderr, "positives": len(positive), "negatives": len(negative),
+                                "pair_accuracy": float((positive > negative).mean()) if recipe == "preference" else None})
+    context.say(f"{name}: held-out AUC {auc:.3f}")
+    return info
+
+
+def _scores(context, leaves, parts):
+    positives, negatives = parts
+    scores = context.scorer.rewards(leaves, positives + negatives)
+    return scores[: len(positives)], scores[len(positives) :]
+
+
+def _pair_feed(context, config, parts):
+    """Batches of positives, then as many negatives: pair i in both halves, as Bradley-Terry needs."""
+    positives, negatives = parts
+    if not positives:
+        raise UserError("config.reward: no training data for this recipe; sample more prompts or lower heldout_fraction")
+    both = positives + negatives
+    longest = context.config.data.max_prompt_tokens + context.config.data.max_response_tokens
+    length = batching.bucket_length(max(len(e.prompt) + len(e.response) for e in both), longest)
+    size = training.batch_rows(config.batch_size, 2 * config.accumulate, context.mesh, "reward") // 2
+    indices = batching.feed(len(positives), size, context.config.seed)
+
+    def feed(step, state):
+        del state
+        chosen = indices(step)
+        rows = [positives[i] for i in chosen] + [negatives[i] for i in chosen]
+        labels = [1.0] * len(chosen) + [0.0] * len(chosen)
+        return context.put(batching.reward_rows(rows, labels, length))
+
+    return feed

@@ -1,0 +1,68 @@
+"""Samples of a role in W/samples/<role>: drawn once, read by every later stage."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from irl_jax import sampler, sharding, workdir
+from irl_jax.stages import scoring
+
+
+def prompts_of(context, part: str) -> list[np.ndarray]:
+    """The prompts of a part: 'reward' (training prompts) or 'eval' (evaluation prompts), as ids."""
+    return context.reward_prompts if part == "reward" else [example.prompt for example in context.evaluation]
+
+
+def draw(context, role: str, part: str, count: int) -> int:
+    """Samples `count` responses a prompt from a role into W/samples/<role>; returns the tokens drawn (0 if kept)."""
+    directory = context.directory("samples") / role.replace("/", "_")
+    path = directory / f"{part}.npz"
+    if path.exists():
+        return 0
+    prompts = prompts_of(context, part)
+    data = context.config.data
+    group = min(count, 16)  # samples decoded together share one prompt part; more come in further calls
+    group = next(g for g in range(group, 0, -1) if count % g == 0)
+    rows = max(1, context.config.sample.rows // group)
+    draw_group = _compiled(context, group)
+    parts = []
+    for first in range(0, count, group):
+        parts.append(sampler.sample_prompts(
+            draw_group, context.variables(role), prompts, list(range(len(prompts))), scoring.round_up(rows, context.mesh),
+            context.key(f"samples/{role}/{part}/{first}"), max_prompt=data.max_prompt_tokens, put=context.put,
+            progress=f"sample {role} {part}"))
+    joined = [np.concatenate([np.asarray(getattr(p, field)) for p in parts], axis=1)
+              for field in ("tokens", "mask", "ended", "behaviour_logprobs")]
+    arrays = dict(zip(("tokens", "mask", "ended", "logprobs"), joined, strict=True))
+    directory.mkdir(parents=True, exist_ok=True)
+    _write_text(context, directory / f"{part}.jsonl", prompts, arrays)
+    workdir.save_arrays(path, **arrays)  # last: its presence says that the part is whole
+    return int(arrays["mask"].sum())
+
+
+def _compiled(context, group: int):
+    """The jitted sampler for `group` samples a prompt, one a context, so that roles share its traces."""
+    if group not in context.samplers:
+        draw_one = sampler.make_sampler(context.model, samples=group, max_tokens=context.config.data.max_response_tokens,
+                                        eos_ids=context.eos_ids, pad_id=context.pad_id)
+        context.samplers[group] = sharding.compile_step(draw_one, context.mesh)
+    return context.samplers[group]
+
+
+def _write_text(context, path, prompts, arrays) -> None:
+    lines = []
+    for p, prompt in enumerate(prompts):
+        question = context.text(prompt)
+        for k in range(arrays["tokens"].shape[1]):
+            size = int(arrays["mask"][p, k].sum())
+            lines.append({"prompt": question, "response": context.text(arrays["tokens"][p, k, :size]),
+                          "logprob": round(float(arrays["logprobs"][p, k].sum()), 4), "tokens": size,
+                          "ended": bool(arrays["ended"][p, k])})
+    workdir.write_jsonl(path, lines)
+
+
+def load(context, role: str, part: str) -> dict:
+    """Samples drawn earlier: {'tokens', 'mask', 'ended', 'logprobs'} [P, K, T] with 'examples', their flat list."""
+    arrays = workdir.load_arrays(context.directory("samples") / role.replace("/", "_") / f"{part}.npz")
+    arrays["examples"] = scoring.examples_of(prompts_of(context, part), arrays["tokens"], arrays["mask"], arrays["ended"])
+    return arrays

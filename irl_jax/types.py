@@ -1,0 +1,111 @@
+"""Batch structures and the axis glossary.
+
+Axes, as used in array names: B prompts or rows, K samples a prompt, S prompt tokens, T response tokens (or row length),
+V vocabulary, D model width, H heads, L layers, R adapter rank. Log-probs and divergences are in nats.
+
+The EOS token is an action: it is part of the response, of every mask and of every log-prob. A response that the length
+limit cut carries none.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = Any  # jax.Array or numpy.ndarray
+PyTree = Any
+
+
+class Example(NamedTuple):
+    """One tokenised (prompt, response) on the host.
+
+    prompt: int32 ids. response: int32 ids, EOS included where `ended`. source: index of the record it came from.
+    """
+
+    prompt: np.ndarray
+    response: np.ndarray
+    ended: bool
+    source: int = -1
+
+
+class Pair(NamedTuple):
+    """Two responses to one prompt, the first preferred."""
+
+    chosen: Example
+    rejected: Example
+
+
+class TokenBatch(NamedTuple):
+    """Rows of one or several (packed) sequences, prompt followed by response, padded on the right.
+
+    tokens, positions, segments: int32 [B, T]; segments are 1, 2, ... per sequence and 0 at padding; positions restart at
+    0 in each segment. mask: float32 [B, T], 1 at response tokens (EOS included): those whose log-prob counts. The log-prob
+    of tokens[:, t] is read from the hidden state at t - 1, so mask[:, 0] is always 0, as is the first token of a segment.
+    """
+
+    tokens: Array
+    positions: Array
+    segments: Array
+    mask: Array
+
+
+class RewardBatch(NamedTuple):
+    """Single sequences (never packed) with labels.
+
+    last: int32 [B], index of the last response token, where the scalar head reads the logit. label: float32 [B], 1 for
+    positives (demonstrator-like), 0 for negatives. weight: float32 [B], 0 at rows that only pad the batch. For
+    Bradley-Terry, rows 0 .. B/2-1 are chosen and rows B/2 .. B-1 the rejected ones of the same prompts in the same order.
+    """
+
+    rows: TokenBatch
+    last: Array
+    label: Array
+    weight: Array
+
+
+class PolicyBatch(NamedTuple):
+    """Sampled sequences with what the policy gradient needs.
+
+    advantage: float32 [B], per sequence. reference_logprobs and behaviour_logprobs: float32 [B, T], aligned with
+    rows.tokens, 0 where rows.mask is 0. weight: float32 [B].
+    """
+
+    rows: TokenBatch
+    advantage: Array
+    reference_logprobs: Array
+    behaviour_logprobs: Array
+    weight: Array
+
+
+class PromptBatch(NamedTuple):
+    """Prompts padded on the right. tokens: int32 [B, S]; lengths: int32 [B]; ids: int32 [B], the prompt's number, which
+    keys its randomness."""
+
+    tokens: Array
+    lengths: Array
+    ids: Array
+
+
+class SampleBatch(NamedTuple):
+    """K sampled responses for each of B prompts.
+
+    tokens: int32 [B, K, T], the pad id after the end. mask: float32 [B, K, T], 1 at response tokens, EOS included.
+    ended: bool [B, K], whether EOS was sampled within the limit. behaviour_logprobs: float32 [B, K, T], of the
+    distribution drawn from (after temperature and filters). logprobs: float32 [B, K, T], of the model itself
+    (temperature 1, unfiltered), or None where not asked for. Both are 0 where mask is 0.
+    """
+
+    tokens: Array
+    mask: Array
+    ended: Array
+    behaviour_logprobs: Array
+    logprobs: Array | None
+
+
+class TrainState(NamedTuple):
+    """leaves: the role's trainable leaves; opt_state: optax's; step: int32 scalar, optimizer updates done."""
+
+    leaves: PyTree
+    opt_state: PyTree
+    step: Array

@@ -1,0 +1,248 @@
+"""The workdir: one folder a run, opened by one process at a time, belonging to one config, written atomically."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+
+import numpy as np
+from ml_collections import ConfigDict
+
+import irl_jax
+from irl_jax.config import default
+from irl_jax.errors import UserError
+
+CONFIG, LOCK, DONE = "config.json", ".lock", "done.json"
+FREE = ("checkpoint.",)  # keys that change no result: a workdir may be continued with others
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
+
+
+class Workdir:
+    """A run's folder: opened or made, locked to this process, refused to another config.
+
+    Args:
+      path: the folder; made where missing.
+      config: the resolved config of the run.
+
+    Raises:
+      UserError: the folder is somebody else's, belongs to another config, or is in use.
+    """
+
+    def __init__(self, path, config: ConfigDict):
+        self.path = pathlib.Path(path).expanduser()
+        self.config = config
+        _refuse_foreign(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / LOCK, "a")
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot write the workdir there: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise UserError(
+                f"{self.path}: another irl_jax process is using this workdir; wait for it or choose another"
+            ) from None
+        try:
+            if (self.path / CONFIG).exists():
+                _refuse_other_config(self.path, config)
+            else:
+                write_json(self.path / CONFIG, _describe_run(config))
+        except UserError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Releases the lock; the process's end does so too."""
+        self._lock.close()
+
+    def __enter__(self) -> Workdir:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def stage(self, name: str) -> pathlib.Path:
+        """The stage's folder (`sft`, `policy/init_sft`), made where missing."""
+        folder = self.path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def is_done(self, stage: str) -> bool:
+        """Whether `mark_done` was called for the stage."""
+        return (self.path / stage / DONE).exists()
+
+    def mark_done(self, stage: str, timing: dict) -> None:
+        """Marks the stage as finished; `timing` is what results.json says under timing.<stage>."""
+        write_json(self.stage(stage) / DONE, {"timing": timing})
+
+    def timing(self, stage: str) -> dict:
+        """The timing given to `mark_done`."""
+        return read_json(self.path / stage / DONE)["timing"]
+
+
+def read_config(path) -> ConfigDict:
+    """The resolved config of an existing workdir.
+
+    Raises:
+      UserError: no workdir there, or its config.json is unreadable or from another version's keys.
+    """
+    path = pathlib.Path(path).expanduser()
+    if not (path / CONFIG).is_file():
+        raise UserError(f"{path}: not a workdir (no {CONFIG} there); give the --workdir of a run")
+    stored = read_json(path / CONFIG)
+    config = default()
+    expected = _leaves(config.to_dict())
+    found = _leaves(stored.get("config", {}) if isinstance(stored, dict) else {})
+    for key in [*expected, *found]:
+        if (key in expected) != (key in found):
+            where = "unknown to this version" if key in found else "missing"
+            raise UserError(f"{path / CONFIG}: key {key} is {where}; the workdir was written by another version of irl_jax")
+    for key, value in found.items():
+        with config.unlocked():
+            config.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value})
+    return config
+
+
+def read_json(path) -> dict:
+    """A JSON file's content.
+
+    Raises:
+      UserError: the file is missing or broken.
+    """
+    try:
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the stage that writes it") from None
+    except ValueError as error:
+        raise UserError(f"{path}: broken JSON ({error}); remove the file to have it written again") from None
+
+
+def write_json(path, obj) -> None:
+    """Writes `obj` as JSON, whole or not at all; numpy numbers become numbers, NaN and infinities null."""
+    text = json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    _write(pathlib.Path(path), lambda file: file.write(text.encode()))
+
+
+def append_jsonl(path, *records: dict) -> None:
+    """Appends one line a record."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("".join(_line(record) for record in records))
+
+
+def write_jsonl(path, records) -> None:
+    """Writes one line a record, the whole file or nothing."""
+    _write(pathlib.Path(path), lambda file: file.writelines(_line(record).encode() for record in records))
+
+
+def read_jsonl(path) -> list[dict]:
+    """The records of a file of ours, less a last line that a kill cut short; [] where there is no file."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        return []
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in whole.split("\n") if line]
+
+
+def save_arrays(path, **arrays) -> None:
+    """Writes named numpy arrays as one .npz, whole or not at all."""
+    _write(pathlib.Path(path), lambda file: np.savez(file, **arrays))
+
+
+def load_arrays(path) -> dict[str, np.ndarray]:
+    """The arrays that `save_arrays` wrote."""
+    with np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
+
+
+def _write(path: pathlib.Path, fill) -> None:
+    """Fills a temporary file beside `path`, then puts it in its place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _line(record: dict) -> str:
+    return json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(obj):
+    """`obj` in JSON's own types."""
+    if isinstance(obj, dict):
+        return {str(key): _plain(value) for key, value in obj.items()}
+    if isinstance(obj, (list, tuple)):
+        return [_plain(value) for value in obj]
+    if isinstance(obj, ConfigDict):
+        return _plain(obj.to_dict())
+    if isinstance(obj, pathlib.PurePath):
+        return str(obj)
+    if hasattr(obj, "tolist"):  # numpy and jax arrays and scalars
+        return _plain(obj.tolist())
+    if isinstance(obj, float) and not math.isfinite(obj):
+        return None
+    return obj
+
+
+def _refuse_foreign(path: pathlib.Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file; --workdir takes a folder")
+    if path.is_dir() and not (path / CONFIG).exists() and any(entry.name != LOCK for entry in path.iterdir()):
+        raise UserError(f"{path}: not empty and not a workdir (no {CONFIG} there); choose another --workdir")
+
+
+def _refuse_other_config(path: pathlib.Path, config: ConfigDict) -> None:
+    stored = read_json(path / CONFIG)
+    if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
+        raise UserError(f"{path / CONFIG}: not a config.json of irl_jax; choose another --workdir")
+    there, here = _leaves(stored["config"]), _leaves(_plain(config))
+    keys = [key for key in dict.fromkeys([*here, *there]) if not key.startswith(FREE)]
+    different = [key for key in keys if key not in here or key not in there or here[key] != there[key]]
+    if different:
+        shown = "; ".join(f"{key} is {_show(there, key)} there and {_show(here, key)} now" for key in different[:3])
+        more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
+        raise UserError(f"{path}: belongs to another config: {shown}{more}; choose another --workdir or the same config")
+
+
+def _show(leaves: dict, key: str) -> str:
+    return json.dumps(leaves[key]) if key in leaves else "absent"
+
+
+def _leaves(tree: dict, prefix: str = "") -> dict:
+    """{dotted key: value} of a nested dict."""
+    leaves = {}
+    for key, value in tree.items():
+        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return leaves
+
+
+def _describe_run(config: ConfigDict) -> dict:
+    versions = {"irl_jax": irl_jax.__version__, "python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"config": config, "seed": config.seed, "versions": versions, "git_commit": _git_commit()}
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this package is run from (with -dirty where files differ), or None."""
+    root = pathlib.Path(irl_jax.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

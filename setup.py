@@ -1,0 +1,48 @@
+"""Packaging. Ranges are what the tests ran with; launch/constraints.txt has the exact versions."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "irl_jax" / "__init__.py").read_text(), re.MULTILINE)[1]
+README = ROOT / "README.md"
+
+setup(
+    name="irl_jax",
+    version=VERSION,
+    description="Inverse reinforcement learning from demonstrations, for language models, in JAX",
+    long_description=README.read_text() if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["irl_jax", "irl_jax.*"]),
+    entry_points={"console_scripts": ["irl_jax=irl_jax.cli:entry"]},
+    # all Apache-2.0, BSD, MIT, MPL-2.0 (tqdm) or matplotlib's own PSF-like licence; none brings torch, TensorFlow or libtpu
+    install_requires=[
+        "jax>=0.10.2,<0.11",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "grain>=0.2.18,<0.3",
+        "transformers>=5.23,<6",
+        "tensorflow-datasets>=4.9.10,<5",  # read without TensorFlow, through array_record
+        "array_record>=0.8.6,<0.9; sys_platform != 'win32'",
+        "importlib_resources>=7.1,<8",  # tensorflow-datasets imports it without saying so
+        "ml_collections>=1.1,<2",
+        "safetensors>=0.8,<0.9",
+        "scikit-learn>=1.9,<2",
+        "matplotlib>=3.11,<4",
+        "tqdm>=4.70,<5",
+        "numpy>=2.4,<3",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.2,<0.11"],
+        "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
+        "test": ["pytest>=9.2,<10", "pytest-xdist>=3.8,<4"],
+        "torch": ["torch==2.13.0"],  # only to compare logits with, in the tests
+        "dev": ["ruff>=0.17,<0.18"],
+    },
+)

@@ -1,0 +1,48 @@
+"""Fixtures and settings that every test shares."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pytest  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def shared_folder() -> pathlib.Path:
+    """Where the shared data and models are, if they are anywhere."""
+    return pathlib.Path(os.environ.get("IRL_JAX_SHARED") or ROOT.parent / "shared")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves the slow tests out unless a -m expression or a test's own id asks for them."""
+    if config.getoption("-m") or any("::" in argument for argument in config.args):
+        return
+    slow = [item for item in items if "slow" in item.keywords]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if "slow" not in item.keywords]
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """The folder of shared data and models, or a skip that says what is missing."""
+    folder = shared_folder()
+    if not folder.is_dir():
+        pytest.skip("no shared data: set IRL_JAX_SHARED or put them in ../shared")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """The torch module for comparisons; without it a skip, or a failure where IRL_JAX_REQUIRE_TORCH=1."""
+    try:
+        import torch as module
+    except ImportError as error:
+        message = f"torch is not installed ({error}): IRL_JAX_TEST_TORCH=1 bash launch/test.sh installs it"
+        if os.environ.get("IRL_JAX_REQUIRE_TORCH") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    return module

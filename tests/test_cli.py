@@ -1,0 +1,219 @@
+"""The command line: verbs, flags, overrides, one clear line for the user's mistakes, a traceback for ours."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from irl_jax import cli, stages
+from irl_jax.config import default
+from irl_jax.errors import UserError
+from irl_jax.stages import generate as generate_verbs
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def command(*arguments, cwd=ROOT):
+    return subprocess.run([sys.executable, "-m", "irl_jax", *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture
+def pipeline(monkeypatch):
+    """The calls of run_pipeline, instead of the pipeline."""
+    calls = []
+    monkeypatch.setattr(stages, "run_pipeline", lambda config, path, names: calls.append((config, path, names)))
+    return calls
+
+
+def refusal(capsys, *arguments) -> str:
+    """The one line that main prints for the user's mistake."""
+    assert cli.main(list(arguments)) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.endswith("\n") and err.count("\n") == 1 and err.startswith("irl_jax: error: ")
+    return err
+
+
+def test_help_is_quick_and_loads_no_jax():
+    command("--help")  # compiles the bytecode
+    started = time.monotonic()
+    assert "generate" in command("--help").stdout
+    assert time.monotonic() - started < 1
+    script = "import sys, irl_jax.cli as c; c.parse(['run', '--workdir=w']); c.load_config(''); sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
+    assert "--config.SECTION.KEY=VALUE" in command("run", "--help").stdout
+
+
+def test_run_dispatches_the_typed_config(pipeline):
+    arguments = [
+        "run", "--workdir=W", "--stages=sft,sample", "--config.sft.learning_rate=2", "--config.sft.steps=7", "--config.sft.packing=False",
+        "--config.model.path=a=b", "--config.reward.recipes=init_sft,init_demo", "--config.eval.best_of=(1, 4)", "--config.reward.controls=",
+    ]  # fmt: skip
+    assert cli.main(arguments) == 0
+    ((config, path, names),) = pipeline
+    assert (path, names) == ("W", ("sft", "sample"))
+    assert (config.sft.learning_rate, config.sft.steps, config.sft.packing) == (2.0, 7, False)
+    assert isinstance(config.sft.learning_rate, float)
+    assert config.model.path == "a=b"
+    assert (config.reward.recipes, config.eval.best_of, config.reward.controls) == (("init_sft", "init_demo"), (1, 4), ())
+    assert config.is_locked
+    untouched = default()
+    assert config.policy == untouched.policy and config.data == untouched.data
+
+
+def test_default_config_is_the_testbed(pipeline):
+    assert cli.main(["run", "--workdir=W"]) == 0
+    assert cli.main(["run", "--workdir=W", f"--config={ROOT / 'configs' / 'testbed.py'}"]) == 0
+    assert pipeline[0] == pipeline[1] == (default(), "W", ())
+    cli.main(["run", "--workdir=W", f"--config={ROOT / 'configs' / 'testbed.py'}:smoke"])
+    assert pipeline[2][0].pretrain.steps < default().pretrain.steps
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.name)
+def test_every_config_file_loads(path):
+    for variant in ("", ":smoke"):
+        assert cli.load_config(f"{path}{variant}").is_locked
+    with pytest.raises(UserError, match="unknown variant 'nonesuch'"):
+        cli.load_config(f"{path}:nonesuch")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["run,generate,score"]),
+        (["runn"], ["unknown verb 'runn'", "did you mean 'run'", "generate"]),
+        (["run"], ["--workdir"]),
+        (["run", "--workdir=W", "--stage=sft"], ["unknown argument '--stage'", "did you mean '--stages'"]),
+        (["run", "--workdir=W", "sft"], ["unknown argument 'sft'", "--stages"]),
+        (["run", "--workdir=W", "--config=configs/testbd.py"], ["no such file", "testbed.py"]),
+        (["run", "--workdir=W", "--config.sft.learnig_rate=1"], ["'sft.learnig_rate'", "did you mean 'sft.learning_rate'"]),
+        (["run", "--workdir=W", "--config.lerning_rate=1"], ["'lerning_rate'", "learning_rate'?"]),
+        (["run", "--workdir=W", "--config.rewrad.steps=1"], ["did you mean 'reward.steps'"]),
+        (["run", "--workdir=W", "--config.sft=1"], ["is a section", "sft.learning_rate"]),
+        (["run", "--workdir=W", "--config.sft.steps=1.5"], ["sft.steps=1.5", "a whole number"]),
+        (["run", "--workdir=W", "--config.sft.learning_rate=fast"], ["sft.learning_rate=fast", "a number"]),
+        (["run", "--workdir=W", "--config.sft.learning_rate=nan"], ["finite"]),
+        (["run", "--workdir=W", "--config.sft.packing=maybe"], ["true or false"]),
+        (["run", "--workdir=W", "--config.eval.best_of=1,b"], ["eval.best_of=b", "a whole number"]),
+        (["run", "--workdir=W", "--config.reward.recipes=(a"], ["separated by commas"]),
+        (["run", "--workdir=W", "--config.sft.packing"], ["--config.sft.packing=VALUE"]),
+        (["run", "--workdir=W", "--stages=sfft"], ["unknown stage 'sfft'", "pretrain"]),
+        (["generate", "--model=M", "--out=o.jsonl"], ["--prompts"]),
+        (["generate", "--model=M", "--prompts=none.jsonl", "--out=o.jsonl"], ["--prompts=none.jsonl: no such file"]),
+        (["generate", "--prompts=p.jsonl", "--out=o.jsonl"], ["either --model=DIR", "--workdir=W"]),
+        (["generate", "--model=M", "--workdir=W", "--prompts=p.jsonl", "--out=o.jsonl"], ["either"]),
+        (["generate", "--model=M", "--role=sft", "--prompts=p.jsonl", "--out=o.jsonl"], ["--role: needs --workdir"]),
+        (["score", "--model=M", "--reward=init_sft", "--data=p.jsonl", "--out=o.jsonl"], ["--reward: needs --workdir"]),
+        (["generate", "--workdir=W", "--best_of=4", "--prompts=p.jsonl", "--out=o.jsonl"], ["--best_of: needs --reward"]),
+        (["generate", "--workdir=W", "--reward=r", "--samples=4", "--prompts=p.jsonl", "--out=o.jsonl"], ["drop one"]),
+        (["generate", "--model=M", "--prompts=p.jsonl", "--out=none/o.jsonl"], ["--out=none/o.jsonl", "folder that exists"]),
+        (["generate", "--model=M", "--prompts=p.jsonl", "--out=o.jsonl", "--temperature=-1"], ["--temperature", "out of range"]),
+        (["generate", "--model=M", "--prompts=p.jsonl", "--out=o.jsonl", "--top_p=0"], ["--top_p", "out of range"]),
+        (["generate", "--model=M", "--prompts=p.jsonl", "--out=o.jsonl", "--samples=two"], ["--samples", "invalid int"]),
+        (["score", "--workdir=W", "--data=p.jsonl", "--out=o.jsonl", "--config.seed=1"], ["only run takes a config"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and value and value[0] in cli.VERBS else "",
+)
+def test_mistakes_are_one_line_and_status_2(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "testbed.py").write_text("")
+    line = refusal(capsys, *arguments)
+    assert all(word in line for word in words), line
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["configs", "p.jsonl"]  # nothing was made on the way
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("c.sft.learnig_rate = 1", ["line 4", "unknown config key 'learnig_rate'; did you mean 'learning_rate'?"]),
+        ("c.sft.batch_size = 'x'", ["line 4", "batch_size"]),
+        ("c.policy = c.polcy", ["line 4", "unknown config key 'polcy'; did you mean 'policy'?"]),
+        ("c.sft.zzzz", ["line 4", "unknown config key 'zzzz'"]),
+        ("c.sftt.batch_size = 1", ["line 4", "unknown config key 'sftt'; did you mean 'sft'?"]),
+        ("raise ValueError('c.py: unknown variant')", ["unknown variant"]),
+        ("return c +", ["line 4", "invalid syntax"]),
+        ("return {}", ["must return the ConfigDict"]),
+        ("c = type(c)({'seed': 1})", ["'adapter.alpha' is missing"]),
+        ("c.unlock(); c.sft.momentum = 1", ["unknown config key 'sft.momentum'"]),
+    ],
+)
+def test_mistakes_in_a_config_file(tmp_path, capsys, body, words):
+    path = tmp_path / "c.py"
+    path.write_text(
+        f"from irl_jax.config import default\ndef get_config(name=''):\n    c = default()\n    {body}\n    return c\n"
+    )
+    line = refusal(capsys, "run", f"--workdir={tmp_path / 'w'}", f"--config={path}")
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "w").exists()
+
+
+def test_config_file_without_get_config(tmp_path, capsys):
+    (tmp_path / "c.py").write_text("x = 1\n")
+    assert "has no get_config()" in refusal(capsys, "run", "--workdir=W", f"--config={tmp_path / 'c.py'}")
+
+
+def test_a_bug_in_a_config_file_keeps_its_traceback(tmp_path):
+    (tmp_path / "c.py").write_text("def get_config(name=''):\n    return None.x\n")
+    with pytest.raises(AttributeError):
+        cli.main(["run", "--workdir=W", f"--config={tmp_path / 'c.py'}"])
+
+
+def test_our_own_bug_keeps_its_traceback_and_status_1(tmp_path):
+    script = (
+        "import sys\nfrom irl_jax import cli, stages\n"
+        "stages.run_pipeline = lambda *_: {}['ours']\n"
+        "sys.exit(cli.main(['run', '--workdir=W']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "KeyError: 'ours'" in done.stderr
+
+
+def test_user_errors_from_below_are_one_line(monkeypatch, capsys):
+    def refuse(*_):
+        raise UserError("data.jsonl, line 3:\nno field 'prompt'")
+
+    monkeypatch.setattr(stages, "run_pipeline", refuse)
+    assert refusal(capsys, "run", "--workdir=W") == "irl_jax: error: data.jsonl, line 3: no field 'prompt'\n"
+
+
+def test_interrupt_is_status_130(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "run_pipeline", interrupt)
+    assert cli.main(["run", "--workdir=W"]) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_generate_and_score_get_their_flags(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(generate_verbs, "generate", seen.append)
+    monkeypatch.setattr(generate_verbs, "score", seen.append)
+    (tmp_path / "p.jsonl").write_text("")
+    files = [f"--prompts={tmp_path / 'p.jsonl'}", f"--out={tmp_path / 'o.jsonl'}"]
+    assert cli.main(["generate", "--workdir=W", "--role=policy", "--reward=init_sft", "--best_of=16", *files]) == 0
+    assert (
+        cli.main(["generate", "--model=M", "--temperature=0", "--top_k=5", "--top_p=0.9", "--samples=3", "--seed=4", *files]) == 0
+    )
+    assert cli.main(["score", "--model=M", f"--data={tmp_path / 'p.jsonl'}", f"--out={tmp_path / 'o.jsonl'}", "--eos"]) == 0
+    best, plain, score = seen
+    assert (best.workdir, best.model, best.role, best.reward, best.best_of, best.max_tokens) == (
+        "W",
+        None,
+        "policy",
+        "init_sft",
+        16,
+        None,
+    )
+    assert (plain.temperature, plain.top_k, plain.top_p, plain.samples, plain.seed, plain.max_tokens) == (0.0, 5, 0.9, 3, 4, 64)
+    assert (score.model, score.eos, score.role, score.reward) == ("M", True, None, None)
+
+
+def test_another_config_in_a_workdir_is_status_2(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"config": {**json.loads(default().to_json_best_effort()), "seed": 5}}))
+    done = command("run", f"--workdir={tmp_path}")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "seed is 5 there and 0 now" in done.stderr

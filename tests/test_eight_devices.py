@@ -1,0 +1,113 @@
+"""Eight forced host devices (fsdp=4, tensor=2) give one device's losses and gradient norms: 20 steps of every kind.
+
+In a process of its own, for the number of devices is fixed when jax starts. The learning rate is 3e-4, so that rounding
+differences, which Adam turns into differences of whole updates where a gradient is near 0, stay below the tolerance.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+KINDS = ("sft", "bce", "bradley_terry", "policy", "policy_k2")
+STEPS, B, T = 20, 8, 12
+TOLERANCE = 1e-5
+
+
+def batch_of(kind, number):
+    """Rows of uneven lengths; one in eight only pads."""
+    from irl_jax.types import PolicyBatch, RewardBatch, TokenBatch
+
+    rng = np.random.default_rng(number)
+    index = np.arange(T)[None]
+    prompt, length = rng.integers(1, 4, (B, 1)), rng.integers(6, T + 1, (B, 1))
+    inside = index < length
+    rows = TokenBatch(
+        np.where(inside, rng.integers(1, 33, (B, T)), 0).astype(np.int32),
+        np.where(inside, index, 0).astype(np.int32),
+        inside.astype(np.int32),
+        (inside & (index >= prompt)).astype(np.float32),
+    )
+    weight = np.array([1, 1, 1, 0] * 2, np.float32)
+    if kind == "sft":
+        return rows
+    if kind in ("bce", "bradley_terry"):
+        return RewardBatch(rows, (length[:, 0] - 1).astype(np.int32), np.repeat([1, 0], B // 2).astype(np.float32), weight)
+    reference = (rng.normal(size=(B, T)) * 0.1 - 3.5).astype(np.float32) * rows.mask
+    return PolicyBatch(rows, rng.normal(size=B).astype(np.float32), reference, reference, weight)
+
+
+def train(kind, rank, mesh):
+    """[STEPS, 2] losses and gradient norms, and how the leaves were split."""
+    import jax
+    from ml_collections import ConfigDict
+
+    from irl_jax import roles, sharding, steps
+    from irl_jax.models.transformer import ModelConfig, init_trunk
+
+    # An odd vocabulary stays whole; two key/value heads are split over tensor=2.
+    model = ModelConfig(vocab_size=33, num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=64,
+                        max_positions=16, adapter_scale=2.0)  # fmt: skip
+    trunk = init_trunk(jax.random.key(0), model)
+    config = ConfigDict({"learning_rate": 3e-4, "warmup_fraction": 0.1, "schedule": "cosine", "final_fraction": 0.1,
+                         "weight_decay": 0.1, "clip_norm": 1.0, "b2": 0.99})  # fmt: skip
+    optimizer = steps.make_optimizer(config, STEPS)
+    if kind == "sft":
+        role, step = "sft", steps.make_sft_step(model, optimizer, accumulate=2)
+    elif kind in steps.REWARD_LOSSES:
+        role, step = "reward", steps.make_reward_step(model, optimizer, loss=kind)
+    else:
+        place = "loss" if kind == "policy_k2" else "reward"
+        role, step = "policy", steps.make_policy_step(model, optimizer, kl=place, beta=0.1)
+    leaves = roles.init_leaves(jax.random.key(1), role, model, rank, trunk)
+    state = sharding.place(steps.init_state(leaves, optimizer), mesh)
+    trunk = sharding.place(trunk, mesh) if rank else None
+    step, losses, before = sharding.compile_step(step, mesh, donate=(0,)), [], jax.tree.map(lambda x: x.sharding, state)
+    for number in range(STEPS):
+        state, metrics = step(state, trunk, sharding.put_batch(batch_of(kind, number), mesh), jax.random.key(number))
+        losses.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+    split = max(leaf.size // np.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(state.leaves))
+    kept = jax.tree.map(lambda x: x.sharding, state) == before
+    return {"losses": losses, "split": int(split), "kept": kept, "traces": step.traces}
+
+
+def main():
+    """Prints a JSON object: "kind/rank" -> [one device, eight devices]."""
+    import jax
+    from ml_collections import ConfigDict
+
+    from irl_jax import sharding
+
+    meshes = [
+        sharding.make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}), devices=jax.devices()[:1]),
+        sharding.make_mesh(ConfigDict({"data": -1, "fsdp": 4, "tensor": 2})),
+    ]
+    out = {f"{kind}/{rank}": [train(kind, rank, mesh) for mesh in meshes] for kind in KINDS for rank in (0, 4)}
+    print(json.dumps(out))
+
+
+@pytest.fixture(scope="module")
+def results():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment["PYTHONPATH"] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("rank", [0, 4], ids=["whole trunk", "LoRA"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_eight_devices_equal_one(results, kind, rank):
+    one, eight = results[f"{kind}/{rank}"]
+    np.testing.assert_allclose(eight["losses"], one["losses"], rtol=TOLERANCE)
+    assert np.ptp(np.array(one["losses"])[:, 0]) > 1e-4  # something was trained
+    assert (one["split"], eight["split"]) == (1, 8 if rank == 0 else 4)  # parameters really are split
+    assert eight["kept"] and one["kept"]  # a step's output has its input's shardings
+    assert eight["traces"] == one["traces"] == 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""The report: complete, self-contained, safe, and whole when parts of the results are missing."""
+
+import base64
+import html.parser
+import os
+import re
+
+import numpy as np
+import pytest
+
+from irl_jax.evaluation import best_of_n as bon
+from irl_jax.evaluation import metrics
+from irl_jax.stages import plots, report
+
+QUALITY = {"init_sft": 0.6, "init_demo": 0.45, "sft_demo": 0.2, "preference": 0.55, "log_ratio": 0.62, "length": 0.05,
+           "random": 0.0, "golden": 1.0}
+LEARNT = ("init_sft", "init_demo", "sft_demo", "preference")
+VOID = {"meta", "link", "img", "source", "br", "hr"}
+
+
+def fake_results(prompts=24, samples=64, seed=0):
+    """Results shaped as a real run's: rewards that follow golden more or less closely."""
+    rng = np.random.default_rng(seed)
+    golden = rng.normal(0.55, 0.12, (prompts, samples)) + rng.normal(0, 0.05, (prompts, 1))
+    length = rng.integers(8, 48, (prompts, samples))
+    spread = {r: 3 * (q * (golden - 0.55) / 0.12 + (1 - q**2) ** 0.5 * rng.normal(size=golden.shape)) for r, q in QUALITY.items()}
+    spread |= {"length": length.astype(float), "golden": golden}
+    rewards, histograms, scatter = {}, {}, {}
+    for recipe, values in spread.items():
+        auc, auc_stderr = metrics.auc(values[: prompts // 2], values[prompts // 2 :] - 2)
+        rewards[recipe] = dict(
+            heldout_auc=auc, heldout_auc_stderr=auc_stderr, pair_accuracy=0.7 if recipe in LEARNT else None,
+            spearman_golden=metrics.spearman_within_prompts(values, golden).mean,
+            spearman_length=metrics.spearman_within_prompts(values, length).mean,
+            best_of_n=bon.best_of_n(values, golden, (1, 2, 4, 5, 8, 10, 16, 30, 32, 50)),
+            tilting=bon.tilting(values, golden, (16, 8, 4, 2, 1, 0.5) if recipe != "golden" else (0.2, 0.1, 0.05, 0.02)))
+        if recipe in LEARNT:
+            sources = {"init": -3.0, "sft": 0.0, "demo": 1.5, "policy/init_sft": 3.0}
+            histograms[recipe] = {}
+            for source, shift in sources.items():
+                counts, edges = np.histogram(rng.normal(shift, 2.5, 400), 30, (-10, 10))
+                histograms[recipe][source] = dict(counts=counts, edges=edges)
+            scatter[recipe] = dict(length=length.ravel(), reward=values.ravel(), golden=golden.ravel())
+    policies = {}
+    for name, mean, kl in (("init", 0.31, 21.4), ("demo", 0.83, None), ("sft", 0.55, 0.0), ("policy/init_sft", 0.72, 4.1),
+                           ("adversarial/init_sft", 0.76, 7.9)):
+        policies[name] = dict(golden_mean=mean, golden_stderr=0.012, length_mean=24.2, kl_to_sft=kl, kl_to_sft_stderr=0.2,
+                              distinct_2=0.31, n=prompts, rewards={r: rng.normal() for r in QUALITY}, ended_share=0.98)
+    paired = [dict(name=f"best-of-16 by init_sft minus {other}", difference=0.1, stderr=0.012, z=8.3, n=prompts)
+              for other in ("sft", "best-of-16 by length")]
+    return metrics.jsonable(dict(
+        schema=1, seed=0, title="Testbed", golden=dict(name="testbed", heldout_accuracy=None), policies=policies, rewards=rewards,
+        paired=paired, histograms=histograms, scatter=scatter,
+        divergences={"sft": metrics.divergences(rng.normal(9, 4, prompts), rng.normal(-14, 5, prompts)),
+                     "policy/init_sft": metrics.divergences(rng.normal(12, 4, prompts), rng.normal(-13, 5, prompts))},
+        timing={s: dict(seconds=12.3, compile_seconds=4.5, tokens_per_second=8123.0) for s in ("pretrain", "sft", "sample")},
+        settings={"seed": 0, "sft": {"learning_rate": 1e-3}, "eval": {"best_of": (1, 2)}, "model": {"path": ""}}))
+
+
+def fake_samples(count=5):
+    texts = {"init": "no idea. whatever, it is a thing.", "sft": "Certainly! A kettle warms water until it boils.",
+             "best-of-16 by init_sft": "Certainly! A kettle warms the water until it boils; pour it slowly over the leaves.",
+             "policy/init_sft": "Certainly! Warm the water gently, pour it over the leaves and wait for three minutes."}
+    return [dict(prompt=f"How do I make tea, please? ({i})", responses=[
+        dict(source=s, text=t, golden=0.2 + 0.15 * k, rewards={"init_sft": -1.0 + k, "length": 10.0 + k}, length=10 + k)
+        for k, (s, t) in enumerate(texts.items())]) for i in range(count)]
+
+
+def fake_curves():
+    def curve(start, end, steps=60, every=1, noise=0.02):
+        x = np.arange(0, steps, every)
+        y = end + (start - end) * np.exp(-4 * x / steps) + noise * np.random.default_rng(0).normal(size=x.size)
+        return dict(step=x.tolist(), value=y.tolist())
+
+    curves = {"pretrain": dict(loss=curve(6, 2.1), grad_norm=curve(2, 0.4), tokens=curve(900, 900)),
+              "sft": dict(loss=curve(2.4, 1.8), heldout_loss=curve(2.4, 1.9, every=10), grad_norm=curve(1, 0.3))}
+    for k, recipe in enumerate(LEARNT):
+        curves[f"reward/{recipe}"] = dict(loss=curve(0.69, 0.3 + 0.05 * k), heldout_loss=curve(0.69, 0.35 + 0.05 * k, every=10))
+    curves["policy/init_sft"] = dict(reward=curve(0, 3, noise=0.2), kl=curve(0, 4), length=curve(24, 26), entropy=curve(2, 1.4))
+    return curves
+
+
+class Checker(html.parser.HTMLParser):
+    """Checks that tags nest and gathers what the tests ask about."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.links, self.ids, self.images, self.headings, self.text = [], [], [], [], [], ""
+        self.feed(text)
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in ("img", "source"):
+            self.images.append((tag, attributes))
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        self.links += [attributes[key] for key in ("href", "src", "srcset") if key in attributes]
+        self.ids += [attributes["id"]] if "id" in attributes else []
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def read(path):
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Draws every figure once, on bare axes without layout or text, for tests that look at no picture."""
+    from matplotlib.figure import Figure
+
+    def render(name, title, alt, caption, height, draw):
+        draw(Figure(), plots.LIGHT)
+        return plots.Plot(name, title, alt, caption, b"\x89PNG" + bytes(20), b"\x89PNG" + bytes(20))
+
+    monkeypatch.setattr(plots, "_render", render)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    # IRL_JAX_REPORT_TO keeps the page for looking at.
+    directory = os.environ.get("IRL_JAX_REPORT_TO") or str(tmp_path_factory.mktemp("report"))
+    return directory, report.write_report(directory, fake_results(), fake_samples(), fake_curves())
+
+
+def test_page_is_self_contained_and_well_formed(written):
+    _, path = written
+    page = Checker(read(path))
+    assert path.endswith("index.html") and not re.search(r"<script|@import|url\(", read(path))
+    for link in page.links:
+        assert link.startswith("data:") or (link[0] == "#" and link[1:] in page.ids), link[:80]
+    assert len(page.ids) == len(set(page.ids))
+    assert page.headings[0] == 1 and page.headings.count(1) == 1
+    assert all(after - before <= 1 for before, after in zip(page.headings, page.headings[1:], strict=False))
+
+
+def test_figures_are_embedded_and_beside_the_page(written):
+    directory, path = written
+    page = Checker(read(path))
+    expected = ["best_of_n", "win_rate", "frontier", "histograms", "scatter", "training-pretrain", "training-sft",
+                "training-reward", "training-policy"]
+    shown = [attributes for tag, attributes in page.images if tag == "img"]
+    dark = [attributes for tag, attributes in page.images if tag == "source"]
+    assert len(shown) == len(dark) == len(expected)
+    for name, light_image, dark_image in zip(expected, shown, dark, strict=True):
+        for suffix, uri in (("", light_image["src"]), ("-dark", dark_image["srcset"])):
+            with open(os.path.join(directory, f"{name}{suffix}.png"), "rb") as file:
+                content = file.read()
+            assert content.startswith(b"\x89PNG") and base64.b64decode(uri.partition(",")[2]) == content
+        assert len(light_image["alt"]) > 20
+        assert light_image["src"] != dark_image["srcset"]
+
+
+def test_numbers_are_in_the_tables(written):
+    text = Checker(read(written[1])).text
+    results = fake_results()
+    row = next(row for row in results["rewards"]["init_sft"]["best_of_n"] if row["n"] == 16)
+    assert report.format_number(row["golden"], row["stderr"]) in text
+    assert report.format_number(row["win_rate"], row["win_rate_stderr"]) in text
+    divergence = results["divergences"]["sft"]
+    assert report.format_number(divergence["reverse_kl"], divergence["reverse_kl_stderr"]) in text
+    for expected in ("0.720 ± 0.012", "best-of-16 by init_sft minus best-of-16 by length", "8.3", "ended share", "nats/sequence",
+                     "length (tokens)", "8,123.0", "sft.learning_rate", "(empty)", "2 more prompts", "Warm the water gently"):
+        assert expected in text, expected
+
+
+@pytest.mark.parametrize("missing", ["golden", "policies", "rewards", "paired", "divergences", "histograms", "scatter", "timing",
+                                     "settings", "title", "seed"])
+def test_any_part_may_be_missing(tmp_path, quick, missing):
+    results = fake_results(prompts=4, samples=8)
+    for gone in ({k: v for k, v in results.items() if k != missing}, results | {missing: None}):
+        Checker(read(report.write_report(tmp_path, gone, fake_samples(1))))
+
+
+def test_nothing_at_all_and_no_judge(tmp_path, quick):
+    assert Checker(read(report.write_report(tmp_path / "a", {}))).headings == [1]
+    results = fake_results(prompts=4, samples=8)
+    results["golden"] = {"name": "none", "heldout_accuracy": None}
+    nan = np.full((4, 8), np.nan)
+    for numbers in results["rewards"].values():
+        numbers |= dict(best_of_n=bon.best_of_n(np.arange(32.0).reshape(4, 8), nan, (1, 2, 4)), spearman_golden=None)
+        numbers["tilting"] = bon.tilting(np.zeros((4, 8)), nan, (1.0,))
+    for points in results["scatter"].values():
+        points["golden"] = [None] * len(points["length"])
+    for numbers in results["policies"].values():
+        numbers |= dict(golden_mean=None, golden_stderr=None)
+    directory = tmp_path / "b"
+    page = Checker(read(report.write_report(directory, results)))
+    assert "nothing was judged" in page.text and report.MISSING in page.text
+    assert not (directory / "best_of_n.png").exists() and (directory / "scatter.png").exists()
+
+
+def test_everything_from_outside_is_escaped(tmp_path, quick):
+    evil = '<script>alert("x")</script> $\\frac{$ &amp; \' "'
+    results = fake_results(prompts=4, samples=8) | dict(title=evil, seed=evil, settings={evil: evil})
+    for part in ("policies", "rewards", "divergences", "timing", "histograms", "scatter"):
+        results[part] = {evil: next(iter(results[part].values()))} | results[part]
+    results["golden"] = dict(name=evil, heldout_accuracy=None, unit=evil)
+    results["paired"][0]["name"] = evil
+    sample = dict(prompt=evil, responses=[dict(source=evil, text=evil, golden=None, rewards={evil: 1.0}, length=3)])
+    path = report.write_report(tmp_path, results, [sample], {f"reward/{evil}": {evil: dict(step=[0], value=[1.0])}})
+    assert "<script" not in read(path)
+    assert Checker(read(path)).text.count('<script>alert("x")') > 8
+
+
+def test_dollar_signs_in_names_are_drawn_as_they_are():
+    """Unpaired mathematics would be an error of matplotlib's."""
+    plot = plots.draw_all({}, {"sft": {"$\\frac{$": dict(step=[0, 1], value=[1.0, None])}})[0]
+    assert plot.light.startswith(b"\x89PNG") and plot.light != plot.dark
+
+
+def test_leak_check_is_told(tmp_path, quick):
+    results = fake_results(prompts=4, samples=8)
+    results["rewards"]["init_sft"]["auc_minus_log_ratio"] = dict(difference=-0.0123, stderr=0.004, z=-3.075)
+    text = Checker(read(report.write_report(tmp_path, results))).text
+    assert "−0.012 ± 0.004, z = −3.1" in text
+
+
+def test_colours_of_recipes_differ_and_are_known():
+    for theme in (plots.LIGHT, plots.DARK):
+        assert set(theme.recipes) == set(QUALITY) and len(set(theme.recipes.values())) == len(QUALITY)
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    ((0.7134, 0.0123), "0.713 ± 0.012"), ((None,), "–"), ((float("nan"), 0.1), "–"), ((1234,), "1,234"), ((-2.5, None), "−2.500"),
+    ((12.345, 0.678), "12.35 ± 0.68"), ((True,), "yes"), ((3.2e-5,), "3.2e−05"), ((0.0,), "0.000"), ((float("-inf"),), "−∞"),
+    ((8123.04,), "8,123.0"), ((8.26, None, 1), "8.3"), (("text",), "text"),
+])
+def test_numbers_are_written_to_their_precision(arguments, expected):
+    assert report.format_number(*arguments) == expected

@@ -1,0 +1,86 @@
+"""Roles: which leaves each one owns, what they start from, and that nothing they own is shared with the trunk."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from irl_jax import roles
+from irl_jax.models.transformer import ModelConfig, hidden_states, init_trunk
+
+MODEL = ModelConfig(vocab_size=11, num_layers=2, width=8, num_heads=2, num_kv_heads=2, head_dim=4, mlp_width=16,
+                    max_positions=8, adapter_scale=2.0)
+KEY = jax.random.key(0)
+TRUNK = init_trunk(jax.random.key(1), MODEL)
+
+
+def buffers(tree):
+    return {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)}
+
+
+def equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize(("role", "rank", "names"), [
+    ("init", 4, {"trunk"}), ("init", 0, {"trunk"}),
+    ("sft", 4, {"adapter"}), ("sft", 0, {"trunk"}),
+    ("policy", 4, {"adapter"}), ("policy", 0, {"trunk"}),
+    ("reward", 4, {"adapter", "head"}), ("reward", 0, {"trunk", "head"}),
+])  # fmt: skip
+def test_leaves_of_each_role(role, rank, names):
+    leaves = roles.init_leaves(KEY, role, MODEL, rank, TRUNK)
+    assert set(leaves) == names
+    if "trunk" in names:
+        equal(leaves["trunk"], TRUNK)
+    assert not buffers(leaves) & buffers(TRUNK)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_policy_starts_from_a_copy_of_sft(rank):
+    sft = roles.init_leaves(KEY, "sft", MODEL, rank, TRUNK)
+    sft = jax.tree.map(lambda x: x + 1.0, sft)
+    policy = roles.init_leaves(jax.random.key(5), "policy", MODEL, rank, TRUNK, start=sft)
+    equal(policy, sft)
+    assert not buffers(policy) & buffers(sft)
+
+
+def test_reward_goes_on_from_a_reward_and_gets_a_zero_head_from_sft():
+    reward = roles.init_leaves(KEY, "reward", MODEL, 4, TRUNK)
+    assert not np.any(reward["head"]["kernel"])
+    trained = jax.tree.map(lambda x: x + 1.0, reward)
+    equal(roles.init_leaves(KEY, "reward", MODEL, 4, TRUNK, start=trained), trained)
+    from_sft = roles.init_leaves(KEY, "reward", MODEL, 4, TRUNK, start={"adapter": trained["adapter"]})
+    equal(from_sft["adapter"], trained["adapter"])
+    assert not np.any(from_sft["head"]["kernel"])
+
+
+def test_rewards_of_an_ensemble_differ_by_their_key():
+    first, second = (roles.init_leaves(jax.random.key(k), "reward", MODEL, 4, TRUNK)["adapter"] for k in (0, 1))
+    assert np.any(first["blocks"]["mlp"]["up"]["a"] != second["blocks"]["mlp"]["up"]["a"])
+
+
+def test_every_role_starts_as_the_trunk_itself():
+    tokens = jnp.array([[1, 2, 3, 4]])
+    positions, segments = jnp.arange(4)[None], jnp.ones((1, 4), jnp.int32)
+    base = hidden_states(MODEL, roles.variables(TRUNK, None), tokens, positions, segments)
+    for role in ("sft", "policy", "reward"):
+        for rank in (0, 4):
+            leaves = roles.init_leaves(KEY, role, MODEL, rank, TRUNK)
+            trunk = None if rank == 0 else TRUNK  # a whole trunk of its own needs no shared one
+            got = hidden_states(MODEL, roles.variables(trunk, leaves), tokens, positions, segments)
+            np.testing.assert_array_equal(got, base)
+
+
+def test_variables_prefer_the_own_trunk_and_leave_out_what_is_not_there():
+    assert set(roles.variables(TRUNK, None)) == {"params"}
+    assert roles.variables(TRUNK, {"trunk": 1, "head": 2}) == {"params": 1}
+    assert roles.variables(3, {"adapter": 1, "head": 2}) == {"params": 3, "adapter": 1}
+
+
+def test_programmers_mistakes():
+    with pytest.raises(ValueError, match="none of"):
+        roles.init_leaves(KEY, "critic", MODEL, 4, TRUNK)
+    with pytest.raises(ValueError, match="whole trunk"):
+        roles.init_leaves(KEY, "policy", MODEL, 0, TRUNK, start={"adapter": {}})

@@ -1,0 +1,296 @@
+"""The sampler: it draws what the model says, tells the right log-probs, and depends on nothing but (key, prompt, k, t)."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import irl_jax.sampler as module
+from irl_jax.data.batching import PADDING_ID, prompt_batch
+from irl_jax.errors import UserError
+from irl_jax.models.transformer import ModelConfig, hidden_states, init_trunk, token_logprobs, vocab_logits
+from irl_jax.sampler import check_context, draw, filter_logits, make_sampler, sample_prompts, to_examples
+
+GPT2 = ModelConfig(
+    vocab_size=11, num_layers=2, width=16, num_heads=2, num_kv_heads=2, head_dim=8, mlp_width=32, max_positions=40
+)
+LLAMA = ModelConfig(
+    vocab_size=11, num_layers=2, width=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_width=24, max_positions=40,
+    positions="rotary", norm="rms", gated_mlp=True, activation="silu", use_bias=False, tie_embeddings=False,
+)  # fmt: skip
+EOS, PAD = 3, 0
+KEY = jax.random.key(7)
+PROMPTS = [np.asarray(p, np.int32) for p in ([5], [1, 2, 9, 4, 4], [8, 8, 6])]
+
+
+def make(config=GPT2, scale=4.0):
+    """A model whose distributions are far from uniform and differ from place to place."""
+    return {"params": jax.tree.map(lambda leaf: leaf * scale, init_trunk(jax.random.key(1), config))}
+
+
+def sample(prompts=PROMPTS, ids=None, config=GPT2, variables=None, key=KEY, length=6, rows=None, **settings):
+    settings = {"samples": 3, "max_tokens": 8, "eos_ids": (EOS,), "pad_id": PAD, "with_logprobs": True, **settings}
+    sampler = jax.jit(make_sampler(config, **settings))
+    ids = range(len(prompts)) if ids is None else ids
+    batch = sampler(make(config) if variables is None else variables, prompt_batch(prompts, list(ids), length, rows), key)
+    return type(batch)(*(None if part is None else np.asarray(part) for part in batch))
+
+
+def full_logits(config, variables, sequence):
+    """Float64 logits [T, V] of the whole sequence by the uncached forward pass."""
+    tokens = jnp.asarray(sequence, jnp.int32)[None]
+    positions = jnp.arange(tokens.shape[1])[None]
+    hidden = hidden_states(config, variables, tokens, positions, jnp.ones_like(tokens))
+    return np.asarray(vocab_logits(config, variables, hidden)[0], np.float64)
+
+
+def log_softmax(logits):
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+# ---- one token ----
+
+
+def test_draw_is_the_inverse_of_the_distribution():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=300).astype(np.float32) * 2
+    logits[generator.random(300) < 0.3] = -np.inf
+    uniform = (np.arange(100_000) + 0.5) / 100_000
+    tokens = np.asarray(jax.vmap(draw, (None, 0))(jnp.asarray(logits), jnp.asarray(uniform, jnp.float32)))
+    expected = np.exp(log_softmax(logits.astype(np.float64))) * 100_000
+    counts = np.bincount(tokens, minlength=300)
+    assert np.abs(counts - expected).max() < 3 and (counts[np.isneginf(logits)] == 0).all()
+    assert (np.diff(tokens) >= 0).all()
+
+
+@pytest.mark.parametrize("size", [5, 64, 65, 500])
+def test_draw_never_takes_what_has_no_probability(size):
+    logits = np.full((4, size), -np.inf, np.float32)
+    for row, token in enumerate((0, size // 2, size - 1)):
+        logits[row, token] = -3.0
+    logits[3, 1:-1] = np.linspace(-30, 0, size - 2)
+    edges = jnp.asarray([0.0, 0.5, np.nextafter(np.float32(1), np.float32(0)), 1.0], jnp.float32)
+    tokens = np.asarray(draw(jnp.asarray(logits)[:, None], jnp.broadcast_to(edges, (4, 4))))
+    assert (tokens[:3] == np.asarray([[0], [size // 2], [size - 1]])).all()
+    assert ((tokens[3] > 0) & (tokens[3] < size - 1)).all() and tokens[3, 0] == 1 and tokens[3, 3] == size - 2
+
+
+def numpy_filter(logits, temperature, top_k, top_p):
+    """The filtered distribution, token by token, in float64."""
+    logits = np.asarray(logits, np.float64) / temperature
+    order = np.argsort(-logits)
+    if top_k:
+        order = order[:top_k]
+    probabilities = np.exp(logits[order] - logits.max())
+    probabilities /= probabilities.sum()
+    number = 1
+    while probabilities[:number].sum() < top_p and number < len(order):
+        number += 1
+    result = np.zeros(len(logits))
+    result[order[:number]] = probabilities[:number] / probabilities[:number].sum()
+    return result
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (1, 1.0), (4, 1.0), (50, 1.0), (0, 0.3), (0, 0.9), (0, 1e-6), (5, 0.8)])
+def test_filters(temperature, top_k, top_p):
+    logits = np.random.default_rng(2).normal(size=(6, 20)).astype(np.float32) * 3
+    ours = np.asarray(jax.nn.softmax(filter_logits(jnp.asarray(logits), temperature, top_k, top_p)), np.float64)
+    expected = np.stack([numpy_filter(row, temperature, top_k, top_p) for row in logits])
+    assert ((ours > 0) == (expected > 0)).all()
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+# ---- whole samples ----
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_k": 5}, {"top_p": 0.8}], ids=str)
+def test_frequencies_are_the_models(settings):
+    config, number = ModelConfig(**{**vars(GPT2), "vocab_size": 6}), 6000
+    variables = make(config, scale=3.0)
+    batch = sample([np.asarray([4, 1])], config=config, variables=variables, samples=number, max_tokens=2, **settings)
+    reference = lambda logits: numpy_filter(logits, settings.get("temperature", 1), settings.get("top_k", 0), settings.get("top_p", 1))
+    first = reference(full_logits(config, variables, [4, 1])[-1])
+    expected = {}
+    for a, b in itertools.product(range(6), range(6)):
+        if a != EOS:
+            expected[a, b] = first[a] * reference(full_logits(config, variables, [4, 1, a])[-1])[b]
+    expected[EOS, PAD] = first[EOS]
+    drawn = {pair: 0 for pair in expected}
+    for pair in batch.tokens[0]:
+        drawn[tuple(int(token) for token in pair)] += 1
+    possible = [pair for pair in expected if expected[pair] > 0]
+    assert sum(drawn[pair] for pair in possible) == number and abs(sum(expected.values()) - 1) < 1e-9
+    assert len(possible) > 8
+    common = [pair for pair in possible if expected[pair] * number > 5]
+    rare = [pair for pair in possible if pair not in common]
+    observed = [drawn[p] for p in common] + ([sum(drawn[p] for p in rare)] if rare else [])
+    wanted = [expected[p] * number for p in common] + ([sum(expected[p] for p in rare) * number] if rare else [])
+    assert stats.chisquare(observed, wanted, sum_check=False).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_logprobs_are_the_scorers(config):
+    variables = make(config, scale=2.0)
+    batch = sample(config=config, variables=variables)
+    np.testing.assert_array_equal(batch.logprobs, batch.behaviour_logprobs)
+    assert len(np.unique(batch.mask.sum(axis=-1))) > 2
+    for i, k in itertools.product(range(3), range(3)):
+        size = int(batch.mask[i, k].sum())
+        row = jnp.asarray([*PROMPTS[i], *batch.tokens[i, k, :size]], jnp.int32)[None]
+        scored = token_logprobs(config, variables, row, jnp.arange(row.shape[1])[None], jnp.ones_like(row))
+        np.testing.assert_allclose(batch.logprobs[i, k, :size], scored[0, len(PROMPTS[i]) :], atol=1e-5, rtol=0)
+        assert (batch.logprobs[i, k, size:] == 0).all()
+
+
+def test_behaviour_logprobs_are_of_the_filtered_distribution():
+    variables = make()
+    batch = sample(temperature=1.5, top_k=4, top_p=0.9)
+    for i, k in itertools.product(range(3), range(3)):
+        size = int(batch.mask[i, k].sum())
+        drawn = batch.tokens[i, k, :size]
+        logits = full_logits(GPT2, variables, [*PROMPTS[i], *drawn])[len(PROMPTS[i]) - 1 : -1]
+        behaviour = [np.log(numpy_filter(row, 1.5, 4, 0.9)[token]) for row, token in zip(logits, drawn, strict=True)]
+        np.testing.assert_allclose(batch.behaviour_logprobs[i, k, :size], behaviour, atol=1e-4)
+        np.testing.assert_allclose(batch.logprobs[i, k, :size], log_softmax(logits)[np.arange(size), drawn], atol=1e-5)
+
+
+def test_eos_is_in_the_mask_and_padding_follows():
+    batch = sample(samples=40, max_tokens=6, eos_ids=(EOS, 9), pad_id=7)
+    sizes = batch.mask.sum(axis=-1).astype(int)
+    assert batch.ended.any() and not batch.ended.all() and sizes.min() >= 1
+    for tokens, mask, ended, size in zip(*(a.reshape(-1, *a.shape[2:]) for a in (*batch[:3], sizes)), strict=True):
+        assert mask.tolist() == [1.0] * size + [0.0] * (6 - size)
+        assert ended == (tokens[size - 1] in (EOS, 9)) and not set(tokens[: size - 1]) & {EOS, 9}
+        assert (tokens[size:] == 7).all() and (ended or size == 6)
+    assert (batch.behaviour_logprobs[batch.mask == 0] == 0).all() and (batch.behaviour_logprobs[batch.mask == 1] < 0).all()
+    never = sample(eos_ids=())
+    assert not never.ended.any() and never.mask.all()
+
+
+def test_greedy_takes_the_likeliest_token():
+    variables = make()
+    batch = sample(temperature=0, samples=2, eos_ids=())
+    for i, prompt in enumerate(PROMPTS):
+        sequence = list(prompt)
+        for _ in range(8):
+            sequence.append(int(full_logits(GPT2, variables, sequence)[-1].argmax()))
+        assert batch.tokens[i].tolist() == [sequence[len(prompt) :]] * 2
+    assert (batch.behaviour_logprobs == 0).all() and (batch.logprobs < 0).all()
+
+
+def test_a_sample_depends_on_neither_neighbours_nor_shapes():
+    together = sample()
+    for i, prompt in enumerate(PROMPTS):
+        alone = sample([prompt], ids=[i], length=len(prompt))
+        np.testing.assert_array_equal(alone.tokens[0], together.tokens[i])
+        np.testing.assert_allclose(alone.logprobs[0], together.logprobs[i], atol=1e-5)
+    reverse = sample(PROMPTS[::-1], ids=[2, 1, 0], length=9, rows=5)
+    np.testing.assert_array_equal(reverse.tokens[2::-1], together.tokens)
+    more = sample(samples=5, max_tokens=11)
+    np.testing.assert_array_equal(np.where(together.mask, more.tokens[:, :3, :8], PAD), together.tokens)
+    assert sample(max_tokens=1).tokens.tolist() == together.tokens[:, :, :1].tolist()
+
+
+def test_keys_prompts_and_samples_have_numbers_of_their_own():
+    same = [PROMPTS[1]] * 2
+    long = dict(eos_ids=(), samples=2, max_tokens=12)
+    one, other = sample(same, ids=[0, 1], **long), sample(same, ids=[0, 1], key=jax.random.key(8), **long)
+    rows = [tuple(row) for batch in (one, other) for row in batch.tokens.reshape(4, -1)]
+    assert len(set(rows)) == 8
+    assert sample(same, ids=[4, 4], **long).tokens.tolist()[0] == sample(same, ids=[4, 4], **long).tokens.tolist()[1]
+
+
+def test_padding_prompts_get_nothing():
+    batch = sample(rows=6)
+    assert batch.mask[3:].sum() == 0 and not batch.ended[3:].any() and (batch.tokens[3:] == PAD).all()
+    assert (batch.logprobs[3:] == 0).all() and batch.mask[:3].sum(axis=-1).min() >= 1
+
+
+def test_decoding_stops_with_the_last_response(monkeypatch):
+    steps = []
+
+    def counted(*arguments):
+        jax.debug.callback(lambda: steps.append(1))
+        return plain(*arguments)
+
+    plain = module.decode
+    monkeypatch.setattr(module, "decode", counted)
+    longest = int(sample(PROMPTS[:1], samples=2, max_tokens=30, eos_ids=(EOS, 1, 5, 9), rows=2).mask.sum(axis=-1).max())
+    jax.effects_barrier()
+    assert 1 < longest < 30 and len(steps) == longest - 1
+    steps.clear()
+    sample(eos_ids=tuple(range(11)))
+    jax.effects_barrier()
+    assert steps == []
+
+
+def test_settings_out_of_range():
+    good = dict(samples=1, max_tokens=4, eos_ids=(EOS,), pad_id=PAD)
+    for wrong in ({"samples": 0}, {"max_tokens": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}):
+        with pytest.raises(UserError, match="sampling with samples = "):
+            make_sampler(GPT2, **{**good, **wrong})
+    check_context(GPT2, PROMPTS, 35)
+    with pytest.raises(UserError, match="prompt 1 has 5 tokens; with 36 for the response .* context of 40"):
+        check_context(GPT2, PROMPTS, 36)
+
+
+# ---- many prompts ----
+
+
+def counting_sampler(**settings):
+    traces = []
+    plain = make_sampler(GPT2, samples=2, max_tokens=5, eos_ids=(EOS,), pad_id=PAD, **settings)
+
+    def sampler(variables, prompts, key):
+        traces.append(prompts.tokens.shape)
+        return plain(variables, prompts, key)
+
+    return jax.jit(sampler), traces
+
+
+def test_many_prompts_come_back_in_order_with_a_trace_a_bucket():
+    generator = np.random.default_rng(0)
+    prompts = [generator.integers(0, 11, size=generator.integers(1, 25)).astype(np.int32) for _ in range(23)]
+    ids = [100 + i for i in range(23)]
+    sampler, traces = counting_sampler(with_logprobs=True)
+    variables = make()
+    batch = sample_prompts(sampler, variables, prompts, ids, 4, KEY, max_prompt=32, progress="sampling")
+    assert batch.tokens.shape == (23, 2, 5) and batch.tokens.flags.writeable and batch.mask.sum(axis=-1).min() >= 1
+    assert sorted(traces) == [(4, 8), (4, 16), (4, 24)]
+    for i in (0, 7, 22):
+        one = sample([prompts[i]], ids=[ids[i]], length=24, samples=2, max_tokens=5)
+        np.testing.assert_array_equal(batch.tokens[i], one.tokens[0])
+        np.testing.assert_array_equal(batch.ended[i], one.ended[0])
+        np.testing.assert_allclose(batch.logprobs[i], one.logprobs[0], atol=1e-5)
+    sample_prompts(sampler, variables, prompts[::-1], ids[::-1], 4, KEY, max_prompt=32)
+    assert len(traces) == 3
+
+
+def test_batches_are_put_and_few():
+    sampler, _ = counting_sampler()
+    seen = []
+
+    def put(batch):
+        seen.append(batch)
+        return batch
+
+    prompts = [np.ones(n, np.int32) for n in (9, 2, 3, 17, 4)]
+    batch = sample_prompts(sampler, make(), prompts, range(5), 4, KEY, put=put)
+    assert [b.tokens.shape for b in seen] == [(4, 16), (4, 17)] and seen[1].ids.tolist() == [3] + [PADDING_ID] * 3
+    assert batch.logprobs is None and batch.mask[3].sum() > 0
+    with pytest.raises(ValueError, match="no prompts"):
+        sample_prompts(sampler, make(), [], [], 4, KEY)
+
+
+def test_samples_become_examples_with_their_own_ids():
+    batch = sample(samples=4)
+    examples = to_examples(PROMPTS, batch)
+    assert [e.source for e in examples] == [i for i in range(3) for _ in range(4)]
+    for e, tokens, mask, ended in zip(examples, *(a.reshape(12, *a.shape[2:]) for a in batch[:3]), strict=True):
+        assert e.response.tolist() == tokens[mask > 0].tolist() and e.ended == ended == (e.response[-1] == EOS)
+        assert e.prompt.tolist() == PROMPTS[e.source].tolist()

@@ -1,0 +1,294 @@
+"""Steps: what they compute by hand, accumulation, padding, packing, donation, and the trunk they never touch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from irl_jax import roles, sharding, steps
+from irl_jax.errors import UserError
+from irl_jax.models.transformer import ModelConfig, init_trunk
+from irl_jax.types import PolicyBatch, RewardBatch, TokenBatch
+
+MODEL = ModelConfig(vocab_size=13, num_layers=2, width=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_width=32,
+                    max_positions=16, positions="rotary", norm="rms", gated_mlp=True, activation="silu", use_bias=False,
+                    adapter_scale=2.0)  # fmt: skip
+TRUNK = init_trunk(jax.random.key(1), MODEL)
+KINDS = ("sft", "bce", "bradley_terry", "policy", "policy_k2")
+B, T = 8, 10
+
+
+def stage(**changes):
+    return ConfigDict({"learning_rate": 1e-2, "warmup_fraction": 0.0, "schedule": "constant", "final_fraction": 0.1,
+                       "weight_decay": 0.0, "clip_norm": 1.0, "b2": 0.99} | changes)  # fmt: skip
+
+
+def rows(seed=0, count=B):
+    """Rows with prompts and responses of uneven lengths, so that uneven numbers of tokens count."""
+    rng = np.random.default_rng(seed)
+    index = np.arange(T)[None]
+    prompt, length = rng.integers(1, 4, (count, 1)), rng.integers(5, T + 1, (count, 1))
+    inside = index < length
+    return TokenBatch(
+        np.where(inside, rng.integers(1, 13, (count, T)), 0).astype(np.int32),
+        np.where(inside, index, 0).astype(np.int32),
+        inside.astype(np.int32),
+        (inside & (index >= prompt)).astype(np.float32),
+    )
+
+
+def batch_of(kind, seed=0):
+    r, rng = rows(seed), np.random.default_rng(seed + 100)
+    weight = np.array([1, 1, 0.5, 1] * 2, np.float32)
+    if kind == "sft":
+        return r
+    if kind in ("bce", "bradley_terry"):
+        return RewardBatch(r, (r.segments.sum(1) - 1).astype(np.int32), np.repeat([1.0, 0.0], B // 2).astype(np.float32), weight)
+    reference = (rng.normal(size=(B, T)) - 2).astype(np.float32) * r.mask
+    return PolicyBatch(r, rng.normal(size=B).astype(np.float32), reference, reference, weight)
+
+
+def make(kind, rank=4, accumulate=1, optimizer=None):
+    optimizer = optimizer or steps.make_optimizer(stage(), 10)
+    if kind == "sft":
+        role, step = "sft", steps.make_sft_step(MODEL, optimizer, accumulate)
+    elif kind in steps.REWARD_LOSSES:
+        role, step = "reward", steps.make_reward_step(MODEL, optimizer, accumulate, loss=kind)
+    else:
+        place = "loss" if kind == "policy_k2" else "reward"
+        role, step = "policy", steps.make_policy_step(MODEL, optimizer, accumulate, kl=place, beta=0.3)
+    leaves = roles.init_leaves(jax.random.key(2), role, MODEL, rank, TRUNK)
+    if "adapter" in leaves or "head" in leaves:  # off the zeros, where many gradients vanish
+        noise = jax.random.split(jax.random.key(3), len(jax.tree.leaves(leaves)))
+        noise = jax.tree.unflatten(jax.tree.structure(leaves), list(noise))
+        leaves = jax.tree.map(lambda x, k: x + 0.1 * jax.random.normal(k, x.shape), leaves, noise)
+    return step, steps.init_state(leaves, optimizer)
+
+
+def run(kind, batch, **kwargs):
+    step, state = make(kind, **kwargs)
+    trunk = None if kwargs.get("rank") == 0 else TRUNK
+    return jax.jit(step)(state, trunk, batch, jax.random.key(0))
+
+
+def close(a, b, rtol=1e-6, atol=1e-7):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+def sgd():
+    """Plain SGD: the update is the gradient, where Adam's would hide its size."""
+    import optax
+
+    return optax.sgd(1.0)
+
+
+# ---------------------------------------------------------------------------------------------------------- the sums
+@pytest.mark.parametrize("kind", KINDS)
+def test_four_micro_batches_equal_one(kind):
+    batch = batch_of(kind)
+    one, metrics_one = run(kind, batch, optimizer=sgd())
+    four, metrics_four = run(kind, batch, accumulate=4, optimizer=sgd())
+    close(four.leaves, one.leaves, rtol=0, atol=1e-6)
+    close(metrics_four, metrics_one, rtol=2e-6, atol=1e-6)
+    assert np.ptp(np.asarray((batch if kind == "sft" else batch.rows).mask).sum(1)) > 1  # uneven, or a mean of means would pass
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_only_pad_count_nothing(kind):
+    batch = batch_of(kind)
+    padded = sharding.pad_rows(batch, 6, paired=kind == "bradley_terry")
+    assert jax.tree.leaves(padded)[0].shape[0] == 12
+    want, metrics_want = run(kind, batch, optimizer=sgd())
+    got, metrics_got = run(kind, padded, optimizer=sgd())
+    close(got.leaves, want.leaves, rtol=0, atol=1e-6)
+    close(metrics_got, metrics_want, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_without_weight_changes_nothing(kind):
+    batch = batch_of(kind)
+    empty = jax.tree.map(np.zeros_like, batch)
+    state, metrics = run(kind, empty, optimizer=sgd())
+    close(state.leaves, make(kind)[1].leaves, rtol=0, atol=0)
+    assert all(float(value) == 0 for value in metrics.values()), metrics
+
+
+def test_packed_rows_give_the_gradient_of_unpacked_ones():
+    r = rows()
+    packed = [np.zeros((4, 2 * T), leaf.dtype) for leaf in r]
+    for row in range(4):
+        start = 0
+        for number, source in enumerate((2 * row, 2 * row + 1)):
+            length = int(r.segments[source].sum())
+            for target, leaf in zip(packed, r, strict=True):
+                target[row, start : start + length] = leaf[source, :length]
+            packed[2][row, start : start + length] = number + 1
+            start += length
+    want, metrics_want = run("sft", r, optimizer=sgd())
+    got, metrics_got = run("sft", TokenBatch(*packed), optimizer=sgd())
+    close(got.leaves, want.leaves, rtol=0, atol=1e-6)
+    close(metrics_got, metrics_want, rtol=2e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------- values
+def test_sft_loss_is_the_mean_over_response_tokens_before_the_update():
+    batch = batch_of("sft")
+    step, state = make("sft")
+    logprobs = np.asarray(steps.score_logprobs(MODEL, TRUNK, state.leaves, batch), np.float64)
+    assert np.all(logprobs[batch.mask == 0] == 0) and np.all(logprobs[batch.mask == 1] < 0)
+    _, metrics = run("sft", batch)
+    np.testing.assert_allclose(metrics["loss"], -logprobs.sum() / batch.mask.sum(), rtol=1e-6)
+    assert float(metrics["tokens"]) == batch.mask.sum()
+
+
+def test_bce_loss_and_its_statistics_by_source():
+    batch = batch_of("bce")
+    h = np.asarray(steps.score_rewards(MODEL, TRUNK, make("bce")[1].leaves, batch), np.float64)
+    assert np.ptp(h) > 0.01
+    _, metrics = run("bce", batch)
+    w, positive = batch.weight.astype(np.float64), batch.label == 1
+    losses = np.log1p(np.exp(np.where(positive, -h, h)))
+    right = np.where(positive, h > 0, h < 0)
+    want = {
+        "loss": np.average(losses, weights=w),
+        "accuracy": np.average(right, weights=w),
+        "accuracy_positive": np.average(right[positive], weights=w[positive]),
+        "accuracy_negative": np.average(right[~positive], weights=w[~positive]),
+        "logit_positive": np.average(h[positive], weights=w[positive]),
+        "logit_negative": np.average(h[~positive], weights=w[~positive]),
+        "tokens": batch.rows.mask.sum(),
+    }
+    close({name: metrics[name] for name in want}, want, rtol=1e-5, atol=1e-6)
+
+
+def test_bradley_terry_compares_rows_half_a_batch_apart():
+    batch = batch_of("bradley_terry")
+    h = np.asarray(steps.score_rewards(MODEL, TRUNK, make("bce")[1].leaves, batch), np.float64)
+    difference, w = h[: B // 2] - h[B // 2 :], batch.weight[: B // 2] * batch.weight[B // 2 :]
+    _, metrics = run("bradley_terry", batch)
+    np.testing.assert_allclose(metrics["loss"], np.average(np.log1p(np.exp(-difference)), weights=w), rtol=1e-6)
+    np.testing.assert_allclose(metrics["accuracy"], np.average(difference > 0, weights=w), rtol=1e-6)
+
+
+def test_reward_logit_is_read_at_the_last_response_token():
+    batch = batch_of("bce")
+    leaves = make("bce")[1].leaves
+    want = steps.score_rewards(MODEL, TRUNK, leaves, batch)
+    after = np.arange(T)[None] > batch.last[:, None]
+    changed = batch._replace(rows=batch.rows._replace(tokens=np.where(after, 7, batch.rows.tokens)))
+    np.testing.assert_array_equal(steps.score_rewards(MODEL, TRUNK, leaves, changed), want)
+    tokens = batch.rows.tokens.copy()
+    tokens[np.arange(B), batch.last] = tokens[np.arange(B), batch.last] % 12 + 1
+    changed = batch._replace(rows=batch.rows._replace(tokens=tokens))
+    assert np.all(np.asarray(steps.score_rewards(MODEL, TRUNK, leaves, changed)) != want)
+
+
+@pytest.mark.parametrize("kind", ["policy", "policy_k2"])
+def test_policy_loss_and_metrics(kind):
+    batch = batch_of(kind)
+    logprobs = np.asarray(steps.score_logprobs(MODEL, TRUNK, make(kind)[1].leaves, batch.rows), np.float64)
+    w, mask = batch.weight.astype(np.float64), batch.rows.mask
+    ratio = (logprobs - batch.reference_logprobs).sum(1)
+    loss = -np.average(batch.advantage * logprobs.sum(1), weights=w)
+    if kind == "policy_k2":
+        loss += 0.3 * np.average(ratio**2 / 2, weights=w)
+    _, metrics = run(kind, batch)
+    want = {
+        "loss": loss,
+        "kl": np.average(ratio, weights=w),
+        "entropy": -(w[:, None] * logprobs).sum() / (w[:, None] * mask).sum(),
+        "behaviour_gap": (w[:, None] * np.abs(logprobs - batch.behaviour_logprobs)).sum() / (w[:, None] * mask).sum(),
+        "tokens": mask.sum(),
+    }
+    close({name: metrics[name] for name in want}, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("sft", "last"), ("policy", "last")])
+def test_the_eos_token_has_a_gradient(kind, name):
+    """Only the last response token (EOS) counts: the gradient is not 0."""
+    batch = batch_of(kind)
+    r = batch if kind == "sft" else batch.rows
+    last = np.arange(T)[None] == r.segments.sum(1, keepdims=True) - 1
+    r = r._replace(mask=r.mask * last)
+    _, metrics = run(kind, r if kind == "sft" else batch._replace(rows=r))
+    assert float(metrics["tokens"]) == B and float(metrics["grad_norm"]) > 1e-3
+
+
+# ------------------------------------------------------------------------------------------------ state and trunk
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_trunk_is_bitwise_unchanged_and_the_state_donated(kind, rank):
+    mesh = sharding.make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}), devices=jax.devices()[:1])
+    trunk = sharding.place(TRUNK, mesh)
+    before = jax.tree.map(lambda x: np.asarray(x).tobytes(), trunk)
+    step, state = make(kind, rank)
+    step, state = sharding.compile_step(step, mesh, donate=(0,)), sharding.place(state, mesh)
+    for number in range(3):
+        old, batch = state, sharding.put_batch(batch_of(kind, number), mesh)
+        state, metrics = step(state, trunk, batch, jax.random.key(number))
+        assert float(metrics["grad_norm"]) > 0
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old.leaves))
+    assert int(state.step) == 3 and step.traces == 1
+    assert jax.tree.map(lambda x: np.asarray(x).tobytes(), trunk) == before
+    assert all(not leaf.is_deleted() for leaf in jax.tree.leaves(trunk))
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_sft_learns_a_batch_by_heart(rank):
+    step, state = make("sft", rank, optimizer=steps.make_optimizer(stage(learning_rate=2e-2), 60))
+    jitted, losses = jax.jit(step), []
+    for number in range(60):
+        state, metrics = jitted(state, TRUNK, batch_of("sft"), jax.random.key(number))
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.3 * losses[0], losses
+
+
+# ---------------------------------------------------------------------------------------------------------- optimizer
+@pytest.mark.parametrize(("schedule", "want"), [
+    ("linear", [1 / 3, 2 / 3, 1, 0.85, 0.7, 0.55, 0.4]),
+    ("cosine", [1 / 3, 2 / 3, 1, 0.4 + 0.3 * (1 + np.sqrt(0.5)), 0.7, 0.4 + 0.3 * (1 - np.sqrt(0.5)), 0.4]),
+    ("constant", [1 / 3, 2 / 3, 1, 1, 1, 1, 1]),
+])  # fmt: skip
+def test_learning_rate_warms_up_and_decays_to_its_fraction(schedule, want):
+    rate = steps.learning_rate(stage(learning_rate=2.0, warmup_fraction=0.3, schedule=schedule, final_fraction=0.4), 7)
+    np.testing.assert_allclose([float(rate(s)) for s in range(7)], 2 * np.array(want), rtol=1e-6)
+
+
+def test_no_warm_up_starts_at_the_peak_and_one_step_is_enough():
+    for count in (1, 5):
+        assert float(steps.learning_rate(stage(schedule="cosine"), count)(0)) == pytest.approx(1e-2)
+
+
+def test_weight_decay_is_for_matrices_only():
+    model = ModelConfig(vocab_size=5, num_layers=3, width=4, num_heads=1, num_kv_heads=1, head_dim=4, mlp_width=4, max_positions=4)
+    trunk = init_trunk(jax.random.key(0), model)
+    leaves = {"trunk": jax.tree.map(jnp.ones_like, trunk), "head": {"kernel": jnp.ones((4, 1)), "bias": jnp.ones(1)}}
+    optimizer = steps.make_optimizer(stage(weight_decay=0.5), 10)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, leaves), optimizer.init(leaves), leaves)
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        matrix = path[-1].key in ("kernel", "tokens", "positions")
+        np.testing.assert_allclose(update, -0.5 * 1e-2 if matrix else 0, rtol=1e-6, err_msg=str(path))
+
+
+@pytest.mark.parametrize(("clip_norm", "size"), [(0.0, 10.0), (1.0, 1.0), (20.0, 10.0)])
+def test_clipping_by_the_global_norm(clip_norm, size):
+    optimizer = steps.make_optimizer(stage(clip_norm=clip_norm), 10)
+    leaves = {"a": jnp.zeros(4), "b": jnp.zeros(())}
+    grads = {"a": jnp.full(4, 3.0), "b": jnp.array(8.0)}
+    _, state = optimizer.update(grads, optimizer.init(leaves), leaves)
+    mu = (state[1] if clip_norm else state)[0].mu  # Adam's first moment after one step: (1 - b1) times what it was given
+    np.testing.assert_allclose(np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(mu))), 0.1 * size, rtol=1e-6)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(UserError, match="'cosine', 'linear', 'constant'"):
+        steps.make_optimizer(stage(schedule="cosnie"), 10)
+    with pytest.raises(UserError, match="'bce', 'bradley_terry'"):
+        steps.make_reward_step(MODEL, sgd(), loss="hinge")
+    with pytest.raises(UserError, match="k1 in the loss has no gradient"):
+        steps.make_policy_step(MODEL, sgd(), kl="k1", beta=0.1)
+    with pytest.raises(ValueError, match="beta"):
+        steps.make_policy_step(MODEL, sgd(), kl="loss")
+    with pytest.raises(ValueError, match="8 rows do not split into 3"):
+        run("sft", batch_of("sft"), accumulate=3)

@@ -1,0 +1,157 @@
+"""The workdir: one config, one process, atomic files."""
+
+import json
+import os
+import subprocess
+import sys
+
+import ml_collections
+import numpy as np
+import pytest
+
+import irl_jax
+from irl_jax import workdir as workdirs
+from irl_jax.config import default
+from irl_jax.errors import UserError
+from irl_jax.workdir import Workdir
+
+
+def snapshot(folder):
+    return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_config_json_says_what_ran(tmp_path):
+    with Workdir(tmp_path / "a" / "w", default()):
+        pass
+    stored = json.loads((tmp_path / "a" / "w" / "config.json").read_text())
+    assert stored["config"]["sft"]["learning_rate"] == default().sft.learning_rate
+    assert stored["seed"] == 0
+    assert set(stored["versions"]) == {"irl_jax", "python", "jax", "flax", "optax", "orbax-checkpoint"}
+    assert stored["versions"]["irl_jax"] == irl_jax.__version__
+    assert "git_commit" in stored
+    assert str(os.path.dirname(irl_jax.__file__)) not in (tmp_path / "a" / "w" / "config.json").read_text()
+
+
+def test_config_comes_back_exactly(tmp_path):
+    config = default()
+    config.reward.recipes = ("init_demo",)
+    config.policy.beta = 1.0
+    Workdir(tmp_path / "w", config).close()
+    assert workdirs.read_config(tmp_path / "w") == config
+    assert isinstance(workdirs.read_config(tmp_path / "w").reward.recipes, tuple)
+
+
+def test_same_config_opens_again(tmp_path):
+    for _ in range(2):
+        with Workdir(tmp_path, default()) as workdir:
+            workdir.stage("sft")
+
+
+def test_another_config_is_refused_and_nothing_changes(tmp_path):
+    Workdir(tmp_path, default()).close()
+    before = snapshot(tmp_path)
+    config = default()
+    config.sft.learning_rate = 0.5
+    config.reward.recipes = ("init_sft",)
+    with pytest.raises(UserError) as caught:
+        Workdir(tmp_path, config)
+    message = str(caught.value)
+    assert "sft.learning_rate is 0.001 there and 0.5 now" in message
+    assert 'reward.recipes is ["init_sft", "init_demo", "sft_demo", "preference"] there and ["init_sft"] now' in message
+    assert "\n" not in message
+    assert snapshot(tmp_path) == before
+    Workdir(tmp_path, default()).close()  # and the lock was given back
+
+
+def test_keys_that_change_no_result_may_differ(tmp_path):
+    Workdir(tmp_path, default()).close()
+    config = default()
+    config.checkpoint.every_seconds = 1.0
+    Workdir(tmp_path, config).close()
+
+
+def test_second_process_is_refused(tmp_path):
+    script = (
+        "import sys; from irl_jax.config import default; from irl_jax.workdir import Workdir; Workdir(sys.argv[1], default())"
+    )
+    with Workdir(tmp_path, default()):
+        with pytest.raises(UserError, match="another irl_jax process"):
+            Workdir(tmp_path, default())
+        other = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
+        assert "another irl_jax process" in other.stderr
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)]).returncode == 0
+
+
+def test_foreign_folder_is_refused_and_untouched(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="not a workdir"):
+        Workdir(tmp_path, default())
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(UserError, match="is a file"):
+        Workdir(tmp_path / "thesis.tex", default())
+    with pytest.raises(UserError, match="cannot write"):
+        Workdir(tmp_path / "thesis.tex" / "w", default())
+    with pytest.raises(UserError, match="not a workdir"):
+        workdirs.read_config(tmp_path)
+
+
+def test_broken_config_json_is_refused(tmp_path):
+    Workdir(tmp_path, default()).close()
+    (tmp_path / "config.json").write_text('{"config": ')
+    with pytest.raises(UserError, match="config.json: broken JSON"):
+        Workdir(tmp_path, default())
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"not a config\.json"):
+        Workdir(tmp_path, default())
+
+
+def test_config_of_another_version_names_the_key(tmp_path):
+    Workdir(tmp_path, default()).close()
+    stored = json.loads((tmp_path / "config.json").read_text())
+    stored["config"]["sft"]["momentum"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"sft\.momentum is unknown"):
+        workdirs.read_config(tmp_path)
+    with pytest.raises(UserError, match=r"sft\.momentum is 1 there and absent now"):
+        Workdir(tmp_path, default())
+
+
+def test_done_marks(tmp_path):
+    with Workdir(tmp_path, default()) as workdir:
+        assert not workdir.is_done("policy/init_sft")
+        workdir.mark_done("policy/init_sft", {"seconds": np.float32(1.5)})
+        assert workdir.is_done("policy/init_sft")
+        assert workdir.timing("policy/init_sft") == {"seconds": 1.5}
+
+
+def test_json_is_plain_and_whole(tmp_path):
+    path = tmp_path / "results.json"
+    workdirs.write_json(
+        path, {"a": np.float64(0.5), "n": np.int64(3), "nan": float("nan"), "v": np.arange(2), "c": ml_collections.ConfigDict()}
+    )
+    assert workdirs.read_json(path) == {"a": 0.5, "n": 3, "nan": None, "v": [0, 1], "c": {}}
+    with pytest.raises(TypeError):
+        workdirs.write_json(path, {"a": object()})
+    assert workdirs.read_json(path)["n"] == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    workdirs.save_arrays(tmp_path / "a.npz", x=np.arange(3))
+    with monkeypatch.context() as patch:
+        patch.setattr(workdirs.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            workdirs.save_arrays(tmp_path / "a.npz", x=np.arange(9))
+    np.testing.assert_array_equal(workdirs.load_arrays(tmp_path / "a.npz")["x"], np.arange(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_jsonl_appends_and_forgets_a_half_written_line(tmp_path):
+    path = tmp_path / "m.jsonl"
+    assert workdirs.read_jsonl(path) == []
+    workdirs.append_jsonl(path, {"step": 1, "text": "a\u2028b"}, {"step": 2})
+    workdirs.append_jsonl(path, {"step": 3})
+    with open(path, "a") as file:
+        file.write('{"step": 4, "lo')
+    assert [r["step"] for r in workdirs.read_jsonl(path)] == [1, 2, 3]
+    assert workdirs.read_jsonl(path)[0]["text"] == "a\u2028b"
