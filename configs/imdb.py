@@ -32,6 +32,7 @@ def get_config(name: str = ""):
     c.golden.source = os.path.join(shared, "data", "imdb", "test.jsonl.gz")
     c.sft.epochs = 2.0
     c.sft.batch_size = 16
+    c.sft.learning_rate = 1e-3
     c.sft.row_tokens = 256
     c.adapter.rank = 16
     c.adapter.alpha = 32.0

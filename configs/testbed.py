@@ -1,7 +1,7 @@
 """The embedded testbed: a small world of prompts and responses with an exact golden reward; nothing is downloaded.
 
   python -m irl_jax run --config=configs/testbed.py --workdir=runs/testbed              # under 5 minutes on 2 CPU cores
-  python -m irl_jax run --config=configs/testbed.py:smoke --workdir=runs/testbed-smoke  # some 20 seconds
+  python -m irl_jax run --config=configs/testbed.py:smoke --workdir=runs/testbed-smoke  # about a minute
 
 Every setting is irl_jax/config.py's own. The numbers to expect stand in the README's testbed table; `:smoke` only shows
 that every stage runs, its numbers mean nothing.

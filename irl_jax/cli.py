@@ -40,6 +40,7 @@ def main(argv: list[str]) -> int:
     Returns:
       The exit status: 0, 2 for the user's mistake, 130 where interrupted.
     """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # its tokenizers need no PyTorch, whatever it says at import
     try:
         arguments, overrides = parse(argv)
         return _DISPATCH[arguments.verb](arguments, overrides)

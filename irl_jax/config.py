@@ -16,9 +16,9 @@ def default() -> ConfigDict:
     c.model = _model()
     c.adapter = _adapter()
     c.mesh = _mesh()
-    c.pretrain = _training(steps=1000, batch=32, learning_rate=3e-3, packed_rows=True)
-    c.sft = _training(steps=0, batch=32, learning_rate=1e-3, packed_rows=True)
-    c.sft.epochs = 3.0  # passes over the demonstrations, used where steps = 0
+    c.pretrain = _training(steps=500, batch=32, learning_rate=3e-3, packed_rows=True)
+    c.sft = _training(steps=0, batch=16, learning_rate=2e-3, packed_rows=True)
+    c.sft.epochs = 6.0  # passes over the demonstrations, used where steps = 0
     c.sample = _sample()
     c.reward = _reward()
     c.policy = _policy()
@@ -61,15 +61,15 @@ def _testbed() -> ConfigDict:
     t = ConfigDict()
     t.seed_offset = 0  # added to `seed`: which world's draws (fresh seeds for reported runs)
     t.pretrain_responses = 20000  # responses of the initial writer that init is pretrained on
-    t.demonstrations = 600  # demonstrations
+    t.demonstrations = 1200  # demonstrations
     t.pairs = 600  # chosen/rejected pairs for `preference`
     t.eval_prompts = 96  # test prompts
     t.dialect_strength = 0.7  # how often the demonstrator uses its dialect where it could
     t.tail_words = 60  # size of the Zipf tail of rare words
     t.entanglement = 0.0  # correlation of quality and dialect in the initial writer, 0 to 1
-    t.initial_quality = 0.35  # share of high-quality responses of the initial writer: separation of init and sft
+    t.initial_quality = 0.3  # share of high-quality responses of the initial writer: separation of init and sft
     t.label_noise = 0.1  # share of pairs whose labels are swapped
-    t.initial_dialect = 0.15  # share of responses in dialect of the initial writer: separation of init and sft
+    t.initial_dialect = 0.25  # share of responses in dialect of the initial writer: separation of init and sft
     t.noise = 0.002  # rate of the noise channel, which gives every token a positive probability everywhere
     t.development_prompts = 64  # prompts for early stopping
     return t

@@ -105,9 +105,10 @@ def read_config(path) -> ConfigDict:
         if (key in expected) != (key in found):
             where = "unknown to this version" if key in found else "missing"
             raise UserError(f"{path / CONFIG}: key {key} is {where}; the workdir was written by another version of irl_jax")
-    for key, value in found.items():
-        with config.unlocked():
-            config.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value})
+    try:
+        config.update_from_flattened_dict(found)
+    except TypeError as error:
+        raise UserError(f"{path / CONFIG}: a key of another type: {error}") from None
     return config
 
 

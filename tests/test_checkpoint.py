@@ -1,5 +1,9 @@
 """Checkpoints: exact round trips, keep-last-n, damage, misfits."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,3 +144,27 @@ def test_save_tree_replaces_what_was_there(tmp_path):
 def test_single_leaf_tree(tmp_path):
     checkpoint.save(tmp_path, 0, jnp.arange(4), keep=1)
     assert_same(checkpoint.restore_latest(tmp_path, jnp.zeros(4, jnp.int32))[1], jnp.arange(4))
+
+
+RESHARD = """
+import sys, jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from irl_jax import checkpoint
+mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"))
+one = jax.device_put(jnp.arange(64.0).reshape(8, 8), jax.devices()[0])
+split = lambda *spec: jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=NamedSharding(mesh, P(*spec)))
+checkpoint.save(sys.argv[1], 1, {"w": one}, keep=1)
+for step, like in enumerate([split("fsdp", "tensor"), split(None, "fsdp"), one], 1):
+    found, tree = checkpoint.restore_latest(sys.argv[1], {"w": like})
+    assert found == step and tree["w"].sharding == like.sharding, tree["w"].sharding
+    np.testing.assert_array_equal(np.asarray(tree["w"]), np.asarray(one))
+    checkpoint.save(sys.argv[1], step + 1, tree, keep=1)
+"""
+
+
+def test_restores_onto_another_mesh(tmp_path):
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    root = os.path.dirname(os.path.dirname(__file__))
+    command = [sys.executable, "-c", RESHARD, str(tmp_path)]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -65,6 +65,19 @@ def test_auc_groups_widen_the_standard_error_of_copies():
     assert metrics.auc(np.repeat(positive, 4), np.repeat(negative, 4))[1] < 0.6 * once[1]
 
 
+def test_auc_groups_know_that_a_prompt_moves_both_its_classes():
+    """A shift shared by a prompt's positive and negative, against the spread over simulated data sets."""
+    rng = np.random.default_rng(0)
+
+    def draw():
+        prompt = 2 * rng.normal(size=60)
+        return 1 + prompt + 0.5 * rng.normal(size=60), prompt + 0.5 * rng.normal(size=60)
+
+    groups = (np.arange(60), np.arange(60))
+    draws = np.array([metrics.auc(*draw(), groups) for _ in range(300)])
+    assert draws[:, 1].mean() == pytest.approx(draws[:, 0].std(ddof=1), rel=0.1)
+
+
 def test_auc_difference_is_paired():
     rng = np.random.default_rng(0)
     positive, negative = rng.normal(1, 1, 200), rng.normal(0, 1, 200)
@@ -103,6 +116,7 @@ def test_spearman_leaves_constant_prompts_out():
 def test_distinct_n():
     assert metrics.distinct_n(["a b a b", "b a"], 2) == pytest.approx(2 / 4)  # ab ba ab | ba
     assert metrics.distinct_n([np.array([1, 2, 1, 2]), [2, 1]], 2) == pytest.approx(2 / 4)
+    assert metrics.distinct_n(["a b a c a b"], 2) == pytest.approx(4 / 5)  # ab ba ac ca ab
     assert metrics.distinct_n(["a b", "c d"], 2) == 1.0  # "b c" spans two sequences and does not count
     assert math.isnan(metrics.distinct_n(["a"], 2))
 

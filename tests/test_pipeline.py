@@ -38,7 +38,7 @@ def test_results_have_the_schema(finished):
     for row in results["policies"].values():
         assert {"golden_mean", "golden_stderr", "length_mean", "kl_to_sft", "distinct_2", "rewards", "n"} <= set(row)
     assert results["policies"]["sft"]["n"] == 8
-    assert set(results["rewards"]) == {"init_sft", "init_demo", "sft_demo", "preference", "log_ratio", "length", "random", "golden"}
+    assert set(results["rewards"]) == {*contexts.LEARNT, *contexts.CONTROLS}
     for row in results["rewards"].values():
         assert {"heldout_auc", "spearman_golden", "spearman_length", "pair_accuracy", "best_of_n"} <= set(row)
         assert [point["n"] for point in row["best_of_n"]] == [1, 2, 4, 5, 8, 10, 16]

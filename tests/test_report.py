@@ -15,7 +15,7 @@ from irl_jax.stages import plots, report
 QUALITY = {"init_sft": 0.6, "init_demo": 0.45, "sft_demo": 0.2, "preference": 0.55, "log_ratio": 0.62, "length": 0.05,
            "random": 0.0, "golden": 1.0}
 LEARNT = ("init_sft", "init_demo", "sft_demo", "preference")
-VOID = {"meta", "link", "img", "source", "br", "hr"}
+VOID = {"meta", "link", "img", "source", "br", "hr", "wbr"}
 
 
 def fake_results(prompts=24, samples=64, seed=0):
@@ -167,7 +167,9 @@ def test_numbers_are_in_the_tables(written):
     assert report.format_number(row["win_rate"], row["win_rate_stderr"]) in text
     divergence = results["divergences"]["sft"]
     assert report.format_number(divergence["reverse_kl"], divergence["reverse_kl_stderr"]) in text
-    for expected in ("0.720 ± 0.012", "best-of-16 by init_sft minus best-of-16 by length", "8.3", "ended share", "nats/sequence",
+    for expected in ("0.720 ± 0.012", "best-of-16 by init_sft minus best-of-16 by length", "8.3", "nats/sequence",
+                     "ended by EOS (share)",
+                     "accuracy on preference pairs", "KL to sft", "Spearman with golden",
                      "length (tokens)", "8,123.0", "sft.learning_rate", "(empty)", "2 more prompts", "Warm the water gently"):
         assert expected in text, expected
 

@@ -175,7 +175,8 @@ def test_compile_step_donates_keeps_shardings_and_counts_traces():
     mesh = sharding.make_mesh(config(), devices=jax.devices()[:1])
 
     def step(state, batch):
-        return TrainState({"head": {"kernel": state.leaves["head"]["kernel"] + batch.sum()}}, (), state.step + 1), {"sum": batch.sum()}
+        kernel = state.leaves["head"]["kernel"] + batch.sum()
+        return TrainState({"head": {"kernel": kernel}}, (), state.step + 1), {"sum": batch.sum()}
 
     compiled = sharding.compile_step(step, mesh, donate=(0,))
     state = TrainState({"head": {"kernel": jnp.zeros((3, 1))}}, (), jnp.zeros((), jnp.int32))

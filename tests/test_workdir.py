@@ -108,7 +108,11 @@ def test_broken_config_json_is_refused(tmp_path):
 def test_config_of_another_version_names_the_key(tmp_path):
     Workdir(tmp_path, default()).close()
     stored = json.loads((tmp_path / "config.json").read_text())
-    stored["config"]["sft"]["momentum"] = 1
+    stored["config"]["sft"]["batch_size"] = "many"
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match="another type: .*batch_size"):
+        workdirs.read_config(tmp_path)
+    stored["config"]["sft"] |= {"momentum": 1, "batch_size": default().sft.batch_size}
     (tmp_path / "config.json").write_text(json.dumps(stored))
     with pytest.raises(UserError, match=r"sft\.momentum is unknown"):
         workdirs.read_config(tmp_path)

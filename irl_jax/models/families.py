@@ -265,14 +265,10 @@ def _flat_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every leaf of the trunk; the paths of blocks lack "blocks/", their shapes the layers."""
     leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(lambda: init_trunk(jax.random.key(0), config)))
     shapes = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
-    return {
-        path.removeprefix("blocks/"): shape[1:] if path.startswith("blocks/") else shape for path, shape in shapes.items()
-    }
+    return {path.removeprefix("blocks/"): shape[1:] if path.startswith("blocks/") else shape for path, shape in shapes.items()}
 
 
-def import_tensors(
-    config: ModelConfig, names: Iterable[str], get: Callable[[str], np.ndarray], where: str
-) -> dict:
+def import_tensors(config: ModelConfig, names: Iterable[str], get: Callable[[str], np.ndarray], where: str) -> dict:
     """Turns a checkpoint's tensors into a trunk, using each exactly once and checking its shape.
 
     Args:

@@ -18,7 +18,6 @@ heads, R = H / G heads that share one, E head width, V vocabulary, L layers.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -27,42 +26,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from irl_jax.models.layers import Block, ModelConfig, Norm, kernel_std, rotation_of
 from irl_jax.types import Array, PyTree
 
 MASKED = -1e30  # attention score of a masked key; finite, so that a row without any key gives no NaN
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The architecture and how it is computed.
-
-    mlp_width counts the hidden units; max_positions, tokens. use_bias: every kernel has a bias (layer norms always do,
-    RMS norms never). dtype is that of the computation. scan_layers, remat and loss_chunk do not change the function:
-    lax.scan over the layers; what the backward pass recomputes ("none", "full", or "dots": all but the products with
-    parameters); tokens, over all rows, whose vocabulary logits exist at one time (0: all). adapter_scale: alpha / rank.
-    """
-
-    vocab_size: int
-    num_layers: int
-    width: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    mlp_width: int
-    max_positions: int
-    positions: str = "learned"  # "learned" or "rotary"
-    rope_theta: float = 10000.0
-    norm: str = "layer"  # "layer" or "rms"
-    norm_eps: float = 1e-5
-    gated_mlp: bool = False
-    activation: str = "gelu_tanh"  # "gelu_tanh", "gelu" or "silu"
-    use_bias: bool = True
-    tie_embeddings: bool = True
-    dtype: str = "float32"
-    scan_layers: bool = False
-    remat: str = "none"
-    loss_chunk: int = 0
-    adapter_scale: float = 0.0
 
 
 class LayerCache(NamedTuple):
@@ -70,138 +37,6 @@ class LayerCache(NamedTuple):
 
     k: Array
     v: Array
-
-
-_ACTIVATIONS = {
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "silu": jax.nn.silu,
-}
-
-
-class Dense(nn.Module):
-    """y = x W + b + adapter_scale (x A) B, the last term where the "adapter" collection has A and B for this kernel."""
-
-    config: ModelConfig
-    features: int
-    init_std: float
-
-    @nn.compact
-    def __call__(self, x):
-        dtype = jnp.dtype(self.config.dtype)
-        kernel = self.param("kernel", nn.initializers.normal(self.init_std), (x.shape[-1], self.features), jnp.float32)
-        y = x @ kernel.astype(dtype)
-        if self.has_variable("adapter", "a"):
-            a = self.get_variable("adapter", "a").astype(dtype)
-            b = self.get_variable("adapter", "b").astype(dtype)
-            y = y + self.config.adapter_scale * ((x @ a) @ b)
-        if self.config.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(dtype)
-        return y
-
-
-class Norm(nn.Module):
-    """Layer norm (scale and bias) or RMS norm (scale), in float32."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x):
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        y = x.astype(jnp.float32)
-        if self.config.norm == "layer":
-            y = y - y.mean(-1, keepdims=True)
-        y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.config.norm_eps) * scale
-        if self.config.norm == "layer":
-            y = y + self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-        return y.astype(self.config.dtype)
-
-
-class Attention(nn.Module):
-    """The projections of attention; the caller attends between `qkv` and `output`."""
-
-    config: ModelConfig
-
-    def setup(self):
-        c, std = self.config, _init_std(self.config)
-        self.q = Dense(c, c.num_heads * c.head_dim, std)
-        self.k = Dense(c, c.num_kv_heads * c.head_dim, std)
-        self.v = Dense(c, c.num_kv_heads * c.head_dim, std)
-        self.o = Dense(c, c.width, std / (2 * c.num_layers) ** 0.5)
-
-    def qkv(self, x, rotation):
-        def heads(y):
-            return y.reshape(*y.shape[:-1], -1, self.config.head_dim)
-
-        return _rotate(heads(self.q(x)), rotation), _rotate(heads(self.k(x)), rotation), heads(self.v(x))
-
-    def output(self, attended):
-        return self.o(attended.reshape(*attended.shape[:-2], -1))
-
-
-class Mlp(nn.Module):
-    """down(f(up(x))), or down(f(gate(x)) * up(x)) where gated (SwiGLU with f = SiLU)."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x):
-        c, std = self.config, _init_std(self.config)
-        activation = _ACTIVATIONS[c.activation]
-        hidden = Dense(c, c.mlp_width, std, name="up")(x)
-        if c.gated_mlp:
-            hidden = activation(Dense(c, c.mlp_width, std, name="gate")(x)) * hidden
-        else:
-            hidden = activation(hidden)
-        return Dense(c, c.width, std / (2 * c.num_layers) ** 0.5, name="down")(hidden)
-
-
-class Block(nn.Module):
-    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x))."""
-
-    config: ModelConfig
-
-    def setup(self):
-        self.attention_norm = Norm(self.config)
-        self.attention = Attention(self.config)
-        self.mlp_norm = Norm(self.config)
-        self.mlp = Mlp(self.config)
-
-    def __call__(self, x_BxTxD, rotation, mask_Bx1xTxT):
-        """Returns the layer's output and its keys and values [B, T, G, E]."""
-        q, k, v = self.qkv(x_BxTxD, rotation)
-        attended_BxTxHxE = jax.nn.dot_product_attention(q, k, v, mask=mask_Bx1xTxT)
-        return self.finish(x_BxTxD, attended_BxTxHxE), (k, v)
-
-    def qkv(self, x, rotation):
-        return self.attention.qkv(self.attention_norm(x), rotation)
-
-    def finish(self, x, attended):
-        x = x + self.attention.output(attended)
-        return x + self.mlp(self.mlp_norm(x))
-
-
-def _init_std(config: ModelConfig) -> float:
-    """GPT-2's 0.02 at its width of 768, scaled as 1 / sqrt(width) to other widths."""
-    return 0.02 * (768 / config.width) ** 0.5
-
-
-def _rotation(config: ModelConfig, positions) -> tuple[Array, Array] | None:
-    """Cosine and sine of the rotary angles, float32 [..., 1, E / 2]; None for learned positions."""
-    if config.positions != "rotary":
-        return None
-    exponent = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
-    angle = positions.astype(jnp.float32)[..., None, None] * config.rope_theta**-exponent
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def _rotate(x, rotation):
-    """Rotary positions on [..., heads, E]: dimension i is paired with i + E / 2, as Llama checkpoints of the hub are."""
-    if rotation is None:
-        return x
-    cos, sin = rotation
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def init_trunk(rng, config: ModelConfig) -> PyTree:
@@ -213,9 +48,9 @@ def init_trunk(rng, config: ModelConfig) -> PyTree:
     Returns: the trunk, float32, laid out as the module's docstring says.
     """
     token_rng, position_rng, block_rng, unembed_rng = jax.random.split(rng, 4)
-    normal = nn.initializers.normal(_init_std(config))
+    normal = nn.initializers.normal(kernel_std(config))
     x = jnp.zeros((1, 1, config.width), config.dtype)
-    rotation, mask = _rotation(config, jnp.zeros((1, 1), jnp.int32)), jnp.ones((1, 1, 1, 1), bool)
+    rotation, mask = rotation_of(config, jnp.zeros((1, 1), jnp.int32)), jnp.ones((1, 1, 1, 1), bool)
 
     def init_block(key):
         return Block(config).init(key, x, rotation, mask)["params"]
@@ -280,7 +115,7 @@ def hidden_states(config: ModelConfig, variables: PyTree, tokens_BxT, positions_
     Returns: [B, T, D] in config.dtype.
     """
     x_BxTxD = _embed(config, variables["params"], tokens_BxT, positions_BxT)
-    rotation, mask = _rotation(config, positions_BxT), _mask(segments_BxT)
+    rotation, mask = rotation_of(config, positions_BxT), _mask(segments_BxT)
 
     @functools.partial(_rematerialised, config)
     def layer(x, layer_variables):
@@ -303,12 +138,11 @@ def _mask(segments_BxT) -> Array:
 
 def vocab_logits(config: ModelConfig, variables: PyTree, hidden) -> Array:
     """Vocabulary logits of states after the final norm: [..., D] -> float32 [..., V]."""
-    trunk, hidden = variables["params"], hidden.astype(config.dtype)
-    if config.tie_embeddings:
-        tokens = trunk["embed"]["tokens"].astype(config.dtype)
-        return jnp.einsum("...d,vd->...v", hidden, tokens, preferred_element_type=jnp.float32)
-    kernel = trunk["unembed"]["kernel"].astype(config.dtype)
-    return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+    trunk = variables["params"]
+    kernel = trunk["embed"]["tokens"].T if config.tie_embeddings else trunk["unembed"]["kernel"]
+    rows_NxD = hidden.reshape(-1, config.width).astype(config.dtype)
+    logits_NxV = jnp.matmul(rows_NxD, kernel.astype(config.dtype), preferred_element_type=jnp.float32)
+    return logits_NxV.reshape(*hidden.shape[:-1], config.vocab_size)
 
 
 def token_logprobs(config: ModelConfig, variables: PyTree, tokens, positions, segments) -> Array:
@@ -355,7 +189,7 @@ def prefill(config: ModelConfig, variables: PyTree, tokens_BxS, lengths_B) -> tu
     segments_BxS = (index_S < lengths_B[:, None]).astype(jnp.int32)
     positions_BxS = jnp.broadcast_to(index_S, tokens_BxS.shape)
     x_BxSxD = _embed(config, variables["params"], tokens_BxS, positions_BxS)
-    rotation, mask = _rotation(config, positions_BxS), _mask(segments_BxS)
+    rotation, mask = rotation_of(config, positions_BxS), _mask(segments_BxS)
     cache = []
     for index in range(config.num_layers):
         x_BxSxD, (k, v) = Block(config).apply(_layer(variables, index), x_BxSxD, rotation, mask)
@@ -368,9 +202,7 @@ def prefill(config: ModelConfig, variables: PyTree, tokens_BxS, lengths_B) -> tu
 def init_response_cache(config: ModelConfig, batch: int, samples: int, length: int) -> tuple[LayerCache, ...]:
     """An empty response cache: K = samples responses of at most `length` tokens for each of B = batch prompts."""
     shape = (batch, samples, config.num_kv_heads, length, config.head_dim)
-    return tuple(
-        LayerCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)) for _ in range(config.num_layers)
-    )
+    return tuple(LayerCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)) for _ in range(config.num_layers))
 
 
 def decode(
@@ -389,14 +221,15 @@ def decode(
     """
     position_BxK = jnp.broadcast_to((lengths_B + t)[:, None], token_BxK.shape)
     x_BxKxD = _embed(config, variables["params"], token_BxK, position_BxK)
-    rotation = _rotation(config, position_BxK)
+    rotation = rotation_of(config, position_BxK)
     caches = []
     for index, (prompt, response) in enumerate(zip(prompt_cache, response_cache, strict=True)):
         layer = _layer(variables, index)
         q, k, v = Block(config).apply(layer, x_BxKxD, rotation, method="qkv")
-        response = LayerCache(*(
-            lax.dynamic_update_slice_in_dim(old, new[:, :, :, None], t, axis=3) for old, new in zip(response, (k, v))
-        ))
+        response = LayerCache(
+            lax.dynamic_update_slice_in_dim(response.k, k[:, :, :, None], t, axis=3),
+            lax.dynamic_update_slice_in_dim(response.v, v[:, :, :, None], t, axis=3),
+        )
         attended = _attend_prompt_and_response(q, prompt, response, lengths_B, t)
         x_BxKxD = Block(config).apply(layer, x_BxKxD, attended, method="finish")
         caches.append(response)
@@ -414,7 +247,11 @@ def _attend_prompt_and_response(q_BxKxHxE, prompt: LayerCache, response: LayerCa
     seen_BxS = jnp.arange(S) < lengths_B[:, None]
     prompt_scores = jnp.where(seen_BxS[:, None, None, None], prompt_scores, MASKED)
     response_scores = jnp.where(jnp.arange(response.k.shape[3]) <= t, response_scores, MASKED)
-    weights = jax.nn.softmax(jnp.concatenate([prompt_scores, response_scores], axis=-1), axis=-1).astype(q.dtype)
-    attended = jnp.einsum("bkgrs,bgse->bkgre", weights[..., :S], prompt.v)
-    attended = attended + jnp.einsum("bkgrt,bkgte->bkgre", weights[..., S:], response.v)
+    # One softmax over both parts, divided by its sum at the end, so that the parts are never concatenated.
+    largest = jnp.maximum(prompt_scores.max(-1, keepdims=True), response_scores.max(-1, keepdims=True))
+    prompt_weights, response_weights = jnp.exp(prompt_scores - largest), jnp.exp(response_scores - largest)
+    total = prompt_weights.sum(-1, keepdims=True) + response_weights.sum(-1, keepdims=True)
+    attended = jnp.einsum("bkgrs,bgse->bkgre", prompt_weights.astype(q.dtype), prompt.v, preferred_element_type=jnp.float32)
+    attended += jnp.einsum("bkgrt,bkgte->bkgre", response_weights.astype(q.dtype), response.v, preferred_element_type=jnp.float32)
+    attended = (attended / total).astype(q.dtype)
     return attended.reshape(B, K, H, E)

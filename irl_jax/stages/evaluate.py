@@ -7,8 +7,7 @@ import numpy as np
 from irl_jax import workdir
 from irl_jax.evaluation import best_of_n, golden, metrics
 from irl_jax.stages import context as contexts
-from irl_jax.stages import judging, sampling
-from irl_jax.stages import reward as reward_stage
+from irl_jax.stages import judging, recipe_data, sampling
 
 TILTING_BETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 COMPARED_N = 16  # best-of-16 is what the paired comparisons are about
@@ -30,7 +29,7 @@ def run(context) -> dict:
         sets = {"init": sets["init"], "demo": demos, **{r: s for r, s in sets.items() if r != "init"}}
     results = {
         "schema": 1, "seed": config.seed,
-        "golden": {"name": judge.name, "heldout_accuracy": judge.heldout_accuracy} if judge else None,
+        "golden": {"name": judge.name, "heldout_accuracy": judge.heldout_accuracy, "unit": judge.unit} if judge else None,
         "policies": {role: _policy_row(context, role, judged, recipes, judge) for role, judged in sets.items()},
     }
     results["rewards"], per_prompt = _rewards(context, judge, sets["sft"], recipes)
@@ -77,7 +76,7 @@ def _policy_row(context, role, judged, recipes, judge):
 
 def _rewards(context, judge, sft, recipes):
     """The rows of results.json's `rewards`, and best-of-n's per-prompt values for paired differences."""
-    heldout = judging.Judged(context, judge, sum(map(list, reward_stage.data_of(context, "init_sft")[1]), []))
+    heldout = judging.Judged(context, judge, sum(map(list, recipe_data.data_of(context, "init_sft")[1]), []))
     positives = len(heldout.examples) // 2
     source = np.array([example.source for example in heldout.examples])
     groups = source[:positives], source[positives:]
@@ -89,8 +88,7 @@ def _rewards(context, judge, sft, recipes):
         on_samples = heldout.reward(recipe)
         auc, auc_stderr = metrics.auc(on_samples[:positives], on_samples[positives:], groups)
         row = {"auc_sft_against_init": auc, "auc_sft_against_init_stderr": auc_stderr, "heldout_auc": auc,
-               "heldout_auc_stderr": auc_stderr, "pair_accuracy": None, "spearman_golden": None,
-               "spearman_length": metrics.spearman_within_prompts(values, sft.by_prompt(sft.lengths)).mean}
+               "heldout_auc_stderr": auc_stderr, "pair_accuracy": None, "best_of_n": [], **_spearman("length", values, sft.by_prompt(sft.lengths))}
         if recipe in contexts.LEARNT:
             own = workdir.read_json(context.directory(f"reward/{recipe}") / "heldout.json")
             row["heldout_auc"], row["heldout_auc_stderr"] = own["auc"], own["auc_stderr"]
@@ -98,7 +96,7 @@ def _rewards(context, judge, sft, recipes):
             chosen, rejected = np.split(pairs.reward(recipe), 2)
             row["pair_accuracy"], row["pair_accuracy_stderr"] = metrics.pair_accuracy(chosen, rejected)
         if judge:
-            row["spearman_golden"] = metrics.spearman_within_prompts(values, gold).mean
+            row |= _spearman("golden", values, gold)
             row["best_of_n"] = best_of_n.best_of_n(values, gold, context.config.eval.best_of)
             if values.shape[1] >= COMPARED_N:
                 per_prompt[recipe] = best_of_n.best_of_n_per_prompt(values, gold, COMPARED_N).golden
@@ -112,11 +110,16 @@ def _rewards(context, judge, sft, recipes):
     return rows, per_prompt
 
 
+def _spearman(name: str, values, others) -> dict:
+    within = metrics.spearman_within_prompts(values, others)
+    return {f"spearman_{name}": within.mean, f"spearman_{name}_stderr": within.stderr}
+
+
 def _heldout_pairs(context, judge):
     """Held-out preference pairs, chosen first and rejected after, or None."""
     if not context.pairs:
         return None
-    chosen, rejected = reward_stage.data_of(context, "preference")[1]
+    chosen, rejected = recipe_data.data_of(context, "preference")[1]
     return judging.Judged(context, judge, list(chosen) + list(rejected)) if chosen else None
 
 

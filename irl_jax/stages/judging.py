@@ -61,6 +61,10 @@ class Judged:
         assert recipe in contexts.LEARNT, recipe
         return self.context.scorer.rewards(self.context.leaves(f"reward/{recipe}"), self.examples)
 
+    def first_of_each_prompt(self) -> list:
+        """One response a prompt, so that policies with unlike numbers of samples compare."""
+        return list({example.source: example for example in reversed(self.examples)}.values())
+
     def by_prompt(self, values: np.ndarray) -> np.ndarray:
         """Values [n] as [P, n / P]: every prompt has as many samples."""
         prompts = len({example.source for example in self.examples})
@@ -73,7 +77,7 @@ class Judged:
         return {
             "golden_mean": golden, "golden_stderr": stderr, "length_mean": float(self.lengths.mean()),
             "ended_share": float(np.mean([example.ended for example in self.examples])),
-            "distinct_2": metrics.distinct_n([example.response for example in self.examples], 2),
+            "distinct_2": metrics.distinct_n([example.response for example in self.first_of_each_prompt()], 2),
             "init_logprob": float(self.logprob("init").sum() / tokens),
             "rewards": {recipe: float(self.reward(recipe).mean()) for recipe in recipes},
             "n": len({example.source for example in self.examples}),

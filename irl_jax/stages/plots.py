@@ -250,6 +250,7 @@ def _frontier(results: Mapping):
             axes.set_ylabel(golden_label(results))
             axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0.0)), np.square))
             axes.set_xlim(left=0.0)
+            axes.locator_params(axis="x", nbins=6)
         rows[-1].set_xlabel("KL to sft (nats per sequence, square-root scale)")
         handles = {label: handle for axes in rows for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(3, len(handles)), handlelength=2.6)
@@ -302,17 +303,22 @@ def _scatter(results: Mapping):
              if recipe not in ("length", "random") and points and points.get("length")}
     if not found:
         return None
+    import matplotlib
+    from matplotlib.colors import ListedColormap
+
     goldens = np.array([number(g) for points in found.values() for g in points.get("golden") or []])
     goldens = goldens[np.isfinite(goldens)]
 
     def draw(figure, theme):
         panels, image = _panels(figure, theme, len(found)), None
+        shades = matplotlib.colormaps["cividis"](np.linspace(0.3 if theme is DARK else 0.0, 0.85 if theme is LIGHT else 1.0, 256))
+        colors = ListedColormap(shades)  # without the end that the background swallows
         for axes, (recipe, points) in zip(panels, found.items(), strict=True):
             keep = slice(None, None, max(1, math.ceil(len(points["length"]) / MAX_POINTS)))
             length, reward = ([number(value) for value in points[key]][keep] for key in ("length", "reward"))
             golden = [number(value) for value in points.get("golden") or []][keep]
             if goldens.size and len(golden) == len(length):
-                image = axes.scatter(length, reward, c=golden, cmap="cividis", s=9, vmin=goldens.min(), vmax=goldens.max(),
+                image = axes.scatter(length, reward, c=golden, cmap=colors, s=9, vmin=goldens.min(), vmax=goldens.max(),
                                      linewidths=0)
             else:
                 axes.scatter(length, reward, color=_color(theme, recipe), s=9, linewidths=0)
@@ -322,6 +328,7 @@ def _scatter(results: Mapping):
         if image is not None:
             bar = figure.colorbar(image, ax=list(panels), location="bottom", aspect=40, fraction=0.05)
             bar.set_label(golden_label(results))
+            bar.ax.locator_params(nbins=6)
 
     return ("scatter", "Reward against length", f"Reward against response length for {', '.join(found)}.",
             "One point a sft response. A reward that follows length has learnt the wrong thing.",

@@ -18,6 +18,9 @@ TIMED = ("pretrain", "sft", "sample", "reward", "policy", "evaluate")
 MISSING = "–"
 BEST_OF = (4, 16, 50)  # columns of the best-of-n table, where measured
 OPEN_SAMPLES = 3  # prompts shown unfolded
+LABELS = {"ended_share": "ended by EOS (share)", "init_logprob": "log-prob under init (nats/token)",
+          "noise_rate": "noise (share of tokens)", "off_grammar_share": "off the grammar (share of tokens)",
+          "auc_sft_against_init": "AUC, sft against init"}  # of columns beyond the schema's
 _STYLE = """
 :root{color-scheme:light dark;--fg:#1d2329;--soft:#57606a;--bg:#fff;--card:#f5f7f9;--line:#d8dde3;--link:#0b62a8}
 @media (prefers-color-scheme:dark){:root{
@@ -204,7 +207,7 @@ def _number_table(caption: str, first: str, rows: Mapping[str, Mapping], known: 
     used = {key for column in known for key in column[::2]} | set(skip)
     keys = dict.fromkeys(key for numbers in rows.values() for key, value in numbers.items()
                          if isinstance(value, (int, float)) and key not in used)
-    others = [(key, key.replace("_", " ") if known else key, f"{key}_stderr") for key in keys if not (
+    others = [(key, LABELS.get(key, key.replace("_", " ") if known else key), f"{key}_stderr") for key in keys if not (
         key.endswith("_stderr") and (key.removesuffix("_stderr") in keys or key.removesuffix("_stderr") in used))]
     columns = [c for c in [*known, *others] if any(numbers.get(c[0]) is not None for numbers in rows.values())]
     return _table(caption, [first] + [label for _, label, _ in columns],

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from irl_jax import sharding, steps, workdir
-from irl_jax.data import batching, recipes
+from irl_jax.data import batching
 from irl_jax.errors import UserError
 from irl_jax.evaluation import metrics
 from irl_jax.stages import context as contexts
-from irl_jax.stages import sampling, training
+from irl_jax.stages import recipe_data, training
 
 
 def run(context) -> dict:
@@ -29,22 +29,11 @@ def run(context) -> dict:
     return total
 
 
-def data_of(context, recipe: str):
-    """(train, heldout) of a recipe; each a pair of equally long lists (positives, negatives) of Example."""
-    if recipe == "preference" and not context.pairs:
-        raise UserError("config.reward.recipes: 'preference' needs pairs; set data.preference_source to a JSONL file of "
-                        "{prompt, chosen, rejected}, or leave the recipe out")
-    return recipes.build_reward_data(
-        recipe, demos=context.demonstrations, init_samples=sampling.load(context, "init", "reward")["examples"],
-        sft_samples=sampling.load(context, "sft", "reward")["examples"], pairs=context.pairs if recipe == "preference" else [],
-        heldout_fraction=context.config.reward.heldout_fraction, seed=context.config.seed)
-
-
 def train_recipe(context, recipe: str) -> dict:
     """One discriminator, stopped early on the held-out prompts; writes its held-out scores."""
     config = context.config.reward
     name = f"reward/{recipe}"
-    train, heldout = data_of(context, recipe)
+    train, heldout = recipe_data.data_of(context, recipe)
     loss = "bradley_terry" if recipe == "preference" else "bce"
     leaves = context.init_leaves("reward", f"{name}/leaves")
     optimizer = steps.make_optimizer(config, config.steps)
