@@ -42,7 +42,8 @@ def gates(path) -> dict:
 def _support(context) -> float:
     """Share of sft's sampled tokens that init gives a probability below 1e-4."""
     examples = sampling.load(context, "sft", "eval")["examples"]
-    score = jax.jit(lambda rows: steps.score_logprobs(context.model, context.trunk, None, rows))
+    model, trunk = context.model, context.trunk
+    score = jax.jit(lambda rows: steps.score_logprobs(model, trunk, None, rows))
     low, tokens = 0, 0
     longest = max(len(e.prompt) + len(e.response) for e in examples)
     for start in range(0, len(examples), 64):

@@ -16,7 +16,7 @@ def default() -> ConfigDict:
     c.model = _model()
     c.adapter = _adapter()
     c.mesh = _mesh()
-    c.pretrain = _training(steps=500, batch=32, learning_rate=3e-3, packed_rows=True)
+    c.pretrain = _training(steps=900, batch=32, learning_rate=3e-3, packed_rows=True)
     c.sft = _training(steps=0, batch=16, learning_rate=2e-3, packed_rows=True)
     c.sft.epochs = 6.0  # passes over the demonstrations, used where steps = 0
     c.sample = _sample()
@@ -120,7 +120,7 @@ def _training(steps: int, batch: int, learning_rate: float, packed_rows: bool) -
     t.b2 = 0.99  # AdamW's second-moment decay
     if packed_rows:
         t.packing = True  # several sequences a row
-        t.row_tokens = 128  # tokens a row, where packed
+        t.row_tokens = 64  # tokens a row, where packed
     return t
 
 

@@ -16,6 +16,7 @@ from irl_jax.models.transformer import ModelConfig
 from irl_jax.types import PyTree
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def resolve(name: str | Path) -> Path:
@@ -115,6 +116,8 @@ def load_tokenizer(path: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     folder = resolve(path)
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):  # transformers would make an empty one up
+        raise UserError(f"{folder}: no tokenizer; one of {', '.join(TOKENIZER_FILES)} must be there")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from irl_jax import sampler, sharding, workdir
@@ -21,8 +23,7 @@ def draw(context, role: str, part: str, count: int) -> int:
         return 0
     prompts = prompts_of(context, part)
     data = context.config.data
-    group = min(count, 16)  # samples decoded together share one prompt part; more come in further calls
-    group = next(g for g in range(group, 0, -1) if count % g == 0)
+    group = _group(context.config.sample)
     rows = max(1, context.config.sample.rows // group)
     draw_group = _compiled(context, group)
     parts = []
@@ -38,6 +39,12 @@ def draw(context, role: str, part: str, count: int) -> int:
     _write_text(context, directory / f"{part}.jsonl", prompts, arrays)
     workdir.save_arrays(path, **arrays)  # last: its presence says that the part is whole
     return int(arrays["mask"].sum())
+
+
+def _group(config) -> int:
+    """Samples of a prompt decoded together: they share its prompt part, and every part of the run shares the trace."""
+    common = math.gcd(config.reward_samples, config.eval_samples, config.policy_samples)
+    return next(g for g in range(min(common, 16), 0, -1) if common % g == 0)
 
 
 def _compiled(context, group: int):
