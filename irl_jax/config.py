@@ -7,6 +7,72 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from irl_jax.errors import UserError
+
+LEARNT = ("init_sft", "init_demo", "sft_demo", "preference")  # reward recipes that train a discriminator
+CONTROLS = ("log_ratio", "length", "random", "golden")  # rewards that train nothing
+OPTIMISABLE = (*LEARNT, "log_ratio")  # rewards a policy may be trained on: golden is for evaluation only
+
+_CHOICES = {
+    "data.kind": ("pairs", "continuations"),
+    "model.architecture": ("gpt2", "llama"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "full", "dots"),
+    "policy.kl": ("reward", "loss"),
+    "policy.reference": ("sft", "init"),
+    "golden.kind": ("testbed", "classifier", "none"),
+    **{f"{stage}.schedule": ("cosine", "linear", "constant") for stage in ("pretrain", "sft", "reward", "policy")},
+}
+_SETS = {"reward.recipes": LEARNT, "reward.controls": CONTROLS, "policy.recipes": OPTIMISABLE}
+_POSITIVE = (
+    "pretrain.steps", "reward.steps", "policy.steps", "model.num_layers", "model.width", "model.num_heads", "model.num_kv_heads",
+    "model.mlp_width", "data.max_prompt_tokens", "data.max_response_tokens", "sample.reward_prompts", "sample.reward_samples",
+    "sample.policy_samples", "sample.rows", "reward.eval_every", "eval.prompts", "eval.batch_size", "checkpoint.keep",
+    "adapter.alpha",
+    *(f"{stage}.{key}" for stage in ("pretrain", "sft", "reward", "policy") for key in ("batch_size", "accumulate", "learning_rate")),
+)
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses values that no stage could use, before anything is written.
+
+    Raises:
+        UserError: a value outside its choices or its range, or settings that contradict each other.
+    """
+    flat = _flat(config)
+    for key, allowed in _CHOICES.items():
+        if flat[key] not in allowed:
+            raise UserError(f"config.{key} = {flat[key]!r}: must be one of {', '.join(allowed)}")
+    for key, allowed in _SETS.items():
+        for name in flat[key]:
+            if name not in allowed:
+                raise UserError(f"config.{key}: unknown '{name}'; choose from {', '.join(allowed)}")
+    for key in _POSITIVE:
+        if not flat[key] > 0:
+            raise UserError(f"config.{key} = {flat[key]}: must be positive")
+    if flat["sft.steps"] <= 0 and flat["sft.epochs"] <= 0:
+        raise UserError("config.sft: give a positive number of steps or of epochs")
+    if flat["sample.eval_samples"] < 2 or flat["policy.samples"] < 2:
+        raise UserError("config.sample.eval_samples and config.policy.samples must be at least 2: best-of-n and leave-one-out "
+                        "compare samples of one prompt")
+    if flat["model.width"] % flat["model.num_heads"] or flat["model.num_heads"] % flat["model.num_kv_heads"]:
+        raise UserError("config.model: num_heads must divide width, and num_kv_heads must divide num_heads")
+    if flat["policy.beta"] < 0:
+        raise UserError(f"config.policy.beta = {flat['policy.beta']}: must be positive, or 0 for no KL term")
+    if flat["adapter.rank"] < 0:
+        raise UserError(f"config.adapter.rank = {flat['adapter.rank']}: must be positive, or 0 for whole trunks")
+    for name in flat["policy.recipes"]:
+        if name in LEARNT and name not in flat["reward.recipes"]:
+            raise UserError(f"config.policy.recipes: '{name}' has no reward to optimise; add it to reward.recipes")
+
+
+def _flat(config, prefix: str = "") -> dict:
+    """{dotted key: value}."""
+    out = {}
+    for key, value in config.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key: value}
+    return out
+
 
 def default() -> ConfigDict:
     """The default config: the embedded testbed, in LoRA mode, on whatever devices are there."""
@@ -16,9 +82,9 @@ def default() -> ConfigDict:
     c.model = _model()
     c.adapter = _adapter()
     c.mesh = _mesh()
-    c.pretrain = _training(steps=900, batch=32, learning_rate=3e-3, packed_rows=True)
+    c.pretrain = _training(steps=750, batch=32, learning_rate=3e-3, packed_rows=True)
     c.sft = _training(steps=0, batch=16, learning_rate=2e-3, packed_rows=True)
-    c.sft.epochs = 6.0  # passes over the demonstrations, used where steps = 0
+    c.sft.epochs = 4.0  # passes over the demonstrations, used where steps = 0
     c.sample = _sample()
     c.reward = _reward()
     c.policy = _policy()

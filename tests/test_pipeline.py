@@ -13,6 +13,7 @@ import pytest
 from tiny import tiny_config
 
 from irl_jax import stages
+from irl_jax.config import CONTROLS, LEARNT
 from irl_jax.errors import UserError
 from irl_jax.stages import context as contexts
 from irl_jax.stages import generate as verbs
@@ -38,7 +39,7 @@ def test_results_have_the_schema(finished):
     for row in results["policies"].values():
         assert {"golden_mean", "golden_stderr", "length_mean", "kl_to_sft", "distinct_2", "rewards", "n"} <= set(row)
     assert results["policies"]["sft"]["n"] == 8
-    assert set(results["rewards"]) == {*contexts.LEARNT, *contexts.CONTROLS}
+    assert set(results["rewards"]) == {*LEARNT, *CONTROLS}
     for row in results["rewards"].values():
         assert {"heldout_auc", "spearman_golden", "spearman_length", "pair_accuracy", "best_of_n"} <= set(row)
         assert [point["n"] for point in row["best_of_n"]] == [1, 2, 4, 5, 8, 10, 16]
@@ -98,6 +99,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from tiny import tiny_config
 from irl_jax import stages
+from irl_jax.config import CONTROLS, LEARNT
 stages.run_pipeline(tiny_config(checkpoint__every_steps=1, pretrain__steps=40, policy__steps=8), {path!r})
 """
 

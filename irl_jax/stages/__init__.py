@@ -6,6 +6,7 @@ import importlib
 import time
 from pathlib import Path
 
+from irl_jax.config import check
 from irl_jax.errors import UserError
 from irl_jax.workdir import Workdir
 
@@ -25,6 +26,7 @@ def run_pipeline(config, path, stages: tuple[str, ...] = ()) -> Path | None:
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
         raise UserError(f"--stages: unknown stage '{unknown[0]}'; one of {', '.join(STAGES)}")
+    check(config)
     wanted = [stage for stage in STAGES if not stages or stage in stages]
     with Workdir(path, config) as workdir:
         left = [stage for stage in wanted if not workdir.is_done(stage)]

@@ -19,9 +19,6 @@ from irl_jax.errors import UserError
 from irl_jax.models import families, transformer
 from irl_jax.stages import scoring
 
-LEARNT = ("init_sft", "init_demo", "sft_demo", "preference")
-CONTROLS = ("log_ratio", "length", "random", "golden")
-
 
 class Reader:
     """A finished run's folder, read and never written: what stands in for a Workdir in `generate` and `score`."""

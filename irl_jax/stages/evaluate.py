@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from irl_jax import workdir
+from irl_jax.config import LEARNT
 from irl_jax.evaluation import best_of_n, golden, metrics
-from irl_jax.stages import context as contexts
 from irl_jax.stages import judging, recipe_data, sampling
 
 TILTING_BETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
@@ -87,9 +87,9 @@ def _rewards(context, judge, sft, recipes):
         values = sft.by_prompt(sft.reward(recipe))
         on_samples = heldout.reward(recipe)
         auc, auc_stderr = metrics.auc(on_samples[:positives], on_samples[positives:], groups)
-        row = {"auc_sft_against_init": auc, "auc_sft_against_init_stderr": auc_stderr, "heldout_auc": auc,
-               "heldout_auc_stderr": auc_stderr, "pair_accuracy": None, "best_of_n": [], **_spearman("length", values, sft.by_prompt(sft.lengths))}
-        if recipe in contexts.LEARNT:
+        row = {"heldout_auc": auc, "heldout_auc_stderr": auc_stderr, "auc_sft_against_init": auc, "auc_sft_against_init_stderr": auc_stderr,
+               "pair_accuracy": None, "best_of_n": [], **_spearman("length", values, sft.by_prompt(sft.lengths))}
+        if recipe in LEARNT:
             own = workdir.read_json(context.directory(f"reward/{recipe}") / "heldout.json")
             row["heldout_auc"], row["heldout_auc_stderr"] = own["auc"], own["auc_stderr"]
         if pairs is not None:

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from irl_jax import hf, sampler, sharding, workdir
-from irl_jax.config import default
-from irl_jax.data import batching, sources, tokenize
+from irl_jax.config import LEARNT, default
+from irl_jax.data import sources, tokenize
 from irl_jax.errors import UserError
 from irl_jax.stages import scoring
-from irl_jax.stages.context import LEARNT, Context, Reader
+from irl_jax.stages.context import Context, Reader
 
 
 def generate(args) -> None:
