@@ -150,8 +150,7 @@ class Context:
     def model(self) -> transformer.ModelConfig:
         c = self.config
         if self.is_testbed:
-            longest = c.data.max_prompt_tokens + c.data.max_response_tokens
-            rows = max(c.pretrain.row_tokens, c.sft.row_tokens, longest)
+            rows = max(c.pretrain.row_tokens, c.sft.row_tokens, self.longest)
             base = families.from_size(c.model, len(self.tokenizer), rows)
         else:
             base = self._imported[0]
@@ -161,10 +160,8 @@ class Context:
                                    loss_chunk=c.model.loss_chunk, adapter_scale=scale)
 
     def _check_context(self, base):
-        data = self.config.data
-        longest = data.max_prompt_tokens + data.max_response_tokens
-        if longest > base.max_positions:
-            raise UserError(f"config.data: max_prompt_tokens + max_response_tokens = {longest} is longer than the model's context "
+        if self.longest > base.max_positions:
+            raise UserError(f"config.data: max_prompt_tokens + max_response_tokens = {self.longest} is longer than the model's context "
                             f"of {base.max_positions} tokens; lower one of them")
 
     @cached_property
@@ -197,11 +194,15 @@ class Context:
         """What the model is applied with as `role`."""
         return roles.variables(self.trunk, self.leaves(role))
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence: prompt and response."""
+        return self.config.data.max_prompt_tokens + self.config.data.max_response_tokens
+
     @cached_property
     def scorer(self) -> scoring.Scorer:
-        data = self.config.data
-        return scoring.Scorer(self.model, self.mesh, self.trunk, longest=data.max_prompt_tokens + data.max_response_tokens,
-                              rows=self.config.eval.batch_size)
+        """Log-probs and rewards of finished sequences, by any role's leaves."""
+        return scoring.Scorer(self.model, self.mesh, self.trunk, longest=self.longest, rows=self.config.eval.batch_size)
 
     @cached_property
     def steps(self) -> dict:

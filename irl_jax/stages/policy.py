@@ -7,7 +7,7 @@ import numpy as np
 
 from irl_jax import rollouts, sampler, sharding, steps
 from irl_jax.data import batching
-from irl_jax.stages import scoring, training
+from irl_jax.stages import training
 
 
 def run(context) -> dict:
@@ -51,8 +51,7 @@ def _rollout_feed(context, config, recipe: str):
     data = context.config.data
     prompts = list(dict.fromkeys(example.prompt.tobytes() for example in context.demonstrations))
     kind = context.demonstrations[0].prompt.dtype
-    unit = scoring.round_up(1, context.mesh)
-    rows = -(-config.batch_size // unit) * unit
+    rows = training.batch_rows(config.batch_size, config.accumulate, context.mesh, "policy")
     indices = batching.feed(len(prompts), rows, context.config.seed)
     length = batching.bucket_length(max(len(p) // kind.itemsize for p in prompts), data.max_prompt_tokens)
     rollout = _compiled_rollout(context, config, recipe)
@@ -62,7 +61,7 @@ def _rollout_feed(context, config, recipe: str):
 
     def feed(step, state):
         chosen = indices(step)
-        batch = batching.prompt_batch([np.frombuffer(prompts[i], dtype=kind) for i in chosen], list(chosen), length, rows)
+        batch = batching.prompt_batch([np.frombuffer(prompts[i], dtype=kind) for i in chosen], list(range(rows)), length, rows)
         return rollout(state.leaves, reference, reward, context.trunk, context.put(batch),
                        jax.random.fold_in(key, step))
 

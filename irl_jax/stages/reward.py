@@ -67,8 +67,7 @@ def _pair_feed(context, config, parts):
     if not positives:
         raise UserError("config.reward: no training data for this recipe; sample more prompts or lower heldout_fraction")
     both = positives + negatives
-    longest = context.config.data.max_prompt_tokens + context.config.data.max_response_tokens
-    length = batching.bucket_length(max(len(e.prompt) + len(e.response) for e in both), longest)
+    length = batching.bucket_length(max(len(e.prompt) + len(e.response) for e in both), context.longest)
     size = training.batch_rows(config.batch_size, 2 * config.accumulate, context.mesh, "reward") // 2
     indices = batching.feed(len(positives), size, context.config.seed)
 

@@ -24,8 +24,7 @@ def sequence_feed(context, examples, config, name: str):
         longest = max(len(e.prompt) + len(e.response) for e in examples)
         rows = batching.pack_rows(examples, max(config.row_tokens, longest))
     else:
-        longest = context.config.data.max_prompt_tokens + context.config.data.max_response_tokens
-        rows = batching.token_rows(examples, longest)
+        rows = batching.token_rows(examples, context.longest)
     count = rows.tokens.shape[0]
     size = batch_rows(config.batch_size, config.accumulate, context.mesh, name)
     updates = config.steps or max(1, math.ceil(config.epochs * count / size))
