@@ -36,6 +36,7 @@ def get_config(name: str = ""):
 
 def _smoke(c):
     c.data.max_prompt_tokens = 64
+    c.data.truncate_prompts = True
     c.data.max_response_tokens = 32
     c.data.max_records = 200
     c.sft.row_tokens = 128

@@ -3,6 +3,10 @@
   python -m irl_jax run --config=configs/hh_harmless.py --workdir=runs/hh \
       --config.model.path=gpt2 --config.data.source=hh:harmless-base/train.jsonl.gz
 
+data.source defaults to a copy of the test split in the shared folder ($IRL_JAX_SHARED, or ../shared). Elsewhere fetch
+harmless-base/train.jsonl.gz of the published data (https://huggingface.co/datasets/Anthropic/hh-rlhf) and give its path after "hh:", as
+above; any JSONL(.gz) of {chosen, rejected} transcripts will do.
+
 The prompt is everything up to the last "Assistant:"; its tail is kept where it is longer than max_prompt_tokens. No golden reward stands
 behind these data: rewards are judged by their agreement with held-out human preferences (`pair_accuracy`). A GPT-2 (124M) takes hours on a
 CPU; use an accelerator. `configs/hh_harmless.py:smoke` checks the path in a minute with any small model.

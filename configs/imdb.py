@@ -25,7 +25,7 @@ def get_config(name: str = ""):
     c.data.max_prompt_tokens = 48
     c.data.truncate_prompts = True
     c.data.max_response_tokens = 64
-    c.data.max_demonstrations = 4000
+    c.data.max_demonstrations = 3000
     c.data.heldout_fraction = 0.05
     c.data.development_fraction = 0.02
     c.golden.kind = "classifier"
@@ -33,20 +33,21 @@ def get_config(name: str = ""):
     c.sft.epochs = 2.0
     c.sft.batch_size = 16
     c.sft.learning_rate = 1e-3
-    c.sft.row_tokens = 256
+    c.sft.row_tokens = 192
     c.adapter.rank = 16
     c.adapter.alpha = 32.0
     c.sample.reward_prompts = 750
     c.sample.reward_samples = 4
     c.sample.eval_samples = 64
+    c.sample.policy_samples = 8
     c.sample.rows = 256
     c.reward.recipes = ("init_sft", "init_demo", "sft_demo")  # no preference labels exist for these reviews
-    c.reward.steps = 120
-    c.reward.batch_size = 64
+    c.reward.steps = 100
+    c.reward.batch_size = 48
     c.policy.steps = 60
     c.policy.batch_size = 8
     c.policy.samples = 8
-    c.eval.prompts = 96
+    c.eval.prompts = 80
     if name == "smoke":
         _smoke(c)
     elif name:

@@ -165,11 +165,15 @@ def _check_source(arguments, records: str, flag: str) -> None:
     if arguments.model and (arguments.role or arguments.reward):
         flag = "--role" if arguments.role else "--reward"
         raise UserError(f"{flag}: needs --workdir; a plain folder has one model and no reward")
-    if not os.path.isfile(records):
+    if not os.path.isfile(os.path.expanduser(records)):
         raise UserError(f"{flag}={records}: no such file")
-    folder = os.path.dirname(os.path.abspath(arguments.out))
-    if not os.path.isdir(folder) or os.path.isdir(arguments.out):
+    out = os.path.abspath(os.path.expanduser(arguments.out))
+    folder = os.path.dirname(out)
+    if not os.path.isdir(folder) or os.path.isdir(out):
         raise UserError(f"--out={arguments.out}: must be a file in a folder that exists")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--out={arguments.out}: the folder cannot be written to")
+    arguments.out = out
 
 
 class _Parser(argparse.ArgumentParser):

@@ -5,6 +5,8 @@ The config is locked: an unknown key is an error that names the nearest right on
 
 from __future__ import annotations
 
+import os
+
 from ml_collections import ConfigDict
 
 from irl_jax.errors import UserError
@@ -12,6 +14,7 @@ from irl_jax.errors import UserError
 LEARNT = ("init_sft", "init_demo", "sft_demo", "preference")  # reward recipes that train a discriminator
 CONTROLS = ("log_ratio", "length", "random", "golden")  # rewards that train nothing
 OPTIMISABLE = (*LEARNT, "log_ratio")  # rewards a policy may be trained on: golden is for evaluation only
+GOLDEN_KINDS = ("testbed", "classifier", "none")
 
 _CHOICES = {
     "data.kind": ("pairs", "continuations"),
@@ -20,17 +23,22 @@ _CHOICES = {
     "model.remat": ("none", "full", "dots"),
     "policy.kl": ("reward", "loss"),
     "policy.reference": ("sft", "init"),
-    "golden.kind": ("testbed", "classifier", "none"),
+    "golden.kind": GOLDEN_KINDS,
     **{f"{stage}.schedule": ("cosine", "linear", "constant") for stage in ("pretrain", "sft", "reward", "policy")},
 }
 _SETS = {"reward.recipes": LEARNT, "reward.controls": CONTROLS, "policy.recipes": OPTIMISABLE}
 _POSITIVE = (
     "pretrain.steps", "reward.steps", "policy.steps", "model.num_layers", "model.width", "model.num_heads", "model.num_kv_heads",
     "model.mlp_width", "data.max_prompt_tokens", "data.max_response_tokens", "sample.reward_prompts", "sample.reward_samples",
-    "sample.policy_samples", "sample.rows", "reward.eval_every", "eval.prompts", "eval.batch_size", "checkpoint.keep",
-    "adapter.alpha",
+    "sample.policy_samples", "sample.rows", "reward.eval_every", "eval.prompts", "eval.batch_size", "eval.divergence_prompts",
+    "checkpoint.keep", "adapter.alpha",
     *(f"{stage}.{key}" for stage in ("pretrain", "sft", "reward", "policy") for key in ("batch_size", "accumulate", "learning_rate")),
 )
+_SHARES = (
+    "data.heldout_fraction", "data.development_fraction", "reward.heldout_fraction",
+    *(f"{stage}.{key}" for stage in ("pretrain", "sft", "reward", "policy") for key in ("warmup_fraction", "final_fraction")),
+)
+_NOT_NEGATIVE = ("seed", "sft.steps")
 
 
 def check(config: ConfigDict) -> None:
@@ -50,6 +58,14 @@ def check(config: ConfigDict) -> None:
     for key in _POSITIVE:
         if not flat[key] > 0:
             raise UserError(f"config.{key} = {flat[key]}: must be positive")
+    for key in _NOT_NEGATIVE:
+        if flat[key] < 0:
+            raise UserError(f"config.{key} = {flat[key]}: must not be negative")
+    for key in _SHARES:
+        if not 0 <= flat[key] < 1:
+            raise UserError(f"config.{key} = {flat[key]}: must be at least 0 and below 1")
+    if any(n < 1 for n in flat["eval.best_of"]):
+        raise UserError(f"config.eval.best_of = {flat['eval.best_of']}: every n must be at least 1")
     if flat["sft.steps"] <= 0 and flat["sft.epochs"] <= 0:
         raise UserError("config.sft: give a positive number of steps or of epochs")
     if flat["sample.eval_samples"] < 2 or flat["policy.samples"] < 2:
@@ -64,6 +80,42 @@ def check(config: ConfigDict) -> None:
     for name in flat["policy.recipes"]:
         if name in LEARNT and name not in flat["reward.recipes"]:
             raise UserError(f"config.policy.recipes: '{name}' has no reward to optimise; add it to reward.recipes")
+    _check_sources(config)
+
+
+def _check_sources(config: ConfigDict) -> None:
+    """Refuses data, model and golden reward that do not go together."""
+    if config.data.source == "testbed":
+        if config.model.path:
+            raise UserError(f"config.model.path = {config.model.path!r}: the testbed brings its own vocabulary; set data.source to "
+                            "your records, or leave model.path empty")
+        if config.golden.kind == "classifier":
+            raise UserError("config.golden.kind = 'classifier': the testbed has a golden reward of its own; use 'testbed' or 'none'")
+        return
+    if not config.model.path:
+        raise UserError(f"config.model.path: name a Hugging Face folder or hub model for data.source = {config.data.source!r} "
+                        "(only the testbed initialises from scratch)")
+    if config.golden.kind == "testbed":
+        raise UserError("config.golden.kind: 'testbed' needs data.source = 'testbed'; use 'classifier' or 'none' with other data")
+    if config.golden.kind == "classifier":
+        check_golden_source(config)
+        if not os.path.isfile(os.path.expanduser(config.golden.source)):
+            raise UserError(f"config.golden.source: {config.golden.source}: no such file")
+
+
+def check_golden_source(config: ConfigDict) -> None:
+    """Refuses a classifier without text of its own: the judge must not have seen what the run trains or evaluates on.
+
+    Raises:
+        UserError: no golden.source, or one that is a data source too.
+    """
+    path = config.golden.source
+    if not path:
+        raise UserError("config.golden.source: 'classifier' needs a JSONL(.gz) file of rated text")
+    for key in ("source", "eval_source", "preference_source"):
+        used = config.data[key].removeprefix("hh:")
+        if used and os.path.realpath(os.path.expanduser(used)) == os.path.realpath(os.path.expanduser(path)):
+            raise UserError(f"config.golden.source: {path} is data.{key} too; the golden reward needs text that the run never sees")
 
 
 def _flat(config, prefix: str = "") -> dict:
@@ -195,7 +247,7 @@ def _sample() -> ConfigDict:
     s.reward_prompts = 600  # training prompts sampled for the reward's data
     s.reward_samples = 4  # samples each, from init and from sft
     s.eval_samples = 64  # samples of sft an evaluation prompt (M of best-of-n)
-    s.policy_samples = 4  # samples of every other policy an evaluation prompt
+    s.policy_samples = 16  # samples of every other policy an evaluation prompt
     s.rows = 256  # rows decoded together
     return s
 
@@ -204,7 +256,7 @@ def _reward() -> ConfigDict:
     r = _training(steps=150, batch=64, learning_rate=1e-3, packed_rows=False)
     r.recipes = ("init_sft", "init_demo", "sft_demo", "preference")  # learnt rewards
     r.controls = ("log_ratio", "length", "random", "golden")  # reported beside them
-    r.heldout_fraction = 0.15  # share of the prompts that early stopping and AUC are measured on
+    r.heldout_fraction = 0.2  # share of the prompts kept: half for early stopping, half for the reported AUC
     r.eval_every = 25  # steps between looks at the held-out split
     r.patience = 3  # looks without improvement before stopping
     return r
@@ -225,6 +277,8 @@ def _golden() -> ConfigDict:
     g = ConfigDict()
     g.kind = "testbed"  # "testbed" (exact), "classifier" (fitted to rated text) or "none"
     g.source = ""  # "classifier": JSONL(.gz) of {text, rating}, never used in training
+    g.text_field = "text"  # "classifier": names of the fields in golden.source, whatever data.fields says of the others
+    g.rating_field = "rating"
     g.positive_rating = 7.0  # "classifier": ratings from here on count as positive
     g.window_words = 48  # "classifier": words in the windows it is fitted on, as long as the responses
     return g

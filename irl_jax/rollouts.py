@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from irl_jax import roles, steps
 from irl_jax.objectives import advantage
+from irl_jax.objectives import policy as policy_objective
 from irl_jax.types import PolicyBatch, PromptBatch, RewardBatch, SampleBatch, TokenBatch
 
 
@@ -71,9 +72,9 @@ def make_rollout(model, sampler, judge, *, pad_id: int, beta: float, kl: str):
         rows, last, behaviour = join_rows(prompts, samples, pad_id)
         ref = steps.score_logprobs(model, trunk, reference, rows)
         logits = judge(trunk, reward, rows, last)
-        k1 = (behaviour - ref).sum(-1)
-        returns = logits - beta * k1 if kl == "reward" else logits
+        returns = policy_objective.penalised_reward(logits, behaviour, ref, rows.mask, beta) if kl == "reward" else logits
         adv = advantage.rloo(returns.reshape(b, k)).reshape(b * k)
+        k1 = policy_objective.log_ratio(behaviour, ref, rows.mask)
         metrics = {"reward": logits.mean(), "kl": k1.mean(), "length": rows.mask.sum(-1).mean(),
                    "ended": samples.ended.mean(dtype=jnp.float32)}
         weight = jnp.ones((b * k,), jnp.float32)

@@ -18,7 +18,7 @@ from jax import lax
 from irl_jax.data.batching import PADDING_ID, bucket_length, prompt_batch
 from irl_jax.errors import UserError
 from irl_jax.models.transformer import ModelConfig, decode, init_response_cache, prefill, unstack
-from irl_jax.types import Array, Example, PromptBatch, PyTree, SampleBatch
+from irl_jax.types import Array, PromptBatch, PyTree, SampleBatch
 
 Sampler = Callable[[PyTree, PromptBatch, Array], SampleBatch]
 
@@ -229,25 +229,6 @@ def _logprob(logits, token) -> Array:
 # ---- many prompts, on the host ----
 
 
-def check_context(config: ModelConfig, prompts: Sequence[np.ndarray], max_tokens: int) -> None:
-    """Refuses prompts that leave no room for the response.
-
-    Args:
-        config: the model's; its max_positions is the context in tokens.
-        prompts: ids.
-        max_tokens: tokens a response.
-
-    Raises:
-        UserError: a prompt and its response do not fit into the context.
-    """
-    for number, prompt in enumerate(prompts):
-        if len(prompt) + max_tokens > config.max_positions:
-            raise UserError(
-                f"prompt {number} has {len(prompt)} tokens; with {max_tokens} for the response that is longer than the model's "
-                f"context of {config.max_positions}; shorten the prompt or ask for fewer tokens"
-            )
-
-
 def sample_prompts(
     sampler: Sampler,
     variables: PyTree,
@@ -321,13 +302,3 @@ def _collect(whole: SampleBatch | None, number: int, members: list[int], batch: 
         if part is not None:
             all_rows[members] = part
     return whole
-
-
-def to_examples(prompts: Sequence[np.ndarray], samples: SampleBatch) -> list[Example]:
-    """Samples as Examples, prompt by prompt, K each, with the very ids they were drawn as; source is the prompt's index."""
-    lengths = np.asarray(samples.mask).sum(axis=-1).astype(int)
-    return [
-        Example(np.asarray(prompt, np.int32), np.asarray(samples.tokens[i, k, : lengths[i, k]]), bool(samples.ended[i, k]), i)
-        for i, prompt in enumerate(prompts)
-        for k in range(lengths.shape[1])
-    ]

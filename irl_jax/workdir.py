@@ -10,6 +10,7 @@ import os
 import pathlib
 import platform
 import subprocess
+import zipfile
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -19,7 +20,7 @@ from irl_jax.config import default
 from irl_jax.errors import UserError
 
 CONFIG, LOCK, DONE = "config.json", ".lock", "done.json"
-FREE = ("checkpoint.",)  # keys that change no result: a workdir may be continued with others
+FREE = ("checkpoint.", "mesh.")  # a workdir may be continued with others: no result changes, or (mesh) by rounding alone
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
 
 
@@ -32,12 +33,15 @@ class Workdir:
 
     Raises:
       UserError: the folder is somebody else's, belongs to another config, or is in use.
+
+    As a context manager it takes back config.json (and the folder, if it made it) where a UserError comes before any result.
     """
 
     def __init__(self, path, config: ConfigDict):
         self.path = pathlib.Path(path).expanduser()
         self.config = config
         _refuse_foreign(self.path)
+        self._made_folder, self._made_config = not self.path.exists(), False
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / LOCK, "a")
@@ -55,6 +59,7 @@ class Workdir:
                 _refuse_other_config(self.path, config)
             else:
                 write_json(self.path / CONFIG, _describe_run(config))
+                self._made_config = True
         except UserError:
             self.close()
             raise
@@ -66,8 +71,28 @@ class Workdir:
     def __enter__(self) -> Workdir:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, *_) -> None:
+        if self._made_config and kind is not None and issubclass(kind, UserError):
+            self._unbind()
         self.close()
+
+    def _unbind(self) -> None:
+        """Forgets the config of a run that failed on its input before it made anything, so that a corrected one may follow.
+
+        A stage that left its done mark and nothing else (an imported model's `pretrain`) has made nothing.
+        """
+        made = [path for path in self.path.rglob("*") if not path.is_dir()]
+        kept = (self.path / CONFIG, self.path / LOCK)
+        if any(path not in kept and path.name != DONE for path in made):
+            return
+        for path in made:
+            if path != self.path / LOCK:
+                path.unlink()
+        for folder in sorted((path for path in self.path.rglob("*") if path.is_dir()), reverse=True):  # the inner ones first
+            folder.rmdir()
+        if self._made_folder:
+            (self.path / LOCK).unlink()
+            self.path.rmdir()
 
     def stage(self, name: str) -> pathlib.Path:
         """The stage's folder (`sft`, `policy/init_sft`), made where missing."""
@@ -157,10 +182,19 @@ def save_arrays(path, **arrays) -> None:
     _write(pathlib.Path(path), lambda file: np.savez(file, **arrays))
 
 
-def load_arrays(path) -> dict[str, np.ndarray]:
-    """The arrays that `save_arrays` wrote."""
-    with np.load(path, allow_pickle=False) as stored:
-        return dict(stored)
+def load_arrays(path, stage: str = "") -> dict[str, np.ndarray]:
+    """The arrays that `save_arrays` wrote; `stage` is the one that writes them, for the message.
+
+    Raises:
+      UserError: the file is missing or broken.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the stage that writes it{f' (--stages={stage})' if stage else ''}") from None
+    except (EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: broken ({error}); remove the file to have it written again") from None
 
 
 def _write(path: pathlib.Path, fill) -> None:

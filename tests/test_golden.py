@@ -62,6 +62,15 @@ def test_classifier_judges_the_continuation_alone(tmp_path):
     np.testing.assert_array_equal(scores, judge.score(["splendid"] * 3, ["a splendid film", "a dreadful film", ""]))
 
 
+def test_the_judges_field_names_are_its_own(tmp_path):
+    config = classifier_config(rated_file(tmp_path / "r.jsonl.gz"))
+    config.data.fields.text, config.data.fields.rating = "review", "label"  # of the data, not of golden.source
+    assert golden.make_judge(config).heldout_accuracy == 1.0
+    config.golden.rating_field = "stars"
+    with pytest.raises(UserError, match="line 1: no field 'stars'.*see golden.text_field and golden.rating_field"):
+        golden.make_judge(config, directory=tmp_path / "kept")
+
+
 def test_labels_that_the_text_does_not_tell_give_chance(tmp_path):
     """Held-out records share no window with those fitted, so noise cannot be learnt by heart."""
     rng = np.random.default_rng(0)

@@ -1,18 +1,18 @@
 """The whole pipeline on a tiny testbed: what it leaves, that it resumes, both adapter modes, and the verbs on its workdir."""
 
-import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 from tiny import tiny_config
 
-from irl_jax import stages
+from irl_jax import cli, stages
 from irl_jax.config import CONTROLS, LEARNT
 from irl_jax.errors import UserError
 from irl_jax.stages import context as contexts
@@ -98,16 +98,10 @@ _RUN = """
 import sys
 sys.path.insert(0, {tests!r})
 from tiny import tiny_config
-from irl_jax import stages
+from irl_jax import cli, stages
 from irl_jax.config import CONTROLS, LEARNT
 stages.run_pipeline(tiny_config(checkpoint__every_steps=1, pretrain__steps=40, policy__steps=8), {path!r})
 """
-
-
-def _leaves(path, name):
-    """Every stored file's manifest checksums of a role's finished leaves."""
-    (manifest,) = (path / name / "leaves").glob("*/manifest.json")
-    return json.loads(manifest.read_text())["leaves"], manifest.parent
 
 
 @pytest.mark.slow
@@ -122,7 +116,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
         process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         metrics = killed / stage / "metrics.jsonl"
         while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) > line):
-            pass
+            time.sleep(0.02)
+        assert process.poll() is None, f"the run ended before it could be killed in {stage}"
         process.send_signal(signal.SIGKILL)
         process.wait()
     stages.run_pipeline(config, killed)
@@ -147,35 +142,38 @@ def test_samples_are_kept_as_drawn(finished):
     np.testing.assert_allclose(context.scorer.logprobs(context.leaves("sft"), arrays["examples"]), own, rtol=2e-5, atol=2e-4)
 
 
-def _args(**values):
-    known = dict(model=None, workdir=None, role=None, reward=None, best_of=1, samples=1, temperature=1.0, top_k=0, top_p=1.0,
-                 max_tokens=None, seed=0, eos=False)
-    return argparse.Namespace(**{**known, **values})
-
-
 def test_generate_and_score_agree(finished, tmp_path):
     prompts, out, scored = (tmp_path / name for name in ("p.jsonl", "o.jsonl", "s.jsonl"))
     first = [json.loads(line)["prompt"] for line in (finished / "samples" / "sft" / "eval.jsonl").read_text().splitlines()]
     asked = list(dict.fromkeys(first))[:3]
     prompts.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in asked))
-    verbs.generate(_args(workdir=str(finished), role="sft", prompts=str(prompts), out=str(out), temperature=0.0, max_tokens=12))
+    generate = ["generate", f"--workdir={finished}", f"--prompts={prompts}", f"--out={out}"]
+    assert cli.main([*generate, "--temperature=0", "--max_tokens=12"]) == 0
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["prompt"] for line in lines] == asked and all(line["tokens"] <= 12 for line in lines)
-    verbs.generate(_args(workdir=str(finished), role="policy", reward="init_sft", best_of=8, prompts=str(prompts), out=str(out)))
+    reward = ["--role=policy", "--reward=init_sft"]
+    assert cli.main([*generate, *reward, "--best_of=8"]) == 0
     best = [json.loads(line) for line in out.read_text().splitlines()]
-    verbs.score(_args(workdir=str(finished), role="policy", reward="init_sft", data=str(out), out=str(scored), eos=True))
+    assert cli.main(["score", f"--workdir={finished}", *reward, f"--data={out}", f"--out={scored}", "--eos"]) == 0
     for mine, theirs in zip(best, (json.loads(line) for line in scored.read_text().splitlines()), strict=True):
         if mine["ended"]:
             assert theirs["logprob"] == pytest.approx(mine["logprob"], abs=1e-3)
             assert theirs["reward"] == pytest.approx(mine["reward"], abs=1e-4)
 
 
-def test_prompt_longer_than_the_context(finished, tmp_path):
+def test_prompt_longer_than_the_context(finished, tmp_path, capsys):
     prompts = tmp_path / "p.jsonl"
     prompts.write_text(json.dumps({"prompt": "please help me " * 100}) + "\n")
-    with pytest.raises(UserError, match=r"p\.jsonl.*longer than the context"):
-        verbs.generate(_args(workdir=str(finished), prompts=str(prompts), out=str(tmp_path / "o.jsonl"), max_tokens=8))
+    asked = ["generate", f"--workdir={finished}", f"--prompts={prompts}", f"--out={tmp_path / 'o.jsonl'}", "--max_tokens=8"]
+    assert cli.main(asked) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "p.jsonl, line 1: " in err and "longer than the context" in err
     assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_verbs_know_the_model_context(finished):
+    context = verbs._Reading(tiny_config(), contexts.Reader(finished))
+    assert context.longest == context.model.max_positions >= contexts.Context(tiny_config(), None).longest
 
 
 def test_every_step_is_traced_once_a_bucket(finished):
@@ -186,16 +184,3 @@ def test_every_step_is_traced_once_a_bucket(finished):
     once = context.scorer.traces
     context.scorer.logprobs(context.leaves("sft"), list(reversed(examples))[:40])
     assert context.scorer.traces == once
-
-
-@pytest.mark.shared
-def test_imdb_config_names_real_files(shared, monkeypatch):
-    import importlib.util
-
-    monkeypatch.setenv("IRL_JAX_SHARED", str(shared))
-    root = os.path.dirname(os.path.dirname(__file__))
-    spec = importlib.util.spec_from_file_location("imdb", os.path.join(root, "configs", "imdb.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("smoke")
-    assert all(os.path.exists(p) for p in (config.model.path, config.data.source, config.golden.source))

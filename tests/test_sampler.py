@@ -14,7 +14,8 @@ import irl_jax.sampler as module
 from irl_jax.data.batching import PADDING_ID, prompt_batch
 from irl_jax.errors import UserError
 from irl_jax.models.transformer import ModelConfig, hidden_states, init_trunk, token_logprobs, vocab_logits
-from irl_jax.sampler import check_context, draw, filter_logits, make_sampler, sample_prompts, to_examples
+from irl_jax.sampler import draw, filter_logits, make_sampler, sample_prompts
+from irl_jax.stages.scoring import examples_of
 
 GPT2 = ModelConfig(
     vocab_size=11, num_layers=2, width=16, num_heads=2, num_kv_heads=2, head_dim=8, mlp_width=32, max_positions=40
@@ -278,9 +279,6 @@ def test_settings_out_of_range():
     for wrong in ({"samples": 0}, {"max_tokens": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}):
         with pytest.raises(UserError, match="sampling with samples = "):
             make_sampler(GPT2, **{**good, **wrong})
-    check_context(GPT2, PROMPTS, 35)
-    with pytest.raises(UserError, match="prompt 1 has 5 tokens; with 36 for the response .* context of 40"):
-        check_context(GPT2, PROMPTS, 36)
 
 
 # ---- many prompts ----
@@ -328,7 +326,7 @@ def test_batches_are_put_and_few():
 
 def test_samples_become_examples_with_their_own_ids():
     batch = sample()
-    examples = to_examples(PROMPTS, batch)
+    examples = examples_of(PROMPTS, batch.tokens, batch.mask, batch.ended)
     assert [e.source for e in examples] == [i for i in range(3) for _ in range(3)]
     for e, tokens, mask, ended in zip(examples, *(a.reshape(9, *a.shape[2:]) for a in batch[:3]), strict=True):
         assert e.response.tolist() == tokens[mask > 0].tolist() and e.ended == ended == (e.response[-1] == EOS)

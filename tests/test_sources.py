@@ -103,9 +103,19 @@ def test_continuations_join_to_the_original_and_imitate_only_the_well_rated(tmp_
 
 def test_short_texts_are_left_out_and_counted(tmp_path):
     path = write(tmp_path / "r.jsonl", [{"text": "one"}, {"text": "one two  "}] + [{"text": "a b c d"}] * 3 + [review(1)])
-    corpus = load_corpus(data_config(source=path, kind="continuations", prompt_words=(2, 2), heldout_fraction=0.0), 0)
-    assert corpus.counts == {"short": 2}
-    assert {r for r in corpus.train + corpus.development} >= {Record("a b", " c d")}
+    corpus = load_corpus(data_config(source=path, kind="continuations", prompt_words=(2, 2), development_fraction=0.0), 0)
+    assert corpus.counts == {"short": 2} and sources.left_out(corpus.counts) == "left out: 2 short"
+    assert {r for split in corpus[:3] for r in split} >= {Record("a b", " c d")}
+
+
+def test_no_evaluation_record_names_the_key(tmp_path):
+    path = write(tmp_path / "d.jsonl", pair_records(20))
+    with pytest.raises(UserError, match="data.heldout_fraction = 0: no record is left for evaluation.*data.eval_source"):
+        load_corpus(data_config(source=path, heldout_fraction=0.0), 0)
+    other = write(tmp_path / "e.jsonl", [{"prompt": "new", "response": "y"}])
+    assert load_corpus(data_config(source=path, heldout_fraction=0.0, eval_source=other), 0).evaluation == [Record("new", "y")]
+    assert sources.left_out({"short": 2, "empty": 0, "overlap_with_evaluation": 1}) == "left out: 2 short, 1 overlap_with_evaluation"
+    assert sources.left_out({}) == ""
 
 
 def transcript(head, reply):

@@ -56,8 +56,8 @@ def test_another_config_is_refused_and_nothing_changes(tmp_path):
     with pytest.raises(UserError) as caught:
         Workdir(tmp_path, config)
     message = str(caught.value)
-    assert "sft.learning_rate is 0.001 there and 0.5 now" in message
-    assert 'reward.recipes is ["init_sft", "init_demo", "sft_demo", "preference"] there and ["init_sft"] now' in message
+    assert f"sft.learning_rate is {default().sft.learning_rate} there and 0.5 now" in message
+    assert f'reward.recipes is {json.dumps(default().reward.recipes)} there and ["init_sft"] now' in message
     assert "\n" not in message
     assert snapshot(tmp_path) == before
     Workdir(tmp_path, default()).close()  # and the lock was given back
@@ -67,7 +67,59 @@ def test_keys_that_change_no_result_may_differ(tmp_path):
     Workdir(tmp_path, default()).close()
     config = default()
     config.checkpoint.every_seconds = 1.0
+    config.mesh.fsdp = 2  # another number of devices
+    before = (tmp_path / "config.json").read_bytes()
     Workdir(tmp_path, config).close()
+    assert (tmp_path / "config.json").read_bytes() == before
+    assert workdirs.read_config(tmp_path) == default()
+
+
+def fail(path, config, make=lambda workdir: None, error=UserError):
+    """A run that makes something, then fails."""
+    with pytest.raises(error), Workdir(path, config) as workdir:
+        make(workdir)
+        raise error("no such file")
+
+
+def bad_and_good():
+    bad = default()
+    bad.data.source = "nowhere.jsonl"
+    return bad, default()
+
+
+def test_bad_input_does_not_bind_the_workdir(tmp_path):
+    def make(workdir):
+        workdir.mark_done("pretrain", {"seconds": 0.1})  # an imported model's: nothing but the mark
+        workdir.stage("policy/init_sft")
+
+    bad, good = bad_and_good()
+    fail(tmp_path / "made", bad, make)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "there").mkdir()
+    fail(tmp_path / "there", bad, make)
+    assert [path.name for path in (tmp_path / "there").iterdir()] == [".lock"]
+    for name in ("made", "there"):
+        with Workdir(tmp_path / name, good) as workdir:
+            assert not workdir.is_done("pretrain")
+
+
+@pytest.mark.parametrize("name", ["pretrain/metrics.jsonl", "sft/checkpoints/3/manifest.json", "results.json"])
+def test_results_bind_the_workdir_whatever_comes_later(tmp_path, name):
+    bad, good = bad_and_good()
+    fail(tmp_path / "w", bad, lambda workdir: workdirs.write_json(workdir.path / name, {}))
+    assert (tmp_path / "w" / name).exists()
+    with pytest.raises(UserError, match="data.source is"):
+        Workdir(tmp_path / "w", good)
+
+
+def test_a_workdir_stays_bound_by_a_bug_and_by_a_later_process(tmp_path):
+    bad, good = bad_and_good()
+    fail(tmp_path / "w", bad, error=KeyError)
+    before = snapshot(tmp_path / "w")
+    fail(tmp_path / "w", bad)  # did not make config.json
+    assert snapshot(tmp_path / "w") == before
+    with pytest.raises(UserError, match="another config"):
+        Workdir(tmp_path / "w", good)
 
 
 def test_second_process_is_refused(tmp_path):
@@ -148,6 +200,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
             workdirs.save_arrays(tmp_path / "a.npz", x=np.arange(9))
     np.testing.assert_array_equal(workdirs.load_arrays(tmp_path / "a.npz")["x"], np.arange(3))
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_arrays_that_are_missing_or_broken_name_the_file(tmp_path):
+    with pytest.raises(UserError, match=r"a\.npz: no such file; run the stage that writes it \(--stages=sample\)$"):
+        workdirs.load_arrays(tmp_path / "a.npz", stage="sample")
+    with pytest.raises(UserError, match=r"a\.npz: no such file; run the stage that writes it$"):
+        workdirs.load_arrays(tmp_path / "a.npz")
+    workdirs.save_arrays(tmp_path / "a.npz", x=np.arange(99))
+    whole = (tmp_path / "a.npz").read_bytes()
+    for part in (whole[:100], b"PK", b"x" * 50, b""):
+        (tmp_path / "a.npz").write_bytes(part)
+        with pytest.raises(UserError, match=r"a\.npz: broken"):
+            workdirs.load_arrays(tmp_path / "a.npz")
 
 
 def test_jsonl_appends_and_forgets_a_half_written_line(tmp_path):

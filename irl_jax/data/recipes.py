@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from irl_jax.config import LEARNT
 from irl_jax.errors import UserError
 from irl_jax.types import Example, Pair
 
 RECIPES = {"init_sft": ("sft", "init"), "init_demo": ("demo", "init"), "sft_demo": ("demo", "sft")}
-LEARNT = (*RECIPES, "preference")
 
 
 class RewardData(NamedTuple):

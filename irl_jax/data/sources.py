@@ -77,7 +77,8 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
         development and evaluation.
 
     Raises:
-        UserError: a missing or damaged file, a broken line, a record without its field, an empty response, an empty split.
+        UserError: a missing or damaged file, a broken line, a record without its field, an empty response, no record for
+            training or for evaluation.
     """
     counts: Counter = Counter()
     rows = _read_rows(data_config.source, data_config, seed, render, counts)
@@ -93,6 +94,11 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
         number = _share(data_config.heldout_fraction, len(prompts), "data.heldout_fraction")
         evaluation = _records_of(order[:number], rows)
         order = order[number:]
+    if not evaluation:
+        raise UserError(
+            f"data.heldout_fraction = {data_config.heldout_fraction:g}: no record is left for evaluation; make it positive, or name "
+            "a file of evaluation records in data.eval_source"
+        )
     number = _share(data_config.development_fraction, len(prompts), "data.development_fraction")
     development = _records_of(order[:number], rows)
     train_prompts = order[number:]
@@ -160,8 +166,13 @@ def _read_rows(source, data_config, seed, render, counts: Counter, pairs_only: b
 
 
 def _reasons(counts: Counter) -> str:
-    left_out = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
-    return f" (left out: {left_out})" if left_out else ""
+    return f" ({left_out(counts)})" if left_out(counts) else ""
+
+
+def left_out(counts: Mapping[str, int]) -> str:
+    """`Corpus.counts` in words, "left out: 5 prompt_not_shared, 4 empty"; "" where nothing was."""
+    told = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
+    return f"left out: {told}" if told else ""
 
 
 def _pair_rows(records, fields, render, pairs_only: bool) -> Iterator[_Row]:
@@ -238,13 +249,13 @@ def _continuation_rows(records, data_config, seed: int, counts: Counter) -> Iter
 # ---- fields and files ----
 
 
-def text_field(record: Mapping[str, Any], field: str, where: str, allow_empty: bool = False) -> str:
-    """The text of a record's field; bytes (as TFDS gives them) are decoded.
+def text_field(record: Mapping[str, Any], field: str, where: str, allow_empty: bool = False, key: str = "data.fields") -> str:
+    """The text of a record's field; bytes (as TFDS gives them) are decoded. `key`: the setting that names the field.
 
     Raises:
         UserError: it is absent, not text, not encodable, or blank where blank is not allowed.
     """
-    value = _field(record, field, where)
+    value = _field(record, field, where, key)
     if isinstance(value, bytes):
         value = _decode(value, where, field)
     if not isinstance(value, str):
@@ -259,22 +270,22 @@ def text_field(record: Mapping[str, Any], field: str, where: str, allow_empty: b
     return value
 
 
-def number_field(record: Mapping[str, Any], field: str, where: str) -> float:
-    """The number in a record's field.
+def number_field(record: Mapping[str, Any], field: str, where: str, key: str = "data.fields") -> float:
+    """The number in a record's field. `key`: the setting that names the field.
 
     Raises:
         UserError: it is absent or not a number.
     """
-    value = _field(record, field, where)
+    value = _field(record, field, where, key)
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise UserError(f"{where}: field {field!r} must be a number, not {type(value).__name__}")
     return float(value)
 
 
-def _field(record, field: str, where: str):
+def _field(record, field: str, where: str, key: str):
     if field not in record:
         present = ", ".join(sorted(map(str, record))) or "none"
-        raise UserError(f"{where}: no field {field!r} (its fields: {present}); see data.fields")
+        raise UserError(f"{where}: no field {field!r} (its fields: {present}); see {key}")
     return record[field]
 
 

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from irl_jax.config import GOLDEN_KINDS, check_golden_source
 from irl_jax.data.sources import number_field, read_jsonl, text_field
 from irl_jax.errors import UserError
 
-KINDS = ("testbed", "classifier", "none")
+_FIELDS = "golden.text_field and golden.rating_field"
 _SEED = 0  # not the run's: one yardstick for every seed
 _HELDOUT_SHARE = 0.1  # of the rated records
 _WINDOWS = 4  # a record
@@ -45,8 +46,7 @@ def make_judge(config, world=None, directory: str | os.PathLike | None = None) -
     "none": scores of NaN.
 
     Args:
-      config: the whole config; reads `golden`, the field names in `data.fields`, and the data sources, none of which may
-        be the classifier's own.
+      config: the whole config; reads `golden`, and the data sources, none of which may be the classifier's own.
       world: the testbed's World, for "testbed".
       directory: where a fitted classifier is kept and found again, by a hash of its settings and data; None keeps none.
 
@@ -67,7 +67,7 @@ def make_judge(config, world=None, directory: str | os.PathLike | None = None) -
                      lambda prompts, responses: _checked(lambda _, texts: _probability(fitted, texts), prompts, responses))
     if kind == "none":
         return Judge("none", None, "no judge", lambda prompts, responses: np.full(len(responses), np.nan))
-    raise UserError(f"golden.kind: {kind!r} is not one of {', '.join(KINDS)}")
+    raise UserError(f"golden.kind: {kind!r} is not one of {', '.join(GOLDEN_KINDS)}")
 
 
 def _checked(score, prompts, responses) -> np.ndarray:
@@ -89,18 +89,17 @@ def _load_or_fit(config, directory) -> _Classifier:
     except ModuleNotFoundError:
         raise UserError("golden.kind: 'classifier' needs scikit-learn; pip install scikit-learn") from None
     golden, path = config.golden, os.path.expanduser(config.golden.source)
-    _refuse_sources(config, path)
+    check_golden_source(config)
     if golden.window_words < 1:
         raise UserError(f"golden.window_words: needs at least 1 word, got {golden.window_words}")
     cache = None
     if directory is not None:
-        fields = config.data.fields
-        settings = (sklearn.__version__, _digest(path), fields.text, fields.rating, float(golden.positive_rating),
+        settings = (sklearn.__version__, _digest(path), golden.text_field, golden.rating_field, float(golden.positive_rating),
                     int(golden.window_words), _SEED, _HELDOUT_SHARE, _WINDOWS, _TFIDF, _INVERSE_PENALTY)
         cache = os.path.join(directory, f"golden-{hashlib.sha256(repr(settings).encode()).hexdigest()[:16]}.joblib")
         if os.path.exists(cache):
             return _Classifier(*joblib.load(cache))
-    fitted = _fit(path, golden, config.data.fields)
+    fitted = _fit(path, golden)
     if cache is not None:
         os.makedirs(directory, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=directory, suffix=".part")
@@ -108,16 +107,6 @@ def _load_or_fit(config, directory) -> _Classifier:
             joblib.dump(tuple(fitted), file, compress=1)
         os.replace(temporary, cache)  # whole or not at all, whenever the run is killed
     return fitted
-
-
-def _refuse_sources(config, path: str) -> None:
-    """The judge must not have seen what the run trains or evaluates on."""
-    if not path:
-        raise UserError("golden.source: 'classifier' needs a JSONL(.gz) file of rated text")
-    for key in ("source", "eval_source", "preference_source"):
-        used = os.path.expanduser(config.data[key])
-        if used and os.path.exists(used) and os.path.exists(path) and os.path.samefile(used, path):
-            raise UserError(f"golden.source: {path} is data.{key} too; the golden reward needs text that the run never sees")
 
 
 def _digest(path: str) -> str:
@@ -128,13 +117,14 @@ def _digest(path: str) -> str:
         raise UserError(f"golden.source: {path} cannot be read ({error.strerror})") from None
 
 
-def _fit(path: str, golden, fields) -> _Classifier:
+def _fit(path: str, golden) -> _Classifier:
     """Fits on windows of nine tenths of the records and measures the accuracy on windows of the others."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
     threshold = float(golden.positive_rating)
-    records = [(text_field(record, fields.text, where).split(), number_field(record, fields.rating, where) >= threshold)
+    records = [(text_field(record, golden.text_field, where, key=_FIELDS).split(),
+                number_field(record, golden.rating_field, where, key=_FIELDS) >= threshold)
                for where, record in read_jsonl(path)]
     rng = np.random.default_rng(_SEED)
     order = rng.permutation(len(records))

@@ -48,7 +48,7 @@ def _run(config, workdir, left) -> None:
     for stage in left:
         start = time.perf_counter()
         info = importlib.import_module(f"irl_jax.stages.{stage}").run(context)
-        timing = {"seconds": time.perf_counter() - start, **{k: v for k, v in info.items() if k != "seconds"}}
+        timing = {**info, "seconds": max(time.perf_counter() - start, info.get("seconds", 0.0))}  # resumed stages took longer
         workdir.mark_done(stage, timing)
         speed = f", {timing['tokens_per_second']:,.0f} tokens/s" if timing.get("tokens_per_second") else ""
         compiled = f", {timing['compile_seconds']:.1f} s compiling" if timing.get("compile_seconds") else ""

@@ -80,27 +80,31 @@ class Context:
 
     @cached_property
     def eos_ids(self) -> tuple[int, ...]:
-        if self.is_testbed:
-            return (int(self.tokenizer.eos_token_id),)
-        return hf.eos_ids(self.folder, self.tokenizer)
+        """The ids that end a response, the one that training appends first."""
+        return hf.eos_ids(None if self.is_testbed else self.folder, self.tokenizer)
 
     @property
     def eos_id(self) -> int:
         """The EOS that ends training responses."""
-        own = self.tokenizer.eos_token_id
-        return int(own) if own in self.eos_ids else self.eos_ids[0]
+        return self.eos_ids[0]
 
     @cached_property
     def pad_id(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return int(self.eos_id if pad is None else pad)
+        """The id that fills rows; masks never look at it."""
+        return hf.pad_id(None if self.is_testbed else self.folder, self.tokenizer)
 
     @cached_property
     def corpus(self) -> sources.Corpus:
+        """The records of the three splits and the pairs; prints one line about them."""
         if self.is_testbed:
-            return self.world.corpus
-        render = tokenize.chat_renderer(self.tokenizer) if getattr(self.tokenizer, "chat_template", None) else None
-        return sources.load_corpus(self.config.data, self.config.seed, render)
+            corpus = self.world.corpus
+        else:
+            render = tokenize.chat_renderer(self.tokenizer) if getattr(self.tokenizer, "chat_template", None) else None
+            corpus = sources.load_corpus(self.config.data, self.config.seed, render)
+        left_out = sources.left_out(corpus.counts)
+        self.say(f"data: {len(corpus.train)} training, {len(corpus.development)} development, {len(corpus.evaluation)} evaluation "
+                 f"records{'; ' if left_out else ''}{left_out}")
+        return corpus
 
     def tokenize(self, records, name: str):
         """Records as a list of Example; prints one line about straddled boundaries and cut responses."""
@@ -123,8 +127,15 @@ class Context:
         return self.tokenize(self.corpus.evaluation[:n], "evaluation")
 
     @cached_property
+    def development(self):
+        """Development records, tokenised."""
+        return self.tokenize(self.corpus.development, "development")
+
+    @cached_property
     def pairs(self):
         """Preference pairs, tokenised."""
+        if not self.corpus.pairs:
+            return []
         data = self.config.data
         pairs, report = tokenize.tokenize_pairs(
             self.tokenizer, self.corpus.pairs, max_prompt=data.max_prompt_tokens, max_response=data.max_response_tokens,
@@ -140,9 +151,10 @@ class Context:
         return prompts[: self.config.sample.reward_prompts]
 
     def _say_tokens(self, name, count, report):
-        cut = f", {report.truncated} cut at the length limit" if report.truncated else ""
+        cut = f", {report.truncated} responses cut at the length limit" if report.truncated else ""
         apart = f", {report.straddled} tokenised apart at the boundary" if report.straddled else ""
-        self.say(f"{name}: {count} records{cut}{apart}")
+        headless = f", {report.truncated_prompts} prompts cut to their tail" if report.truncated_prompts else ""
+        self.say(f"{name}: {count} records{headless}{cut}{apart}")
 
     # ------------------------------------------------------------------ model
 
@@ -150,7 +162,7 @@ class Context:
     def model(self) -> transformer.ModelConfig:
         c = self.config
         if self.is_testbed:
-            rows = max(c.pretrain.row_tokens, c.sft.row_tokens, self.longest)
+            rows = max(c.pretrain.row_tokens, c.sft.row_tokens, self._longest_by_config)
             base = families.from_size(c.model, len(self.tokenizer), rows)
         else:
             base = self._imported[0]
@@ -160,9 +172,9 @@ class Context:
                                    loss_chunk=c.model.loss_chunk, adapter_scale=scale)
 
     def _check_context(self, base):
-        if self.longest > base.max_positions:
-            raise UserError(f"config.data: max_prompt_tokens + max_response_tokens = {self.longest} is longer than the model's context "
-                            f"of {base.max_positions} tokens; lower one of them")
+        if self._longest_by_config > base.max_positions:
+            raise UserError(f"config.data: max_prompt_tokens + max_response_tokens = {self._longest_by_config} is longer than the "
+                            f"model's context of {base.max_positions} tokens; lower one of them")
 
     @cached_property
     def _imported(self):
@@ -197,6 +209,10 @@ class Context:
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence: prompt and response."""
+        return self._longest_by_config
+
+    @property
+    def _longest_by_config(self) -> int:
         return self.config.data.max_prompt_tokens + self.config.data.max_response_tokens
 
     @cached_property

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
-from irl_jax import workdir
+from irl_jax import loop, workdir
 from irl_jax.config import LEARNT
 from irl_jax.evaluation import best_of_n, golden, metrics
 from irl_jax.stages import judging, recipe_data, sampling
@@ -15,6 +17,15 @@ COMPARED_N = 16  # best-of-16 is what the paired comparisons are about
 
 def run(context) -> dict:
     """Writes W/results.json and the material of the report, W/evaluate/report.json."""
+    start, before = time.perf_counter(), context.scorer.tokens
+    with loop.CompileTime() as clock:
+        _evaluate(context)
+    seconds = time.perf_counter() - start
+    scored = (context.scorer.tokens - before) / max(seconds - clock.seconds(), 1e-9)
+    return {"seconds": seconds, "compile_seconds": clock.seconds(), "tokens_per_second": scored}
+
+
+def _evaluate(context) -> None:
     config = context.config
     judge = None
     if config.golden.kind != "none":
@@ -39,7 +50,6 @@ def run(context) -> dict:
     workdir.write_json(context.workdir.path / "results.json", results)
     workdir.write_json(context.directory("evaluate") / "report.json", _report_material(sets, recipes, policies, judge))
     _say(context, results)
-    return {}
 
 
 def samples_of(context, judge, role):
@@ -76,10 +86,8 @@ def _policy_row(context, role, judged, recipes, judge):
 
 def _rewards(context, judge, sft, recipes):
     """The rows of results.json's `rewards`, and best-of-n's per-prompt values for paired differences."""
-    heldout = judging.Judged(context, judge, sum(map(list, recipe_data.data_of(context, "init_sft")[1]), []))
-    positives = len(heldout.examples) // 2
-    source = np.array([example.source for example in heldout.examples])
-    groups = source[:positives], source[positives:]
+    parts = recipe_data.data_of(context, "init_sft")[2]
+    heldout, positives, groups = judging.Judged(context, judge, [*parts[0], *parts[1]]), len(parts[0]), recipe_data.prompt_numbers(parts)
     pairs = _heldout_pairs(context, judge)
     gold = sft.by_prompt(sft.golden) if judge else None
     rows, per_prompt = {}, {}
@@ -88,7 +96,7 @@ def _rewards(context, judge, sft, recipes):
         on_samples = heldout.reward(recipe)
         auc, auc_stderr = metrics.auc(on_samples[:positives], on_samples[positives:], groups)
         row = {"heldout_auc": auc, "heldout_auc_stderr": auc_stderr, "auc_sft_against_init": auc, "auc_sft_against_init_stderr": auc_stderr,
-               "pair_accuracy": None, "best_of_n": [], **_spearman("length", values, sft.by_prompt(sft.lengths))}
+               "pair_accuracy": None, "spearman_golden": None, "best_of_n": [], **_spearman("length", values, sft.by_prompt(sft.lengths))}
         if recipe in LEARNT:
             own = workdir.read_json(context.directory(f"reward/{recipe}") / "heldout.json")
             row["heldout_auc"], row["heldout_auc_stderr"] = own["auc"], own["auc_stderr"]
@@ -117,10 +125,10 @@ def _spearman(name: str, values, others) -> dict:
 
 def _heldout_pairs(context, judge):
     """Held-out preference pairs, chosen first and rejected after, or None."""
-    if not context.pairs:
+    if len({pair.chosen.prompt.tobytes() for pair in context.pairs}) < 2:
         return None
-    chosen, rejected = recipe_data.data_of(context, "preference")[1]
-    return judging.Judged(context, judge, list(chosen) + list(rejected)) if chosen else None
+    chosen, rejected = recipe_data.data_of(context, "preference")[2]
+    return judging.Judged(context, judge, [*chosen, *rejected])
 
 
 def _paired(sets, best, policies) -> list[dict]:

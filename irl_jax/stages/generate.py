@@ -22,10 +22,15 @@ def generate(args) -> None:
     sampled ("ended"); `tokens` counts them. With --reward and --best_of=N, the best of N samples by that reward is written,
     with its "reward".
     """
-    context, role = _context(args)
     records = _read(args.prompts, ("prompt",))
+    context, role = _context(args)
     limit = args.max_tokens or context.config.data.max_response_tokens
-    prompts = [_prompt_ids(context, record["prompt"], where, limit) for where, record in records]
+    prompts = tokenize.tokenize_prompts(
+        context.tokenizer, [record["prompt"] for _, record in records], max_prompt=sys.maxsize, eos_id=context.eos_id)
+    for (where, _), prompt in zip(records, prompts, strict=True):
+        if len(prompt) + limit > context.longest:
+            raise UserError(f"{where}: the prompt is {len(prompt)} tokens; with --max_tokens={limit} that is longer than the "
+                            f"context of {context.longest}; shorten the prompt or lower --max_tokens")
     samples = args.best_of if args.reward else args.samples
     drawn = _draw(context, role, prompts, samples, limit, args)
     examples = scoring.examples_of(prompts, drawn.tokens, drawn.mask, drawn.ended)
@@ -35,12 +40,12 @@ def generate(args) -> None:
     for p, (_, record) in enumerate(records):
         mine = range(p * samples, (p + 1) * samples)
         for i in [max(mine, key=lambda i: rewards[i])] if args.reward else mine:
-            line = {**record, "response": context.text(examples[i].response), "logprob": float(logprobs[i]),
+            line = {**record, "response": _text(context, examples[i]), "logprob": float(logprobs[i]),
                     "tokens": len(examples[i].response), "ended": examples[i].ended}
             if args.reward:
                 line["reward"] = float(rewards[i])
             lines.append(line)
-    _write(args.out, lines)
+    workdir.write_jsonl(args.out, lines)
 
 
 def score(args) -> None:
@@ -49,18 +54,18 @@ def score(args) -> None:
     A final EOS counts only with --eos. With --reward, "reward" is added: the recipe's logit at the response's last token,
     EOS included, as the reward was trained.
     """
-    context, role = _context(args)
     records = _read(args.data, ("prompt", "response"))
+    context, role = _context(args)
     pairs = [sources.Record(record["prompt"], record["response"]) for _, record in records]
     examples, _ = tokenize.tokenize_records(
-        context.tokenizer, pairs, max_prompt=context.longest, max_response=context.longest, truncate_prompts=False,
-        eos_id=context.eos_id)
-    for (where, _), example in zip(records, examples, strict=True):
+        context.tokenizer, pairs, max_prompt=sys.maxsize, max_response=sys.maxsize, eos_id=context.eos_id)
+    kept = examples if args.eos else [e._replace(response=e.response[:-1], ended=False) for e in examples]
+    for (where, _), example in zip(records, examples if args.reward else kept, strict=True):
         size = len(example.prompt) + len(example.response)
         if size > context.longest:
             raise UserError(f"{where}: prompt and response are {size} tokens, longer than the context of {context.longest}; "
                             "shorten the record")
-    kept = examples if args.eos else [e._replace(response=e.response[:-1], ended=False) if e.ended else e for e in examples]
+    context.config.eval.batch_size = min(context.config.eval.batch_size, len(records))  # few records, few rows
     logprobs = context.scorer.logprobs(context.leaves(role), kept)
     rewards = _rewards(context, args.reward, examples) if args.reward else None
     lines = []
@@ -69,55 +74,60 @@ def score(args) -> None:
         if args.reward:
             line["reward"] = float(rewards[i])
         lines.append(line)
-    _write(args.out, lines)
+    workdir.write_jsonl(args.out, lines)
 
 
-class _Folder(Context):
-    """A plain Hugging Face folder in the place of a run: only `init` exists."""
+class _Reading(Context):
+    """A finished run, or a plain Hugging Face folder in the place of one: read only, on the devices that are here, for sequences
+    up to the model's own context."""
 
-    def __init__(self, path):
-        config = default()
-        with config.unlocked():
-            config.data.source, config.model.path, config.adapter.rank = "file", str(path), 0
-            config.data.max_prompt_tokens = config.data.max_response_tokens = 1
-        super().__init__(config, None)
-
-    @property
-    def longest(self) -> int:
-        return self.model.max_positions
-
-
-class _Run(Context):
-    """A finished run, read only."""
+    def __init__(self, config, workdir=None):
+        config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1  # not the devices that the run was trained on
+        config.model.loss_chunk = config.model.loss_chunk or 4096  # contexts and vocabularies may be large here
+        super().__init__(config, workdir)
 
     @property
     def longest(self) -> int:
         return self.model.max_positions
 
+    def _check_context(self, base):
+        """Whatever lengths a run was trained with, here records are measured one by one."""
 
-def _context(args):
-    """(context, role) from --model or --workdir and --role."""
-    if bool(args.model) == bool(args.workdir):
-        raise UserError("give either --model=DIR (a Hugging Face folder) or --workdir=W (a run)")
+
+def _context(args) -> tuple[Context, str]:
+    """(context, role) from --model or --workdir and --role; the command line has seen to it that one of the two is given."""
     if args.model:
-        if args.reward:
-            raise UserError("--reward needs --workdir: a plain folder has no learnt reward")
         hf.resolve(args.model)
-        return _Folder(args.model), "init"
-    context = _Run(workdir.read_config(args.workdir), Reader(args.workdir))
+        config = default()
+        config.data.source, config.model.path, config.adapter.rank = "file", str(args.model), 0
+        return _Reading(config), "init"
+    config = workdir.read_config(args.workdir)
+    policies, rewards = config.policy.recipes, [r for r in LEARNT if r in config.reward.recipes]
     role = args.role or "sft"
     if role == "policy":
-        role = f"policy/{context.config.policy.recipes[0]}"
-    known = ("init", "sft", *(f"policy/{r}" for r in context.config.policy.recipes))
+        if not policies:
+            raise UserError(f"--role=policy: {args.workdir} has trained no policy (its policy.recipes is empty)")
+        role = f"policy/{policies[0]}"
+    known = ("init", "sft", *(f"policy/{recipe}" for recipe in policies))
     if role not in known:
         raise UserError(f"--role: unknown role '{role}'; one of {', '.join(known)}")
-    return context, role
+    if args.reward and args.reward not in (*rewards, "log_ratio"):
+        raise UserError(f"--reward: unknown reward '{args.reward}'; one of {', '.join([*rewards, 'log_ratio'])}")
+    if config.model.path:
+        try:
+            hf.resolve(config.model.path)
+        except UserError as error:
+            raise UserError(f"{args.workdir}: its config.json names model.path = '{config.model.path}' (a relative path starts at the "
+                            f"current folder): {error}") from None
+    return _Reading(config, Reader(args.workdir)), role
 
 
 def _read(path, fields) -> list[tuple[str, dict]]:
     records = []
     for where, record in sources.read_jsonl(path):
         for field in fields:
+            if field not in record:
+                raise UserError(f"{where}: no field '{field}' (its fields: {', '.join(record) or 'none'})")
             sources.text_field(record, field, where, allow_empty=field == "prompt")
         records.append((where, record))
     if not records:
@@ -125,12 +135,11 @@ def _read(path, fields) -> list[tuple[str, dict]]:
     return records
 
 
-def _prompt_ids(context, prompt: str, where: str, limit: int) -> np.ndarray:
-    (ids,) = tokenize.tokenize_prompts(context.tokenizer, [prompt], max_prompt=sys.maxsize, eos_id=context.eos_id)
-    if len(ids) + limit > context.longest:
-        raise UserError(f"{where}: the prompt is {len(ids)} tokens; with --max_tokens={limit} that is longer than the "
-                        f"context of {context.longest}; shorten the prompt or lower --max_tokens")
-    return ids
+def _text(context, example) -> str:
+    """The response's text as it goes on from the prompt's: tokenizers of the SentencePiece kind drop a text's first space."""
+    prompt = context.text(example.prompt)
+    whole = context.text([*example.prompt, *example.response])
+    return whole[len(prompt):] if whole.startswith(prompt) else context.text(example.response)
 
 
 def _draw(context, role, prompts, samples, limit, args):
@@ -146,11 +155,4 @@ def _draw(context, role, prompts, samples, limit, args):
 def _rewards(context, recipe: str, examples) -> np.ndarray:
     if recipe == "log_ratio":
         return context.scorer.logprobs(context.leaves("sft"), examples) - context.scorer.logprobs(None, examples)
-    known = [r for r in LEARNT if r in context.config.reward.recipes]
-    if recipe not in known:
-        raise UserError(f"--reward: unknown reward '{recipe}'; one of {', '.join([*known, 'log_ratio'])}")
     return context.scorer.rewards(context.leaves(f"reward/{recipe}"), examples)
-
-
-def _write(path, lines) -> None:
-    workdir.write_jsonl(path, lines)

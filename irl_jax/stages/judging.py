@@ -21,12 +21,9 @@ class Judged:
     def texts(self) -> tuple[list[str], list[str]]:
         """(prompts, responses) as text."""
         if self._texts is None:
-            asked: dict[bytes, str] = {}
-            for example in self.examples:
-                asked.setdefault(example.prompt.tobytes(), self.context.text(example.prompt)
-                                 if example.prompt.tobytes() not in asked else "")
-            self._texts = ([asked[e.prompt.tobytes()] for e in self.examples],
-                           [self.context.text(e.response) for e in self.examples])
+            asked = {example.prompt.tobytes(): example.prompt for example in self.examples}
+            asked = {key: self.context.text(prompt) for key, prompt in asked.items()}
+            self._texts = ([asked[e.prompt.tobytes()] for e in self.examples], [self.context.text(e.response) for e in self.examples])
         return self._texts
 
     @property

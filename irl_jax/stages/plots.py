@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from irl_jax.config import CONTROLS
+
 WIDTH, DPI = 5.2, 150  # inches, pixels an inch
-CONTROLS = ("log_ratio", "length", "random", "golden")
 REFERENCES = ("sft", "demo")  # policies drawn as level lines
 MAX_POINTS = 1200  # a scatter panel
 MAX_PANELS = 6  # metrics of a stage

@@ -12,17 +12,7 @@ from irl_jax.stages import training
 
 def run(context) -> dict:
     """Trains one policy for each of config.policy.recipes, starting from sft; leaves W/policy/<recipe>."""
-    total = {"seconds": 0.0, "compile_seconds": 0.0, "tokens_per_second": 0.0}
-    for recipe in context.config.policy.recipes:
-        name = f"policy/{recipe}"
-        if context.workdir.is_done(name):
-            continue
-        info = train_policy(context, recipe)
-        context.workdir.mark_done(name, info)
-        total["seconds"] += info["seconds"]
-        total["compile_seconds"] += info["compile_seconds"]
-        total["tokens_per_second"] = info["tokens_per_second"]
-    return total
+    return training.each_recipe(context, "policy", context.config.policy.recipes, train_policy)
 
 
 def train_policy(context, recipe: str) -> dict:

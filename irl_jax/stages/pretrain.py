@@ -5,12 +5,14 @@ from __future__ import annotations
 import jax
 
 from irl_jax import steps
+from irl_jax.errors import UserError
 from irl_jax.models import transformer
-from irl_jax.stages import training
+from irl_jax.stages import recipe_data, training
 
 
 def run(context) -> dict:
     """Pretrains the trunk from scratch (testbed), or checks that the given folder loads; leaves W/pretrain."""
+    _read_everything(context)
     if not context.is_testbed:
         return _import(context)
     config = context.config.pretrain
@@ -25,9 +27,15 @@ def run(context) -> dict:
     return info
 
 
+def _read_everything(context) -> None:
+    """All data are read and tokenised before anything trains: what is wrong with them shows at once, not after an hour."""
+    recipe_data.require(context, context.config.reward.recipes)
+    parts = (context.demonstrations, context.evaluation, context.development)
+    if not parts[0] or not parts[1]:
+        raise UserError("config.data: no training or no evaluation records are left after the split; give more data")
+
+
 def _import(context) -> dict:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(context.trunk))
-    if len(context.tokenizer) > context.model.vocab_size:
-        raise AssertionError("load_folder checks the vocabulary")
     context.say(f"init: {context.config.model.path} ({parameters / 1e6:.2f}M parameters)")
     return {}

@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+import zlib
+
+import numpy as np
+
 from irl_jax.data import recipes
 from irl_jax.errors import UserError
 from irl_jax.stages import sampling
 
 
-def data_of(context, recipe: str):
-    """(train, heldout) of a recipe; each a pair of equally long lists (positives, negatives) of Example."""
-    if recipe == "preference" and not context.pairs:
+def require(context, wanted) -> None:
+    """Checks that the data of the wanted recipes can be had.
+
+    Raises:
+      UserError: `preference` without pairs on two prompts at least.
+    """
+    if "preference" in wanted and len({pair.chosen.prompt.tobytes() for pair in context.pairs}) < 2:
         raise UserError("config.reward.recipes: 'preference' needs pairs; set data.preference_source to a JSONL file of "
                         "{prompt, chosen, rejected}, or leave the recipe out")
-    return recipes.build_reward_data(
-        recipe, demos=context.demonstrations, init_samples=sampling.load(context, "init", "reward")["examples"],
-        sft_samples=sampling.load(context, "sft", "reward")["examples"], pairs=context.pairs if recipe == "preference" else [],
-        heldout_fraction=context.config.reward.heldout_fraction, seed=context.config.seed)
+
+
+def data_of(context, recipe: str):
+    """(train, stopping, heldout) of a recipe, each (positives, negatives), equally long lists of Example.
+
+    The three share no prompt, and a prompt falls into the same part whatever the recipe: early stopping looks at one, the
+    reported AUC at another, which chose nothing.
+    """
+    needed = {"init_sft": ("init", "sft"), "init_demo": ("init",), "sft_demo": ("sft",), "preference": ()}[recipe]
+    samples = {f"{role}_samples": sampling.load(context, role, "reward")["examples"] for role in needed}
+    train, others = recipes.build_reward_data(
+        recipe, demos=context.demonstrations, pairs=context.pairs if recipe == "preference" else [],
+        heldout_fraction=context.config.reward.heldout_fraction, seed=context.config.seed, **samples)
+    first = [zlib.crc32(example.prompt.tobytes()) % 2 == 0 for example in others[0]]
+    if all(first) or not any(first):  # one held-out prompt, or very few: both looks must share it
+        return train, others, others
+    stopping, heldout = ([[e for e, mine in zip(side, first, strict=True) if mine == part] for side in others] for part in (True, False))
+    return train, stopping, heldout
+
+
+def prompt_numbers(parts) -> tuple[np.ndarray, np.ndarray]:
+    """A number for each example's prompt, positives and negatives apart: samples of one prompt are not independent."""
+    numbers: dict[bytes, int] = {}
+    positives, negatives = ([numbers.setdefault(e.prompt.tobytes(), len(numbers)) for e in side] for side in parts)
+    return np.array(positives), np.array(negatives)

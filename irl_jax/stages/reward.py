@@ -13,24 +13,14 @@ from irl_jax.stages import recipe_data, training
 
 def run(context) -> dict:
     """Trains every recipe of config.reward.recipes; leaves W/reward/<recipe> with its held-out AUC in heldout.json."""
-    total = {"seconds": 0.0, "compile_seconds": 0.0, "tokens_per_second": 0.0}
-    for recipe in context.config.reward.recipes:
-        name = f"reward/{recipe}"
-        if context.workdir.is_done(name):
-            continue
-        info = train_recipe(context, recipe)
-        context.workdir.mark_done(name, info)
-        total["seconds"] += info["seconds"]
-        total["compile_seconds"] += info["compile_seconds"]
-        total["tokens_per_second"] = info["tokens_per_second"]
-    return total
+    return training.each_recipe(context, "reward", context.config.reward.recipes, train_recipe)
 
 
 def train_recipe(context, recipe: str) -> dict:
-    """One discriminator, stopped early on the held-out prompts; writes its held-out scores."""
+    """One discriminator, stopped early on some held-out prompts; its held-out scores, on others, go to heldout.json."""
     config = context.config.reward
     name = f"reward/{recipe}"
-    train, heldout = recipe_data.data_of(context, recipe)
+    train, stopping, heldout = recipe_data.data_of(context, recipe)
     loss = "bradley_terry" if recipe == "preference" else "bce"
     leaves = context.init_leaves("reward", f"{name}/leaves")
     optimizer = steps.make_optimizer(config, config.steps)
@@ -39,7 +29,7 @@ def train_recipe(context, recipe: str) -> dict:
     feed = _pair_feed(context, config, train)
 
     def evaluate(state):
-        positive, negative = _scores(context, state.leaves, heldout)
+        positive, negative = _scores(context, state.leaves, stopping)
         margin = positive - negative if loss == "bradley_terry" else np.concatenate([positive, -negative])
         return {"heldout_loss": float(np.logaddexp(0.0, -margin).mean()), "heldout_auc": metrics.auc(positive, negative)[0]}
 
@@ -47,10 +37,8 @@ def train_recipe(context, recipe: str) -> dict:
                                evaluate=evaluate, eval_every=config.eval_every, patience=config.patience)
     context.save(name, state.leaves)
     positive, negative = _scores(context, state.leaves, heldout)
-    auc, stderr = metrics.auc(positive, negative)
-    workdir.write_json(context.directory(name) / "heldout.json",
-                               {"auc": auc, "auc_stderr": stderr, "positives": len(positive), "negatives": len(negative),
-                                "pair_accuracy": float((positive > negative).mean()) if recipe == "preference" else None})
+    auc, stderr = metrics.auc(positive, negative, recipe_data.prompt_numbers(heldout))
+    workdir.write_json(context.directory(name) / "heldout.json", {"auc": auc, "auc_stderr": stderr, "examples": len(positive)})
     context.say(f"{name}: held-out AUC {auc:.3f}")
     return info
 

@@ -9,6 +9,8 @@ import numpy as np
 from irl_jax import sampler, sharding, workdir
 from irl_jax.stages import scoring
 
+FIELDS = {"tokens": "tokens", "mask": "mask", "ended": "ended", "logprobs": "behaviour_logprobs"}  # as stored: as sampled
+
 
 def prompts_of(context, part: str) -> list[np.ndarray]:
     """The prompts of a part: 'reward' (training prompts) or 'eval' (evaluation prompts), as ids."""
@@ -28,16 +30,19 @@ def draw(context, role: str, part: str, count: int) -> int:
     draw_group = _compiled(context, group)
     parts = []
     for first in range(0, count, group):
-        parts.append(sampler.sample_prompts(
-            draw_group, context.variables(role), prompts, list(range(len(prompts))), scoring.round_up(rows, context.mesh),
-            context.key(f"samples/{role}/{part}/{first}"), max_prompt=data.max_prompt_tokens, put=context.put,
-            progress=f"sample {role} {part}"))
-    joined = [np.concatenate([np.asarray(getattr(p, field)) for p in parts], axis=1)
-              for field in ("tokens", "mask", "ended", "behaviour_logprobs")]
-    arrays = dict(zip(("tokens", "mask", "ended", "logprobs"), joined, strict=True))
-    directory.mkdir(parents=True, exist_ok=True)
+        piece = directory / f"{part}.part{first}.npz"  # a kill loses one group of samples at most
+        if not piece.exists():
+            drawn = sampler.sample_prompts(
+                draw_group, context.variables(role), prompts, list(range(len(prompts))), scoring.round_up(rows, context.mesh),
+                context.key(f"samples/{role}/{part}/{first}"), max_prompt=data.max_prompt_tokens, put=context.put,
+                progress=f"sample {role} {part}, {first} of {count}")
+            workdir.save_arrays(piece, **{name: np.asarray(getattr(drawn, field)) for name, field in FIELDS.items()})
+        parts.append((piece, workdir.load_arrays(piece)))
+    arrays = {name: np.concatenate([arrays[name] for _, arrays in parts], axis=1) for name in FIELDS}
     _write_text(context, directory / f"{part}.jsonl", prompts, arrays)
     workdir.save_arrays(path, **arrays)  # last: its presence says that the part is whole
+    for piece, _ in parts:
+        piece.unlink()
     return int(arrays["mask"].sum())
 
 
@@ -70,6 +75,6 @@ def _write_text(context, path, prompts, arrays) -> None:
 
 def load(context, role: str, part: str) -> dict:
     """Samples drawn earlier: {'tokens', 'mask', 'ended', 'logprobs'} [P, K, T] with 'examples', their flat list."""
-    arrays = workdir.load_arrays(context.directory("samples") / role.replace("/", "_") / f"{part}.npz")
+    arrays = workdir.load_arrays(context.directory("samples") / role.replace("/", "_") / f"{part}.npz", stage="sample")
     arrays["examples"] = scoring.examples_of(prompts_of(context, part), arrays["tokens"], arrays["mask"], arrays["ended"])
     return arrays

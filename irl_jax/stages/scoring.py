@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import tqdm
 
 from irl_jax import sharding, steps
 from irl_jax.data import batching
@@ -27,6 +28,7 @@ class Scorer:
     def __init__(self, model, mesh, trunk, *, longest: int, rows: int):
         self.mesh, self.trunk, self.longest = mesh, trunk, longest
         self.rows = round_up(rows, mesh)
+        self.tokens = 0  # scored so far
 
         def logprobs(trunk, leaves, batch):
             return steps.score_logprobs(model, trunk, leaves, batch)
@@ -56,9 +58,10 @@ class Scorer:
     def _run(self, examples, score) -> np.ndarray:
         out = np.zeros(len(examples), np.float64)
         sizes = np.array([len(e.prompt) + len(e.response) for e in examples])
+        self.tokens += int(sizes.sum())
         order = np.argsort(sizes, kind="stable")
         pending = None
-        for start in range(0, len(order), self.rows):
+        for start in tqdm.trange(0, len(order), self.rows, desc="score", unit="batch", leave=False, disable=None):
             chosen = order[start : start + self.rows]
             length = batching.bucket_length(int(sizes[chosen].max()), self.longest)
             result = score([examples[i] for i in chosen], length)

@@ -15,7 +15,7 @@ def run(context) -> dict:
     step = training.compiled(context, ("sft",), lambda: steps.make_sft_step(context.model, optimizer, config.accumulate))
     state, info = training.fit(context, "sft", step, steps.init_state(leaves, optimizer), context.trunk, feed, updates)
     context.save("sft", state.leaves)
-    held_out = context.tokenize(context.corpus.development, "development")
+    held_out = context.development
     if held_out:
         tokens = sum(len(example.response) for example in held_out)
         info["heldout_loss"] = float(-context.scorer.logprobs(state.leaves, held_out).sum() / tokens)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import jax
 import numpy as np
 
 from irl_jax import loop, sharding
@@ -33,7 +32,7 @@ def sequence_feed(context, examples, config, name: str):
     def feed(step, state):
         del state
         chosen = np.asarray(indices(step))
-        return context.put(jax.tree.map(lambda x: x[chosen], rows))
+        return context.put(batching.take(rows, chosen))
 
     return feed, updates
 
@@ -51,6 +50,19 @@ def compiled(context, name: tuple, make):
     if name not in context.steps:
         context.steps[name] = sharding.compile_step(make(), context.mesh, donate=(0,))
     return context.steps[name]
+
+
+def each_recipe(context, stage: str, recipes, train_one) -> dict:
+    """Runs train_one(context, recipe) -> info for every recipe that is not done yet; returns the timing of all of them."""
+    for recipe in recipes:
+        name = f"{stage}/{recipe}"
+        if not context.workdir.is_done(name):
+            context.workdir.mark_done(name, train_one(context, recipe))
+    infos = [context.workdir.timing(f"{stage}/{recipe}") for recipe in recipes]
+    running = sum(info["seconds"] - info["compile_seconds"] for info in infos)
+    tokens = sum(info["tokens_per_second"] * (info["seconds"] - info["compile_seconds"]) for info in infos)
+    return {"seconds": sum(info["seconds"] for info in infos), "compile_seconds": sum(info["compile_seconds"] for info in infos),
+            "tokens_per_second": tokens / max(running, 1e-9)}
 
 
 def fit(context, name: str, step, state, trunk, feed, updates: int, **how):
