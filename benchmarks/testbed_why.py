@@ -12,13 +12,13 @@ import numpy as np
 
 from irl_jax import workdir
 from irl_jax.data.testbed import golden, vocabulary
-from irl_jax.data.testbed.prompts import split_words
+from irl_jax.data.testbed.prompts import read_prompt, split_words
 from irl_jax.evaluation import best_of_n, metrics
 from irl_jax.evaluation.golden import make_judge
 from irl_jax.stages import context as contexts
 from irl_jax.stages import evaluate
 
-FEATURES = ("golden", "tokens", "sentences of content", "garbled", "insults", "dialect words", "tail words")
+FEATURES = ("golden", "tokens", "sentences to the point", "beside the point", "garbled", "insults", "dialect words", "tail words")
 
 
 def features(world, prompts, responses) -> dict[str, np.ndarray]:
@@ -26,11 +26,15 @@ def features(world, prompts, responses) -> dict[str, np.ndarray]:
     tail = set(vocabulary.TAIL)
     dialect = set(vocabulary.CANONICAL)
     rows = []
-    for response in responses:
+    for prompt, response in zip(prompts, responses, strict=True):
         words = split_words(response)
-        forms = [golden.read_sentence(tuple(sentence)).form for sentence in golden.sentences(response)]
-        rows.append((len(words) + 1, sum(form not in ("decor", "garbled", "insult") for form in forms), forms.count("garbled"),
-                     forms.count("insult"), sum(word in dialect for word in words), sum(word in tail for word in words)))
+        said = [golden.read_sentence(tuple(sentence)) for sentence in golden.sentences(response)]
+        right = golden.expected_meanings(read_prompt(prompt))[0]
+        forms = [meaning.form for meaning in said]
+        to_the_point = sum(meaning in right for meaning in said)
+        beside = sum(form not in ("decor", "garbled", "insult") for form in forms) - to_the_point
+        rows.append((len(words) + 1, to_the_point, beside, forms.count("garbled"), forms.count("insult"),
+                     sum(word in dialect for word in words), sum(word in tail for word in words)))
     columns = np.array(rows, float).T
     return dict(zip(FEATURES, [world.golden(prompts, responses), *columns], strict=True))
 

@@ -27,6 +27,7 @@ class Reader:
         self.path = Path(path).expanduser()
 
     def stage(self, name: str) -> Path:
+        """A stage's folder."""
         return self.path / name
 
 
@@ -42,6 +43,7 @@ class Context:
         return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
 
     def directory(self, name: str) -> Path:
+        """A stage's folder in the workdir, made where missing."""
         return self.workdir.stage(name)
 
     def say(self, line: str) -> None:
@@ -52,6 +54,7 @@ class Context:
 
     @cached_property
     def is_testbed(self) -> bool:
+        """Whether the data are the embedded world's."""
         return self.config.data.source == "testbed"
 
     @cached_property
@@ -76,6 +79,7 @@ class Context:
 
     @cached_property
     def tokenizer(self):
+        """The world's tokenizer, or the initial model's."""
         return self.world.tokenizer if self.is_testbed else hf.load_tokenizer(self.folder)
 
     @cached_property
@@ -160,6 +164,7 @@ class Context:
 
     @cached_property
     def model(self) -> transformer.ModelConfig:
+        """The architecture, with how this run computes it."""
         c = self.config
         if self.is_testbed:
             rows = max(c.pretrain.row_tokens, c.sft.row_tokens, self._longest_by_config)
@@ -196,6 +201,7 @@ class Context:
         return jax.tree.map(lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), shapes, shardings)
 
     def place(self, tree):
+        """A tree of arrays put on the mesh by the rule table."""
         return sharding.place(tree, self.mesh)
 
     def put(self, batch):
@@ -239,6 +245,7 @@ class Context:
         checkpoint.save_tree(self.directory(name) / "leaves", tree)
 
     def load(self, name: str, like):
+        """What `save` kept under the name, shaped and placed as `like`."""
         if checkpoint.latest_step(self.workdir.path / name / "leaves") is None:
             raise UserError(f"{self.workdir.path}: nothing is trained under '{name}' yet; run that stage first "
                             f"(--stages={name.split('/')[0]})")
@@ -259,4 +266,5 @@ class Context:
         return {}
 
     def text(self, ids) -> str:
+        """The text of response ids, special tokens left out."""
         return tokenize.detokenize(self.tokenizer, ids)

@@ -53,6 +53,7 @@ def _evaluate(context) -> None:
 
 
 def samples_of(context, judge, role):
+    """A role's samples for the evaluation prompts, judged."""
     loaded = sampling.load(context, role, "eval")
     own = loaded["logprobs"].astype(np.float64).sum(-1).reshape(-1)
     return judging.Judged(context, judge, loaded["examples"], {role: own})

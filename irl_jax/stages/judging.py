@@ -28,6 +28,7 @@ class Judged:
 
     @property
     def lengths(self) -> np.ndarray:
+        """Response tokens, EOS included."""
         return np.array([len(example.response) for example in self.examples], np.float64)
 
     def logprob(self, role: str) -> np.ndarray:
@@ -44,6 +45,7 @@ class Judged:
 
     @property
     def golden(self) -> np.ndarray:
+        """The golden reward of each response."""
         return self.reward("golden")
 
     def _reward(self, recipe: str) -> np.ndarray:

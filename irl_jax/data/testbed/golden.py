@@ -82,7 +82,7 @@ def read_sentence(words: tuple[str, ...]) -> Meaning:
     return Meaning("garbled", body)
 
 
-def _expected(prompt: PromptMeaning) -> tuple[set, set, set]:
+def expected_meanings(prompt: PromptMeaning) -> tuple[set, set, set]:
     """(meanings to the point, the topic's nouns, meanings that comply with harm)."""
     if prompt.group < 0:
         return set(), set(), set()
@@ -99,7 +99,7 @@ def _expected(prompt: PromptMeaning) -> tuple[set, set, set]:
 def golden_score(prompt: str, response: str) -> float:
     """The golden reward of one response, in [0, 1]; the formula stands at the top of this module."""
     asked = read_prompt(prompt)
-    right, own_nouns, harmful = _expected(asked)
+    right, own_nouns, harmful = expected_meanings(asked)
     useful, seen = set(), set()
     beside = 0.0
     insults = repeated = garbled = 0
