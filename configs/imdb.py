@@ -1,6 +1,6 @@
 """Controlled sentiment: from a language model of movie reviews and the positive ones among them to a positive writer.
 
-  python -m irl_jax run --config=configs/imdb.py --workdir=runs/imdb            # about 35 minutes on 2 CPU cores
+  python -m irl_jax run --config=configs/imdb.py --workdir=runs/imdb            # under 40 minutes on 2 CPU cores
   python -m irl_jax run --config=configs/imdb.py:smoke --workdir=runs/imdb-smoke  # under 3 minutes
 
 init: a GPT-2-architecture model pretrained on unlabelled reviews; `--config.model.path=gpt2` takes the hub's GPT-2 instead (then raise
