@@ -179,8 +179,8 @@ GOOD = b'{"prompt": "p", "response": "r"}\n'
         (b'{"prompt": ' + b"[" * 100000, r"line 1: not usable JSON"),
         (b'{"prompt": ' + b"1" * 5000 + b"}", r"line 1: not usable JSON"),
         (b"", r"d\.jsonl: no record in it can be used"),
-        (gzip.compress(GOOD * 2000)[:-20], r"d\.jsonl: the gzip file is truncated or damaged"),
-        (gzip.compress(GOOD)[:15] + b"\x00" * 30, r"d\.jsonl: the gzip file is truncated or damaged"),
+        (gzip.compress(GOOD * 2000, mtime=0)[:-20], r"d\.jsonl: the gzip file is truncated or damaged"),
+        (gzip.compress(GOOD, mtime=0)[:15] + b"\x00" * 30, r"d\.jsonl: the gzip file is truncated or damaged"),
         (GOOD, r"no demonstration is left for training out of 1 records"),
     ],
 )
