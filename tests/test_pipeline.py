@@ -104,14 +104,23 @@ stages.run_pipeline(tiny_config(checkpoint__every_steps=1, pretrain__steps=40, p
 """
 
 
+def _script(path) -> str:
+    return _RUN.format(tests=os.path.dirname(__file__), path=str(path))
+
+
+def _run_apart(path) -> None:
+    """A run in a process of its own: bitwise equality is between processes that compile alike, whatever ran before in this one."""
+    subprocess.run([sys.executable, "-c", _script(path)], check=True, stdout=subprocess.DEVNULL)
+
+
 @pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     from irl_jax import checkpoint
 
     config = tiny_config(checkpoint__every_steps=1, pretrain__steps=40, policy__steps=8)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    stages.run_pipeline(config, whole)
-    script = _RUN.format(tests=os.path.dirname(__file__), path=str(killed))
+    _run_apart(whole)
+    script = _script(killed)
     for stage, line in (("pretrain", 9), ("reward/init_demo", 1), ("policy/init_sft", 3)):
         process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         metrics = killed / stage / "metrics.jsonl"
@@ -120,7 +129,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
         assert process.poll() is None, f"the run ended before it could be killed in {stage}"
         process.send_signal(signal.SIGKILL)
         process.wait()
-    stages.run_pipeline(config, killed)
+    _run_apart(killed)
     for name in ("pretrain", "sft", "reward/init_sft", "reward/init_demo", "reward/preference", "policy/init_sft"):
         context = contexts.Context(config, contexts.Reader(whole))
         like = context.trunk if name == "pretrain" else context.leaves(name)

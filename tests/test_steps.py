@@ -22,14 +22,6 @@ KINDS = ("sft", "bce", "bradley_terry", "policy", "policy_k2")
 B, T = 8, 10
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiles without LLVM's optimisations, which take longer than these steps do."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def stage(**changes):
     return ConfigDict({"learning_rate": 1e-2, "warmup_fraction": 0.0, "schedule": "constant", "final_fraction": 0.1,
                        "weight_decay": 0.0, "clip_norm": 1.0, "b2": 0.99} | changes)  # fmt: skip
