@@ -6,8 +6,6 @@ The user's mistakes are one line on stderr and status 2; a bug of ours keeps its
 from __future__ import annotations
 
 import argparse
-import ast
-import difflib
 import importlib.util
 import math
 import os
@@ -21,6 +19,7 @@ from ml_collections import ConfigDict
 
 from irl_jax.config import default
 from irl_jax.errors import UserError
+from irl_jax.overrides import keys_of, nearest, override
 
 VERBS = ("run", "generate", "score")
 OVERRIDE = "--config."
@@ -59,7 +58,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
       UserError: an unknown verb or flag, or a value that the flag does not take.
     """
     if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
-        raise UserError(f"unknown verb '{argv[0]}'{_nearest(argv[0], VERBS)}; the verbs are {', '.join(VERBS)}")
+        raise UserError(f"unknown verb '{argv[0]}'{nearest(argv[0], VERBS)}; the verbs are {', '.join(VERBS)}")
     parser, verbs = _parsers()
     overrides, rest = {}, []
     for argument in argv:
@@ -74,7 +73,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     if unknown:
         flags = [flag for flag in verbs[arguments.verb]._option_string_actions if flag.startswith("--")]
         name = unknown[0].split("=")[0]
-        raise UserError(f"{arguments.verb}: unknown argument '{name}'{_nearest(name, flags)}; its flags are {', '.join(flags)}")
+        raise UserError(f"{arguments.verb}: unknown argument '{name}'{nearest(name, flags)}; its flags are {', '.join(flags)}")
     if overrides and arguments.verb != "run":
         raise UserError(f"{OVERRIDE}{next(iter(overrides))}: only run takes a config; {arguments.verb} reads the workdir's own")
     return arguments, overrides
@@ -92,35 +91,17 @@ def load_config(text: str) -> ConfigDict:
     path = pathlib.Path(name).expanduser()
     if not path.is_file():
         near = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise UserError(f"--config={text}: no such file{_nearest(str(path), near)}")
+        raise UserError(f"--config={text}: no such file{nearest(str(path), near)}")
     config = _call_get_config(path, variant)
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() must return the ConfigDict of irl_jax.config.default(), changed as needed")
-    known, given = _keys(default()), _keys(config)
+    known, given = keys_of(default()), keys_of(config)
     for key in [*given, *known]:
         if key not in known:
-            raise UserError(f"{path}: unknown config key '{key}'{_nearest(key, known)}")
+            raise UserError(f"{path}: unknown config key '{key}'{nearest(key, known)}")
         if key not in given:
             raise UserError(f"{path}: config key '{key}' is missing; start from irl_jax.config.default()")
     return config.lock()
-
-
-def override(config: ConfigDict, key: str, text: str) -> None:
-    """Sets config.`key` from its text, in the type that the key has.
-
-    Raises:
-      UserError: no such key (the nearest one is named), or the text is not of its type.
-    """
-    keys = _keys(config)
-    if key not in keys:
-        inside = [known for known in keys if known.startswith(key + ".")]
-        if inside:
-            raise UserError(f"{OVERRIDE}{key} is a section; set one of its keys: {', '.join(inside)}")
-        raise UserError(f"unknown config key '{key}'{_nearest(key, keys)}")
-    *sections, leaf = key.split(".")
-    for section in sections:
-        config = config[section]
-    config[leaf] = _convert(f"{OVERRIDE}{key}", text, config[leaf])
 
 
 def _run(arguments, overrides) -> int:
@@ -232,58 +213,6 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     add("--data", required=True, metavar="D.jsonl", help="records with a prompt and a response")
     add("--eos", action="store_true", help="count the EOS that ends each response")
     return parser, verbs
-
-
-def _nearest(word: str, known) -> str:
-    """; did you mean ...", or nothing where nothing is near: by the whole word, or by its last part."""
-    known = list(known)
-    near = difflib.get_close_matches(word, known, 1, 0.75)
-    if not near:
-        by_leaf = {}
-        for name in known:
-            by_leaf.setdefault(name.rsplit(".", 1)[-1], name)
-        near = [by_leaf[leaf] for leaf in difflib.get_close_matches(word.rsplit(".", 1)[-1], by_leaf, 1, 0.75)]
-    near = near or difflib.get_close_matches(word, known, 1, 0.5)
-    return f"; did you mean '{near[0]}'?" if near else ""
-
-
-def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
-    """The dotted keys of every leaf."""
-    keys = []
-    for name in config:
-        value = config[name]
-        keys += _keys(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [prefix + name]
-    return keys
-
-
-def _convert(flag: str, text: str, old):
-    """`text` in the type of `old`."""
-    if isinstance(old, bool):
-        if text.lower() not in ("true", "false"):
-            raise UserError(f"{flag}={text}: takes true or false")
-        return text.lower() == "true"
-    if isinstance(old, (int, float)):
-        try:
-            value = type(old)(text)
-        except ValueError:
-            raise UserError(f"{flag}={text}: takes {'a whole number' if isinstance(old, int) else 'a number'}") from None
-        if not math.isfinite(value):
-            raise UserError(f"{flag}={text}: takes a finite number")
-        return value
-    if isinstance(old, tuple):
-        return _convert_tuple(flag, text, old)
-    return text
-
-
-def _convert_tuple(flag: str, text: str, old: tuple) -> tuple:
-    """(1, 2), ["a", "b"] or a,b,c, each in the type of the old elements (text where there were none)."""
-    try:
-        literal = ast.literal_eval(text) if text[:1] in ("(", "[") else None
-    except (SyntaxError, ValueError):
-        raise UserError(f"{flag}={text}: takes values separated by commas, such as a,b,c") from None
-    parts = [part.strip() for part in text.split(",") if part.strip()] if literal is None else literal
-    parts = parts if isinstance(parts, (tuple, list)) else [parts]
-    return tuple(_convert(flag, str(part), old[0] if old else "") for part in parts)
 
 
 def _call_get_config(path: pathlib.Path, variant: str):

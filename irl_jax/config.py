@@ -5,131 +5,24 @@ The config is locked: an unknown key is an error that names the nearest right on
 
 from __future__ import annotations
 
-import os
-
 from ml_collections import ConfigDict
-
-from irl_jax.errors import UserError
 
 LEARNT = ("init_sft", "init_demo", "sft_demo", "preference")  # reward recipes that train a discriminator
 CONTROLS = ("log_ratio", "length", "random", "golden")  # rewards that train nothing
-OPTIMISABLE = (*LEARNT, "log_ratio")  # rewards a policy may be trained on: golden is for evaluation only
+CLOSED_FORMS = ("log_ratio", "log_ratio_dense")  # rewards of a policy without training: at the response's end, or token by token
+POSITIVES = ("demo", "sft")  # what the adversarial loop's discriminator is shown as positive
+GROUPS = ("reward", "policy", "adversarial", "dpo", "spin", "rejection")  # kinds of methods: a role is GROUP/NAME
+TRAINED = ("pretrain", "sft", "reward", "policy", "dpo", "spin", "rejection")  # sections with an optimizer
+DIVERGENCES = ("reverse_kl", "jensen_shannon", "forward_kl", "pearson", "neyman", "hellinger", "total_variation")
 GOLDEN_KINDS = ("testbed", "classifier", "none")
-
-_CHOICES = {
-    "data.kind": ("pairs", "continuations"),
-    "model.architecture": ("gpt2", "llama"),
-    "model.dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "full", "dots"),
-    "policy.kl": ("reward", "loss"),
-    "policy.reference": ("sft", "init"),
-    "golden.kind": GOLDEN_KINDS,
-    **{f"{stage}.schedule": ("cosine", "linear", "constant") for stage in ("pretrain", "sft", "reward", "policy")},
-}
-_SETS = {"reward.recipes": LEARNT, "reward.controls": CONTROLS, "policy.recipes": OPTIMISABLE}
-_POSITIVE = (
-    "pretrain.steps", "reward.steps", "policy.steps", "model.num_layers", "model.width", "model.num_heads", "model.num_kv_heads",
-    "model.mlp_width", "data.max_prompt_tokens", "data.max_response_tokens", "sample.reward_prompts", "sample.reward_samples",
-    "sample.policy_samples", "sample.rows", "reward.eval_every", "eval.prompts", "eval.batch_size", "eval.divergence_prompts",
-    "checkpoint.keep", "adapter.alpha",
-    *(f"{stage}.{key}" for stage in ("pretrain", "sft", "reward", "policy") for key in ("batch_size", "accumulate", "learning_rate")),
-)
-_SHARES = (
-    "data.heldout_fraction", "data.development_fraction", "reward.heldout_fraction",
-    *(f"{stage}.{key}" for stage in ("pretrain", "sft", "reward", "policy") for key in ("warmup_fraction", "final_fraction")),
-)
-_NOT_NEGATIVE = ("seed", "sft.steps")
-
-
-def check(config: ConfigDict) -> None:
-    """Refuses values that no stage could use, before anything is written.
-
-    Raises:
-        UserError: a value outside its choices or its range, or settings that contradict each other.
-    """
-    flat = _flat(config)
-    for key, allowed in _CHOICES.items():
-        if flat[key] not in allowed:
-            raise UserError(f"config.{key} = {flat[key]!r}: must be one of {', '.join(allowed)}")
-    for key, allowed in _SETS.items():
-        for name in flat[key]:
-            if name not in allowed:
-                raise UserError(f"config.{key}: unknown '{name}'; choose from {', '.join(allowed)}")
-    for key in _POSITIVE:
-        if not flat[key] > 0:
-            raise UserError(f"config.{key} = {flat[key]}: must be positive")
-    for key in _NOT_NEGATIVE:
-        if flat[key] < 0:
-            raise UserError(f"config.{key} = {flat[key]}: must not be negative")
-    for key in _SHARES:
-        if not 0 <= flat[key] < 1:
-            raise UserError(f"config.{key} = {flat[key]}: must be at least 0 and below 1")
-    if any(n < 1 for n in flat["eval.best_of"]):
-        raise UserError(f"config.eval.best_of = {flat['eval.best_of']}: every n must be at least 1")
-    if flat["sft.steps"] <= 0 and flat["sft.epochs"] <= 0:
-        raise UserError("config.sft: give a positive number of steps or of epochs")
-    if flat["sample.eval_samples"] < 2 or flat["policy.samples"] < 2:
-        raise UserError("config.sample.eval_samples and config.policy.samples must be at least 2: best-of-n and leave-one-out "
-                        "compare samples of one prompt")
-    if flat["model.width"] % flat["model.num_heads"] or flat["model.num_heads"] % flat["model.num_kv_heads"]:
-        raise UserError("config.model: num_heads must divide width, and num_kv_heads must divide num_heads")
-    if flat["policy.beta"] < 0:
-        raise UserError(f"config.policy.beta = {flat['policy.beta']}: must be positive, or 0 for no KL term")
-    if flat["adapter.rank"] < 0:
-        raise UserError(f"config.adapter.rank = {flat['adapter.rank']}: must be positive, or 0 for whole trunks")
-    for name in flat["policy.recipes"]:
-        if name in LEARNT and name not in flat["reward.recipes"]:
-            raise UserError(f"config.policy.recipes: '{name}' has no reward to optimise; add it to reward.recipes")
-    _check_sources(config)
-
-
-def _check_sources(config: ConfigDict) -> None:
-    """Refuses data, model and golden reward that do not go together."""
-    if config.data.source == "testbed":
-        if config.model.path:
-            raise UserError(f"config.model.path = {config.model.path!r}: the testbed brings its own vocabulary; set data.source to "
-                            "your records, or leave model.path empty")
-        if config.golden.kind == "classifier":
-            raise UserError("config.golden.kind = 'classifier': the testbed has a golden reward of its own; use 'testbed' or 'none'")
-        return
-    if not config.model.path:
-        raise UserError(f"config.model.path: name a Hugging Face folder or hub model for data.source = {config.data.source!r} "
-                        "(only the testbed initialises from scratch)")
-    if config.golden.kind == "testbed":
-        raise UserError("config.golden.kind: 'testbed' needs data.source = 'testbed'; use 'classifier' or 'none' with other data")
-    if config.golden.kind == "classifier":
-        check_golden_source(config)
-        if not os.path.isfile(os.path.expanduser(config.golden.source)):
-            raise UserError(f"config.golden.source: {config.golden.source}: no such file")
-
-
-def check_golden_source(config: ConfigDict) -> None:
-    """Refuses a classifier without text of its own: the judge must not have seen what the run trains or evaluates on.
-
-    Raises:
-        UserError: no golden.source, or one that is a data source too.
-    """
-    path = config.golden.source
-    if not path:
-        raise UserError("config.golden.source: 'classifier' needs a JSONL(.gz) file of rated text")
-    for key in ("source", "eval_source", "preference_source"):
-        used = config.data[key].removeprefix("hh:")
-        if used and os.path.realpath(os.path.expanduser(used)) == os.path.realpath(os.path.expanduser(path)):
-            raise UserError(f"config.golden.source: {path} is data.{key} too; the golden reward needs text that the run never sees")
-
-
-def _flat(config, prefix: str = "") -> dict:
-    """{dotted key: value}."""
-    out = {}
-    for key, value in config.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key: value}
-    return out
-
 
 def default() -> ConfigDict:
     """The default config: the embedded testbed, in LoRA mode, on whatever devices are there."""
     c = ConfigDict()
     c.seed = 0  # every random choice is fold_in(seed, ...)
+    c.variants = ()  # more methods: "GROUP/NAME = RECIPE key=value ...", such as
+    #   "policy/clipped = init_sft policy.surrogate=ppo_clip policy.epochs=2" or "reward/cheap = init_sft reward.body=frozen
+    #   reward.head=mlp"; see irl_jax/variants.py
     c.data = _data()
     c.model = _model()
     c.adapter = _adapter()
@@ -140,6 +33,10 @@ def default() -> ConfigDict:
     c.sample = _sample()
     c.reward = _reward()
     c.policy = _policy()
+    c.adversarial = _adversarial()
+    c.dpo = _dpo()
+    c.spin = _spin()
+    c.rejection = _rejection()
     c.golden = _golden()
     c.eval = _eval()
     c.checkpoint = _checkpoint()
@@ -259,18 +156,89 @@ def _reward() -> ConfigDict:
     r.heldout_fraction = 0.2  # share of the prompts kept: half for early stopping, half for the reported AUC
     r.eval_every = 25  # steps between looks at the held-out split
     r.patience = 3  # looks without improvement before stopping
+    r.body = "adapter"  # trained below the head: "adapter" (a whole trunk where adapter.rank = 0), "trunk", or "frozen": nothing
+    r.head = "linear"  # "linear", or "mlp": one hidden layer
+    r.mlp_width = 64  # head = "mlp": hidden units
+    r.granularity = "response"  # "response": one logit at its end; "token": one logit for each state and action
+    r.label_smoothing = 0.0  # share of each label given to the other class
+    r.gradient_penalty = 0.0  # weight of the mean squared gradient of the logit with respect to the input embeddings
+    r.spectral_norm = 0.0  # cap on the largest singular value of the head's matrices and of each adapter's product; 0 caps nothing
+    r.ensemble = 1  # members, trained in one step on bootstrapped pairs
+    r.combine = "mean"  # one reward of many: "mean", "min" or "mean_minus_std"
+    r.length_residual = False  # take out of the logit what length explains, by least squares within the classes
     return r
 
 
 def _policy() -> ConfigDict:
     p = _training(steps=60, batch=16, learning_rate=1e-3, packed_rows=False)
-    p.recipes = ("init_sft",)  # rewards to optimise, one policy each
+    p.recipes = ("init_sft",)  # rewards to optimise, one policy each: learnt ones, "log_ratio", "log_ratio_dense"
     p.samples = 8  # samples a prompt; batch_size counts prompts
+    p.divergence = "reverse_kl"  # the reward as a function of the logit: the f-divergence that the adversarial loop minimises
+    p.clip_logit = 5.0  # logits are cut to +- this where the divergence's reward is an exponential of them
+    p.normalise_rewards = False  # subtract the running mean of the rewards so far and divide by their running deviation
+    p.advantage = "rloo"  # "reinforce" (batch baseline), "rloo" (leave one out), "grpo" (normalised in the prompt), "gae" (value head)
+    p.gamma = 1.0  # discount a token, where rewards come token by token or advantage = "gae"
+    p.gae_lambda = 0.95  # advantage = "gae": the weight of longer returns, 0 to 1
+    p.value_coefficient = 0.0  # advantage = "gae": weight of the value head's loss (0.5 is usual); 0 elsewhere: no value head
+    p.surrogate = "score_function"  # or "ppo_clip"
+    p.clip_ratio = 0.2  # surrogate = "ppo_clip": ratios are cut to 1 +- this
+    p.epochs = 1  # surrogate = "ppo_clip": passes over one batch of samples
+    p.minibatches = 1  # surrogate = "ppo_clip": updates a pass
     p.beta = 0.1  # weight of KL(policy || reference), nats a sequence
-    p.kl = "reward"  # where the KL stands: "reward" (k1 in the reward) or "loss" (k2 in the loss)
+    p.kl = "k1_reward"  # where the KL stands: "k1_reward", "k2_loss", "k3_weighted_loss", or "k3_loss", which is GRPO's and whose
+    #   gradient is that of the forward KL(reference || policy)
+    p.target_kl = 0.0  # nats a sequence that beta is steered to hold; 0 keeps beta as it is
     p.reference = "sft"  # "sft" or "init"
+    p.entropy = 0.0  # weight of the entropy bonus: reward units per nat of the tokens' summed entropy
     p.max_kl = 0.0  # stop when the mean sequence KL passes this many nats; 0 never stops
+    p.keep_rollouts_every = 10  # steps between the batches of samples kept for the report's reward-against-golden curves; 0 keeps none
     return p
+
+
+def _adversarial() -> ConfigDict:
+    """The alternating loop; the policy's settings are config.policy's, the reward's config.reward's."""
+    a = ConfigDict()
+    a.recipes = ()  # what is positive: "demo" (demonstrations) and/or "sft" (its samples); one policy each
+    a.rounds = 60  # each: sample, update the reward, update the policy
+    a.warmup_rounds = 10  # rounds at the start that leave the policy as it is
+    a.reward_updates = 1  # a round
+    a.reward_rows = 64  # rows an update, half positive, half samples of the policy
+    a.replay_capacity = 1024  # samples of earlier rounds that are remembered
+    a.replay_share = 0.25  # share of the policy's rows drawn from them
+    a.min_accuracy = 0.0  # stop where the balanced accuracy on fresh samples (smoothed) falls below: it can no longer tell
+    a.max_accuracy = 1.0  # ... or rises above: it can too easily tell
+    return a
+
+
+def _dpo() -> ConfigDict:
+    """Direct preference optimisation, from sft against sft."""
+    d = _training(steps=100, batch=32, learning_rate=5e-4, packed_rows=False)  # batch_size counts pairs
+    d.recipes = ()  # who is chosen over whom, as the reward recipes say: init_sft, init_demo, sft_demo, preference
+    d.beta = 0.1  # of the implicit reward beta log(policy / reference)
+    d.label_smoothing = 0.0  # share of the pairs taken to be swapped
+    return d
+
+
+def _spin() -> ConfigDict:
+    """Self-play: demonstrations over the last iterate's samples, against the last iterate."""
+    s = _training(steps=50, batch=32, learning_rate=5e-4, packed_rows=False)  # steps an iteration; batch_size counts pairs
+    s.recipes = ()  # "demo"
+    s.beta = 0.1
+    s.iterations = 2
+    s.prompts = 300  # training prompts sampled an iteration
+    s.samples = 1  # samples a prompt
+    return s
+
+
+def _rejection() -> ConfigDict:
+    """Rejection fine-tuning: the best of N samples as new demonstrations, iterated (expert iteration)."""
+    r = _training(steps=0, batch=16, learning_rate=1e-3, packed_rows=True)
+    r.recipes = ()  # rewards that choose: learnt ones or "log_ratio"
+    r.epochs = 2.0  # passes over the chosen samples, used where steps = 0
+    r.samples = 16  # N
+    r.prompts = 300  # training prompts sampled an iteration
+    r.iterations = 1
+    return r
 
 
 def _golden() -> ConfigDict:
@@ -290,6 +258,7 @@ def _eval() -> ConfigDict:
     e.best_of = (1, 2, 4, 5, 8, 10, 16, 30, 32, 50)  # n of the best-of-n curves; those above M are left out
     e.divergence_prompts = 48  # prompts for forward and reverse KL where the demonstrator is known exactly
     e.batch_size = 64  # rows scored together
+    e.agreement = 1.0  # best-of-n by an ensemble goes on to more samples while the members' mean gain is above so many of their deviations
     return e
 
 

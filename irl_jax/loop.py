@@ -66,8 +66,8 @@ def train(
     so that the host never waits for the step in flight; `stop` therefore acts one step after the metrics that it saw.
 
     Args:
-      step: step(state, trunk, batch, rng) -> (state, metrics), compiled; `state` may be donated.
-      state: the state before the first update.
+      step: step(state, trunk, batch, rng) -> (state, metrics), compiled or made of compiled parts; `state` may be donated.
+      state: the state before the first update (with `evaluate`, a TrainState; else any pytree of arrays).
       trunk: the frozen trunk.
       feed: feed(number, state) -> the batch of update `number` (from 0), on device; or the plain tuple (batch, extra
         metrics to log with it). Must depend on its arguments alone.
@@ -87,7 +87,7 @@ def train(
       out), steps, and with `evaluate` best_step and heldout_loss.
 
     Raises:
-      UserError: the loss, the gradient's norm or the held-out loss is not finite, or a checkpoint of another structure is there.
+      UserError: a loss or a gradient's norm is not finite (nothing is saved after it), or a checkpoint of another structure is there.
       SystemExit: SIGTERM or SIGINT came: the step was finished and a checkpoint saved; status 128 + the signal.
     """
     if steps < 1:
@@ -170,13 +170,9 @@ def _record(run: _Run, pending, book: Book, bar) -> Book:
     done, metrics, extra = pending
     values = {key: float(value) for key, value in jax.device_get({**metrics, **extra}).items()}
     append_jsonl(run.directory / METRICS, {"step": done, **values})
-    for key in ("loss", "grad_norm"):
-        if key in values and not math.isfinite(values[key]):
-            section = run.name.split("/")[0]
-            raise UserError(
-                f"{run.name}: {key} became {values[key]} at step {done}; lower config.{section}.learning_rate "
-                f"(or config.{section}.clip_norm) and start again in a new workdir"
-            )
+    for key, value in values.items():
+        if key.endswith(("loss", "grad_norm")) and not math.isfinite(value):
+            raise UserError(_diverged(run, key, value, done))
     run.clock.tokens += values.get("tokens", 0.0)
     bar.set_postfix_str(f"loss {values['loss']:.4g}" if "loss" in values else "", refresh=False)
     bar.update(1)
@@ -188,13 +184,22 @@ def _record(run: _Run, pending, book: Book, bar) -> Book:
     return book
 
 
+def _diverged(run: _Run, key: str, value: float, done: int) -> str:
+    """What to say of a number that is not finite; nothing after the last good checkpoint is kept."""
+    section = run.name.split("/")[0]
+    last = checkpoints.latest_step(run.directory / CHECKPOINTS)
+    kept = f"the last good checkpoint is {run.directory / CHECKPOINTS / str(last)}" if last else "there is no checkpoint before it"
+    advice = f"lower config.{'policy' if section == 'adversarial' else section}.learning_rate (or its clip_norm)"
+    return f"{run.name}: {key} became {value} at step {done}; {kept}; {advice} and start again in a new workdir"
+
+
 def _look(run: _Run, done: int, state, best, book: Book) -> tuple:
     """Evaluates, keeps the best leaves, and ends the run where patience is out."""
     values = {key: float(value) for key, value in jax.device_get(dict(run.evaluate(state))).items()}
     append_jsonl(run.directory / METRICS, {"step": done, **values})
     loss = values["heldout_loss"]
     if not math.isfinite(loss):
-        raise UserError(f"{run.name}: heldout_loss is {loss} at step {done}; lower config.{run.name.split('/')[0]}.learning_rate")
+        raise UserError(_diverged(run, "heldout_loss", loss, done))
     if loss < book.best_loss:
         best = _copy(state.leaves)
         book = book._replace(best_loss=np.asarray(loss), best_step=np.asarray(done), looks=np.asarray(0))

@@ -1,14 +1,31 @@
-"""Samples turned into training rows, and the rollout of the policy gradient: sample, judge, advantage, all on device."""
+"""The policy gradient's rollouts, on device: samples as rows, the judge that rewards them, and their advantages."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from irl_jax import roles, steps
-from irl_jax.objectives import advantage
+from irl_jax import reward_steps, roles, steps
+from irl_jax.objectives import advantage, divergence, statistics
 from irl_jax.objectives import policy as policy_objective
-from irl_jax.types import PolicyBatch, PromptBatch, RewardBatch, SampleBatch, TokenBatch
+from irl_jax.policy_steps import Control, PolicySettings, token_values
+from irl_jax.types import Array, PolicyBatch, PromptBatch, RewardBatch, SampleBatch, TokenBatch
+
+
+class Drawn(NamedTuple):
+    """N = B * K samples of the policy, sample k of prompt b in row b * K + k.
+
+    rows: [N, T]. last: int32 [N], index of the last response token. ended: bool [N], whether that is an EOS.
+    behaviour_logprobs, reference_logprobs: float32 [N, T], nats a token, 0 outside the mask.
+    """
+
+    rows: TokenBatch
+    last: Array
+    ended: Array
+    behaviour_logprobs: Array
+    reference_logprobs: Array
 
 
 def join_rows(prompts: PromptBatch, samples: SampleBatch, pad_id: int) -> tuple[TokenBatch, jax.Array, jax.Array]:
@@ -40,44 +57,110 @@ def join_rows(prompts: PromptBatch, samples: SampleBatch, pad_id: int) -> tuple[
     return rows, last, jnp.where(mask > 0, responses(samples.behaviour_logprobs), 0.0)
 
 
-def make_judge(model, recipe: str):
-    """The reward a policy is trained on, `judge(trunk, leaves, rows, last) -> logits [N]`.
+def make_draw(model, sampler, pad_id: int):
+    """`draw(policy, reference, trunk, prompts, key) -> Drawn`: K samples a prompt, with the reference's log-probs."""
 
-    A learnt recipe reads the discriminator's logit; `log_ratio` is the closed form log pi_sft(y|x) - log pi_init(y|x), whose
-    leaves are sft's.
-    """
-
-    def learnt(trunk, leaves, rows, last):
-        ones = jnp.ones(last.shape, jnp.float32)
-        return steps.score_rewards(model, trunk, leaves, RewardBatch(rows, last, ones, ones))
-
-    def log_ratio(trunk, leaves, rows, last):
-        sft = steps.score_logprobs(model, trunk, leaves, rows)
-        init = steps.score_logprobs(model, trunk, None, rows)
-        return (sft - init).sum(-1)
-
-    return log_ratio if recipe == "log_ratio" else learnt
-
-
-def make_rollout(model, sampler, judge, *, pad_id: int, beta: float, kl: str):
-    """`rollout(policy, reference, reward, trunk, prompts, key) -> (PolicyBatch, metrics)`.
-
-    Samples K responses a prompt from the policy, judges them, takes k1 = sum_t log pi(y_t) - log pi_ref(y_t) into the reward
-    (kl = "reward": r - beta k1) and makes RLOO advantages over the K samples of each prompt.
-    """
-
-    def rollout(policy, reference, reward, trunk, prompts, key):
+    def draw(policy, reference, trunk, prompts, key):
         samples = sampler(roles.variables(trunk, policy), prompts, key)
-        b, k, _ = samples.tokens.shape
         rows, last, behaviour = join_rows(prompts, samples, pad_id)
-        ref = steps.score_logprobs(model, trunk, reference, rows)
-        logits = judge(trunk, reward, rows, last)
-        returns = policy_objective.penalised_reward(logits, behaviour, ref, rows.mask, beta) if kl == "reward" else logits
-        adv = advantage.rloo(returns.reshape(b, k)).reshape(b * k)
-        k1 = policy_objective.log_ratio(behaviour, ref, rows.mask)
-        metrics = {"reward": logits.mean(), "kl": k1.mean(), "length": rows.mask.sum(-1).mean(),
-                   "ended": samples.ended.mean(dtype=jnp.float32)}
-        weight = jnp.ones((b * k,), jnp.float32)
-        return PolicyBatch(rows, jax.lax.stop_gradient(adv), ref, behaviour, weight), metrics
+        return Drawn(rows, last, samples.ended.reshape(-1), behaviour, steps.score_logprobs(model, trunk, reference, rows))
 
-    return rollout
+    return draw
+
+
+def is_dense(recipe: str, granularity: str) -> bool:
+    """Whether a reward comes token by token."""
+    return recipe == "log_ratio_dense" or granularity == "token"
+
+
+def make_judge(model, recipe: str, granularity: str = "response", combine: str = "mean"):
+    """The reward a policy is trained on, `judge(trunk, leaves, drawn) -> logits`: [N], or [N, T] where it is dense.
+
+    A learnt recipe reads the discriminator's logit, at the response's end or token by token (0 outside the response and at
+    the EOS, which no token reward has seen). The closed forms log pi_sft(y|x) - log pi_init(y|x), whose leaves are sft's,
+    need no training: `log_ratio` for the whole response, `log_ratio_dense` its terms token by token, EOS included.
+    """
+
+    def learnt(trunk, leaves, drawn):
+        ones = jnp.ones(drawn.last.shape, jnp.float32)
+        return reward_steps.score_rewards(model, trunk, leaves, RewardBatch(drawn.rows, drawn.last, ones, ones), combine=combine)
+
+    def learnt_dense(trunk, leaves, drawn):
+        return reward_steps.score_token_rewards(model, trunk, leaves, drawn.rows, drawn.ended, combine)
+
+    def log_ratio_dense(trunk, leaves, drawn):
+        return steps.score_logprobs(model, trunk, leaves, drawn.rows) - steps.score_logprobs(model, trunk, None, drawn.rows)
+
+    def log_ratio(trunk, leaves, drawn):
+        return log_ratio_dense(trunk, leaves, drawn).sum(-1)
+
+    closed = {"log_ratio": log_ratio, "log_ratio_dense": log_ratio_dense}
+    return closed.get(recipe, learnt_dense if granularity == "token" else learnt)
+
+
+def make_advantages(model, settings: PolicySettings, samples: int, eos_counts: bool = True):
+    """`advantages(leaves, trunk, drawn, logits, control) -> (PolicyBatch, control, metrics)`.
+
+    logits -> f-divergence reward (`objectives.divergence`) -> normalised by the running statistics, this batch included
+    -> less beta k1 (settings.kl = "k1_reward") -> advantages, one for a whole response where the reward is, and per token
+    from the discounted returns where rewards are dense or the advantage is "gae".
+
+    Args:
+      settings: of the policy. samples: K. eos_counts: whether a dense reward has something to say of the EOS.
+    Returns:
+      the function. leaves: the policy's, with "value" where the advantage is "gae". control: from
+      `policy_steps.init_control`; comes back with the statistics of this batch and the next beta. metrics: reward
+      (mean logit, summed over tokens where dense), kl (k1, nats per sequence), length, ended, and beta where it is steered.
+    """
+
+    def shaped(logits, drawn):
+        mask = _reward_mask(drawn, logits.ndim, eos_counts)
+        return jnp.where(mask > 0, divergence.reward(settings.divergence, logits, settings.clip_logit), 0.0), mask
+
+    def advantages(leaves, trunk, drawn, logits, control: Control):
+        mask, dense = drawn.rows.mask, logits.ndim == 2
+        rewards, counts = shaped(logits, drawn)
+        k1_N = policy_objective.log_ratio(drawn.behaviour_logprobs, drawn.reference_logprobs, mask)
+        seen = control.rewards
+        if settings.normalise_rewards:
+            seen = statistics.update(seen, rewards, counts)
+            rewards = jnp.where(counts > 0, statistics.normalise(seen, rewards), 0.0)
+        beta = control.beta if settings.kl == "k1_reward" else 0.0
+        values = token_values(model, trunk, leaves["value"], drawn.rows) if settings.advantage == "gae" else None
+        advantage_NxT, returns_NxT = _advantages(settings, samples, drawn, rewards, beta, values, dense)
+        raw_N = logits.sum(-1) if dense else logits
+        metrics = {"reward": raw_N.mean(), "kl": k1_N.mean(), "length": mask.sum(-1).mean(), "ended": drawn.ended.mean(dtype=jnp.float32)}
+        after = control.beta
+        if settings.target_kl:
+            after = policy_objective.next_beta(control.beta, k1_N.mean(), settings.target_kl)
+            metrics["beta"] = control.beta
+        weight = jnp.ones(raw_N.shape, jnp.float32)
+        batch = PolicyBatch(drawn.rows, advantage_NxT, drawn.reference_logprobs, drawn.behaviour_logprobs, returns_NxT, raw_N, weight)
+        return jax.lax.stop_gradient(batch), Control(after, seen), metrics
+
+    return advantages
+
+
+def _reward_mask(drawn: Drawn, axes: int, eos_counts: bool):
+    """1 where there is a reward: every response, or every token of it (without the EOS where rewards know nothing of it)."""
+    if axes == 1:
+        return jnp.ones(drawn.last.shape, jnp.float32)
+    at_eos = (jnp.arange(drawn.rows.mask.shape[1]) == drawn.last[:, None]) & drawn.ended[:, None]
+    return drawn.rows.mask if eos_counts else jnp.where(at_eos, 0.0, drawn.rows.mask)
+
+
+def _advantages(settings: PolicySettings, samples: int, drawn: Drawn, rewards, beta, values, dense: bool):
+    """(advantages, returns), both [N, T]."""
+    mask = drawn.rows.mask
+    if not dense and settings.advantage != "gae":
+        returns_N = policy_objective.penalised_reward(rewards, drawn.behaviour_logprobs, drawn.reference_logprobs, mask, beta)
+        kind = {"reinforce": advantage.reinforce, "rloo": advantage.rloo, "grpo": advantage.grpo}[settings.advantage]
+        return kind(returns_N.reshape(-1, samples)).reshape(-1)[:, None] * mask, jnp.zeros_like(mask)
+    tokens_NxT = rewards if dense else advantage.terminal(rewards, mask)
+    tokens_NxT = policy_objective.penalised_token_rewards(tokens_NxT, drawn.behaviour_logprobs, drawn.reference_logprobs, mask, beta)
+    if settings.advantage == "gae":
+        return advantage.gae(tokens_NxT, values, mask, settings.gamma, settings.gae_lambda)
+    returns_NxT = advantage.returns_to_go(tokens_NxT, mask, settings.gamma)
+    groups = (-1, samples, mask.shape[1])
+    own = advantage.token_advantages(settings.advantage, returns_NxT.reshape(groups), mask.reshape(groups))
+    return own.reshape(mask.shape), jnp.zeros_like(mask)

@@ -40,6 +40,7 @@ RULES: tuple[tuple[str, tuple], ...] = (
     (r"(?:attention|mlp|final)_norm/(?:scale|bias)", ()),
     (r"head/(?:kernel|bias)", ()),
     (r"(?:step|count)", ()),  # the optimizer's counters
+    (r"control/(?:beta|rewards/(?:mean|m2))", ()),
     (r"(?<!embed/)(?:tokens|positions)", (ROWS,)),  # from here on: batches, samples and caches, by rows
     (r"(?:segments|mask|last|label|weight|advantage|lengths|ids|ended|(?:reference_|behaviour_)?logprobs)", (ROWS,)),
     (r"prompt_cache/\d+/[kv]", (ROWS, "tensor?")),

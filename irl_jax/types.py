@@ -67,14 +67,18 @@ class RewardBatch(NamedTuple):
 class PolicyBatch(NamedTuple):
     """Sampled sequences with what the policy gradient needs.
 
-    advantage: float32 [B], per sequence. reference_logprobs and behaviour_logprobs: float32 [B, T], aligned with
-    rows.tokens, 0 where rows.mask is 0. weight: float32 [B].
+    advantage: float32 [B, T], of each response token; one for a whole response stands at all of its tokens.
+    reference_logprobs and behaviour_logprobs: float32 [B, T], aligned with rows.tokens. returns: float32 [B, T], what the
+    value head is to predict before each token; 0 without one. All are 0 where rows.mask is 0. reward: float32 [B], the
+    reward of the whole response before penalties and normalisation. weight: float32 [B].
     """
 
     rows: TokenBatch
     advantage: Array
     reference_logprobs: Array
     behaviour_logprobs: Array
+    returns: Array
+    reward: Array
     weight: Array
 
 
@@ -104,8 +108,10 @@ class SampleBatch(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """leaves: the role's trainable leaves; opt_state: optax's; step: int32 scalar, optimizer updates done."""
+    """leaves: the role's trainable leaves; opt_state: optax's; step: int32 scalar, steps done; control: what else a step
+    carries on to the next (a policy's running reward statistics and its tracked KL coefficient)."""
 
     leaves: PyTree
     opt_state: PyTree
     step: Array
+    control: PyTree = ()

@@ -5,7 +5,8 @@ import pathlib
 import pytest
 
 from irl_jax import cli
-from irl_jax.config import LEARNT, check, default
+from irl_jax.checks import check
+from irl_jax.config import LEARNT, default
 from irl_jax.data import recipes
 from irl_jax.errors import UserError
 

@@ -13,8 +13,8 @@ import sys
 import numpy as np
 import pytest
 
-KINDS = ("sft", "bce", "bradley_terry", "policy", "policy_k2")
-CASES = [(kind, rank) for kind in KINDS for rank in (0, 4) if (kind, rank) != ("policy_k2", 0)]  # 0: whole trunks
+KINDS = ("sft", "bce", "bradley_terry", "policy", "policy_k2", "ppo", "ensemble")
+CASES = [(kind, rank) for kind in KINDS for rank in (0, 4) if rank or kind not in ("policy_k2", "ppo", "ensemble")]  # 0: whole trunks
 STEPS, B, T = 20, 8, 12
 TOLERANCE = 1e-5
 
@@ -36,10 +36,12 @@ def batch_of(kind, number):
     weight = np.array([1, 1, 1, 0] * 2, np.float32)
     if kind == "sft":
         return rows
-    if kind in ("bce", "bradley_terry"):
+    if kind in ("bce", "bradley_terry", "ensemble"):
         return RewardBatch(rows, (length[:, 0] - 1).astype(np.int32), np.repeat([1, 0], B // 2).astype(np.float32), weight)
     reference = (rng.normal(size=(B, T)) * 0.1 - 3.5).astype(np.float32) * rows.mask
-    return PolicyBatch(rows, rng.normal(1.0, size=B).astype(np.float32), reference, reference, weight)
+    advantage = rng.normal(1.0, size=(B, 1)).astype(np.float32) * rows.mask
+    returns = rng.normal(size=(B, T)).astype(np.float32) * rows.mask
+    return PolicyBatch(rows, advantage, reference, reference, returns, weight, weight)
 
 
 @functools.cache
@@ -55,6 +57,8 @@ def start():
                         max_positions=16, adapter_scale=2.0)  # fmt: skip
     make = {(role, rank): functools.partial(roles.init_leaves, role=role, model=model, rank=rank)
             for role in ("sft", "reward", "policy") for rank in (0, 4)}  # fmt: skip
+    make["value", 4] = functools.partial(make["policy", 4], value=True)
+    make["ensemble", 4] = functools.partial(make["reward", 4], reward=roles.RewardSpec(ensemble=2))
 
     @jax.jit
     def draw(key):
@@ -66,14 +70,18 @@ def start():
 
 
 def make_step(kind, model, optimizer):
-    from irl_jax import steps
+    from irl_jax import policy_steps, reward_steps, steps
 
     if kind == "sft":
         return "sft", steps.make_sft_step(model, optimizer, accumulate=2)
-    if kind in steps.REWARD_LOSSES:
-        return "reward", steps.make_reward_step(model, optimizer, loss=kind)
-    place = "loss" if kind == "policy_k2" else "reward"
-    return "policy", steps.make_policy_step(model, optimizer, kl=place, beta=0.1)
+    if kind in ("bce", "bradley_terry", "ensemble"):
+        return ("ensemble" if kind == "ensemble" else "reward"), reward_steps.make_reward_step(
+            model, optimizer, loss="bradley_terry" if kind == "bradley_terry" else "bce")
+    settings = policy_steps.PolicySettings(kl="k2_loss" if kind == "policy_k2" else "k1_reward")
+    if kind == "ppo":
+        settings = policy_steps.PolicySettings(surrogate="ppo_clip", epochs=2, minibatches=1, advantage="gae", value_coefficient=0.5,
+                                               kl="k3_weighted_loss", entropy=0.1)
+    return ("value" if kind == "ppo" else "policy"), policy_steps.make_policy_step(model, optimizer, settings)
 
 
 def train(kind, rank, mesh):
@@ -81,14 +89,15 @@ def train(kind, rank, mesh):
     import jax
     from ml_collections import ConfigDict
 
-    from irl_jax import sharding, steps
+    from irl_jax import policy_steps, sharding, steps
 
     model, trunk, leaves = start()
     config = ConfigDict({"learning_rate": 1e-3, "warmup_fraction": 0.1, "schedule": "cosine", "final_fraction": 0.1,
                          "weight_decay": 0.1, "clip_norm": 1.0, "b2": 0.99})  # fmt: skip
     optimizer = steps.make_optimizer(config, STEPS)
     role, step = make_step(kind, model, optimizer)
-    state = sharding.place(steps.init_state(leaves[role, rank], optimizer), mesh)
+    control = policy_steps.init_control(0.1) if role in ("policy", "value") else ()
+    state = sharding.place(steps.init_state(leaves[role, rank], optimizer, control), mesh)
     trunk = sharding.place(trunk, mesh) if rank else None
     step, losses, before = sharding.compile_step(step, mesh, donate=(0,)), [], jax.tree.map(lambda x: x.sharding, state)
     for number in range(STEPS):

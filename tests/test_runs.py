@@ -165,7 +165,7 @@ def test_miniatures_on_real_text(name, tmp_path, shared, monkeypatch):
 @pytest.mark.parametrize("name", ["testbed", "imdb", "hh_harmless", "demonstrations"])
 @pytest.mark.parametrize("variant", ["", "smoke"])
 def test_configs_pass_the_check(name, variant, shared, monkeypatch):
-    from irl_jax.config import check
+    from irl_jax.checks import check
 
     monkeypatch.setenv("IRL_JAX_SHARED", str(shared))
     check(_config(name, variant))

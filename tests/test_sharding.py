@@ -53,7 +53,7 @@ def everything(model):
         return trunk, states, caches, samples, PromptBatch(tokens, lengths, lengths)
 
     shapes = jax.eval_shape(make)
-    return (*shapes, BATCH, RewardBatch(BATCH, ROW, ROW, ROW), PolicyBatch(BATCH, ROW, BATCH.mask, BATCH.mask, ROW))
+    return (*shapes, BATCH, RewardBatch(BATCH, ROW, ROW, ROW), PolicyBatch(BATCH, BATCH.mask, BATCH.mask, BATCH.mask, BATCH.mask, ROW, ROW))
 
 
 @pytest.mark.parametrize("model", [GPT2, LLAMA3_8B], ids=["gpt2", "llama3-8b"])

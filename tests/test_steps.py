@@ -9,7 +9,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from irl_jax import roles, sharding, steps
+from irl_jax import policy_steps, reward_steps, roles, sharding, steps
 from irl_jax.errors import UserError
 from irl_jax.models.transformer import ModelConfig, init_trunk
 from irl_jax.types import PolicyBatch, RewardBatch, TokenBatch
@@ -18,7 +18,12 @@ MODEL = ModelConfig(vocab_size=13, num_layers=1, width=16, num_heads=2, num_kv_h
                     max_positions=16, positions="rotary", norm="rms", gated_mlp=True, activation="silu", use_bias=False,
                     adapter_scale=2.0)  # fmt: skip
 TRUNK = jax.jit(lambda key: init_trunk(key, MODEL))(jax.random.key(1))
-KINDS = ("sft", "bce", "bradley_terry", "policy", "policy_k2")
+KINDS = ("sft", "bce", "bradley_terry", "policy", "policy_k2", "ppo")
+POLICY = {
+    "policy": policy_steps.PolicySettings(),
+    "policy_k2": policy_steps.PolicySettings(kl="k2_loss"),
+    "ppo": policy_steps.PolicySettings(surrogate="ppo_clip", advantage="gae", value_coefficient=0.5, kl="k3_weighted_loss", entropy=0.1),
+}
 B, T = 8, 10
 
 
@@ -49,7 +54,9 @@ def batch_of(kind, seed=0):
     if kind in ("bce", "bradley_terry"):
         return RewardBatch(r, (r.segments.sum(1) - 1).astype(np.int32), np.repeat([1.0, 0.0], B // 2).astype(np.float32), weight)
     reference = (rng.normal(size=(B, T)) - 2).astype(np.float32) * r.mask
-    return PolicyBatch(r, rng.normal(size=B).astype(np.float32), reference, reference, weight)
+    advantage = rng.normal(size=(B, 1)).astype(np.float32) * r.mask
+    returns = (rng.normal(size=(B, T)) if kind == "ppo" else np.zeros((B, T))).astype(np.float32) * r.mask
+    return PolicyBatch(r, advantage, reference, reference, returns, rng.normal(size=B).astype(np.float32), weight)
 
 
 def make(kind, rank=4, accumulate=1, sgd=False, **settings):
@@ -57,18 +64,18 @@ def make(kind, rank=4, accumulate=1, sgd=False, **settings):
     optimizer = optax.sgd(0.1) if sgd else steps.make_optimizer(stage(**settings), 10)
     if kind == "sft":
         role, step = "sft", steps.make_sft_step(MODEL, optimizer, accumulate)
-    elif kind in steps.REWARD_LOSSES:
-        role, step = "reward", steps.make_reward_step(MODEL, optimizer, accumulate, loss=kind)
+    elif kind in ("bce", "bradley_terry"):
+        role, step = "reward", reward_steps.make_reward_step(MODEL, optimizer, accumulate, loss=kind)
     else:
-        place = "loss" if kind == "policy_k2" else "reward"
-        role, step = "policy", steps.make_policy_step(MODEL, optimizer, accumulate, kl=place, beta=0.3)
-    return step, steps.init_state(start(role, rank), optimizer)
+        role, step = "policy", policy_steps.make_policy_step(MODEL, optimizer, POLICY[kind], accumulate)
+    control = policy_steps.init_control(0.3) if role == "policy" else ()
+    return step, steps.init_state(start(role, rank, kind == "ppo"), optimizer, control)
 
 
 @functools.cache
-def start(role, rank):
+def start(role, rank, value=False):
     """Leaves off the zeros of a fresh adapter and head, where many gradients vanish; numpy, so that steps share them."""
-    leaves = jax.device_get(roles.init_leaves(jax.random.key(2), role, MODEL, rank, TRUNK))
+    leaves = jax.device_get(roles.init_leaves(jax.random.key(2), role, MODEL, rank, TRUNK, value=value))
     rng = np.random.default_rng(3)
     return jax.tree.map(lambda x: (x + 0.1 * rng.normal(size=x.shape)).astype(np.float32), leaves)
 
@@ -85,7 +92,7 @@ def run(kind, batch, **kwargs):
 
 
 logprobs_of = jax.jit(functools.partial(steps.score_logprobs, MODEL))
-rewards_of = jax.jit(functools.partial(steps.score_rewards, MODEL))
+rewards_of = jax.jit(functools.partial(reward_steps.score_rewards, MODEL))
 
 
 def close(a, b, rtol=1e-6, atol=1e-7):
@@ -199,7 +206,7 @@ def test_policy_loss_and_metrics(kind):
     logprobs = np.asarray(logprobs_of(TRUNK, make(kind)[1].leaves, batch.rows), np.float64)
     w, mask = batch.weight.astype(np.float64), batch.rows.mask
     ratio = (logprobs - batch.reference_logprobs).sum(1)
-    loss = -np.average(batch.advantage * logprobs.sum(1), weights=w)
+    loss = -np.average((batch.advantage * logprobs).sum(1), weights=w)
     if kind == "policy_k2":
         loss += 0.3 * np.average(ratio**2 / 2, weights=w)
     _, metrics = run(kind, batch)
@@ -300,10 +307,6 @@ def test_mistakes_are_named():
     with pytest.raises(UserError, match="'cosine', 'linear', 'constant'"):
         steps.make_optimizer(stage(schedule="cosnie"), 10)
     with pytest.raises(UserError, match="'bce', 'bradley_terry'"):
-        steps.make_reward_step(MODEL, optax.sgd(0.1), loss="hinge")
-    with pytest.raises(UserError, match="k1 in the loss has no gradient"):
-        steps.make_policy_step(MODEL, optax.sgd(0.1), kl="k1", beta=0.1)
-    with pytest.raises(ValueError, match="beta"):
-        steps.make_policy_step(MODEL, optax.sgd(0.1), kl="loss")
+        reward_steps.make_reward_step(MODEL, optax.sgd(0.1), loss="hinge")
     with pytest.raises(ValueError, match="8 rows do not split into 3"):
         run("sft", batch_of("sft"), accumulate=3)

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from irl_jax.config import GOLDEN_KINDS, check_golden_source
+from irl_jax.checks import check_golden_source
+from irl_jax.config import GOLDEN_KINDS
 from irl_jax.data.sources import number_field, read_jsonl, text_field
 from irl_jax.errors import UserError
 

@@ -6,11 +6,11 @@ import importlib
 import time
 from pathlib import Path
 
-from irl_jax.config import check
+from irl_jax.checks import check
 from irl_jax.errors import UserError
 from irl_jax.workdir import Workdir
 
-STAGES = ("pretrain", "sft", "sample", "reward", "policy", "evaluate", "report")
+STAGES = ("pretrain", "sft", "sample", "reward", "policy", "adversarial", "dpo", "spin", "rejection", "evaluate", "report")
 
 
 def run_pipeline(config, path, stages: tuple[str, ...] = ()) -> Path | None:

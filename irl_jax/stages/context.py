@@ -5,6 +5,7 @@ Stages meet only through the workdir; this is its typed reader, with each thing 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import zlib
 from functools import cached_property
@@ -13,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from irl_jax import checkpoint, hf, roles, sharding
+from irl_jax import checkpoint, hf, roles, sharding, variants
 from irl_jax.data import sources, tokenize
 from irl_jax.errors import UserError
 from irl_jax.models import families, transformer
@@ -41,6 +42,17 @@ class Context:
     def key(self, purpose: str) -> jax.Array:
         """The random key of a purpose: fold_in(seed, crc32(purpose))."""
         return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
+
+    def variant(self, method) -> Context:
+        """This run as one of its methods sees it: its own settings, and everything that is loaded or compiled shared."""
+        if method.config is self.config:
+            return self
+        shared = ("trunk", "scorer", "steps", "samplers", "_leaves", "corpus", "demonstrations", "development", "pairs", "tokenizer")
+        for name in shared:
+            getattr(self, name)
+        other = copy.copy(self)
+        other.config = method.config
+        return other
 
     def directory(self, name: str) -> Path:
         """A stage's folder in the workdir, made where missing."""
@@ -236,9 +248,9 @@ class Context:
         """Compiled samplers by samples a prompt, shared by the stages of one process."""
         return {}
 
-    def init_leaves(self, role: str, purpose: str, start=None):
-        """Fresh leaves of a role, on the mesh."""
-        return self.place(roles.init_leaves(self.key(purpose), role, self.model, self.config.adapter.rank, self.trunk, start))
+    def init_leaves(self, role: str, purpose: str, start=None, **how):
+        """Fresh leaves of a role, on the mesh; `how` as in `roles.init_leaves`."""
+        return self.place(roles.init_leaves(self.key(purpose), role, self.model, self.config.adapter.rank, self.trunk, start, **how))
 
     def save(self, name: str, tree) -> None:
         """Keeps a role's finished leaves under W/<name>/leaves."""
@@ -252,12 +264,16 @@ class Context:
         return checkpoint.load_tree(self.workdir.path / name / "leaves", like)
 
     def leaves(self, role: str):
-        """A finished role's leaves: 'init' (None), 'sft', 'policy/<recipe>' or 'reward/<recipe>'."""
+        """A finished role's leaves: 'init' (None), 'sft', or a method's (see irl_jax.variants), such as 'reward/init_sft'."""
         if role == "init":
             return None
         if role not in self._leaves:
-            trunk, rank, kind = self.trunk, self.config.adapter.rank, role.split("/")[0]
-            like = self.like(lambda: roles.init_leaves(jax.random.key(0), kind, self.model, rank, trunk))
+            trunk, rank, kind, spec = self.trunk, self.config.adapter.rank, "sft", None
+            if role != "sft":
+                method = variants.find(self.config, role)
+                kind = "reward" if role.startswith("reward/") else "policy"
+                spec = roles.RewardSpec.of(method.config.reward)
+            like = self.like(lambda: roles.init_leaves(jax.random.key(0), kind, self.model, rank, trunk, reward=spec))
             self._leaves[role] = self.load(role, like)
         return self._leaves[role]
 

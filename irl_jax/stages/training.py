@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from irl_jax import loop, sharding
+from irl_jax import loop, sharding, variants
 from irl_jax.data import batching
 from irl_jax.errors import UserError
 from irl_jax.stages import scoring
@@ -45,20 +45,29 @@ def batch_rows(rows: int, accumulate: int, mesh, name: str) -> int:
     return -(-rows // unit) * unit
 
 
-def compiled(context, name: tuple, make):
-    """The compiled step of `make()`, made once a process for each name: recipes of one kind share their traces."""
+def compiled(context, name: tuple, make, donate: tuple[int, ...] = (0,)):
+    """The compiled function of `make()`, made once a process for each name: methods of one kind share their traces."""
     if name not in context.steps:
-        context.steps[name] = sharding.compile_step(make(), context.mesh, donate=(0,))
+        context.steps[name] = sharding.compile_step(make(), context.mesh, donate=donate)
     return context.steps[name]
 
 
-def each_recipe(context, stage: str, recipes, train_one) -> dict:
-    """Runs train_one(context, recipe) -> info for every recipe that is not done yet; returns the timing of all of them."""
-    for recipe in recipes:
-        name = f"{stage}/{recipe}"
-        if not context.workdir.is_done(name):
-            context.workdir.mark_done(name, train_one(context, recipe))
-    infos = [context.workdir.timing(f"{stage}/{recipe}") for recipe in recipes]
+def optimizer_name(config) -> tuple:
+    """What a section's optimizer is made of, for the name of a step that holds it (see `compiled`)."""
+    keys = ("learning_rate", "warmup_fraction", "schedule", "final_fraction", "weight_decay", "clip_norm", "b2")
+    return tuple(config[key] for key in keys)
+
+
+def each_method(context, group: str, train_one) -> dict:
+    """Runs train_one(context of the method, method) -> info for every method of the group that is not done yet.
+
+    Returns: the timing of all of them.
+    """
+    methods = variants.methods(context.config, group)
+    for method in methods:
+        if not context.workdir.is_done(method.role):
+            context.workdir.mark_done(method.role, train_one(context.variant(method), method))
+    infos = [context.workdir.timing(method.role) for method in methods]
     running = sum(info["seconds"] - info["compile_seconds"] for info in infos)
     tokens = sum(info["tokens_per_second"] * (info["seconds"] - info["compile_seconds"]) for info in infos)
     return {"seconds": sum(info["seconds"] for info in infos), "compile_seconds": sum(info["compile_seconds"] for info in infos),

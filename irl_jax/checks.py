@@ -1,0 +1,242 @@
+"""What a config may not say: values outside their range, and settings that contradict each other."""
+
+from __future__ import annotations
+
+import os
+
+from ml_collections import ConfigDict
+
+from irl_jax.config import CLOSED_FORMS, CONTROLS, DIVERGENCES, GOLDEN_KINDS, LEARNT, POSITIVES, TRAINED
+from irl_jax.errors import UserError
+from irl_jax.variants import Method, all_methods, find, methods
+
+KL_FORMS = ("k1_reward", "k2_loss", "k3_weighted_loss", "k3_loss")
+
+_CHOICES = {
+    "data.kind": ("pairs", "continuations"),
+    "model.architecture": ("gpt2", "llama"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "full", "dots"),
+    "golden.kind": GOLDEN_KINDS,
+    "reward.body": ("adapter", "trunk", "frozen"),
+    "reward.head": ("linear", "mlp"),
+    "reward.granularity": ("response", "token"),
+    "reward.combine": ("mean", "min", "mean_minus_std"),
+    "policy.divergence": DIVERGENCES,
+    "policy.advantage": ("reinforce", "rloo", "grpo", "gae"),
+    "policy.surrogate": ("score_function", "ppo_clip"),
+    "policy.kl": KL_FORMS,
+    "policy.reference": ("sft", "init"),
+    **{f"{stage}.schedule": ("cosine", "linear", "constant") for stage in TRAINED},
+}
+_SETS = {"reward.recipes": LEARNT, "reward.controls": CONTROLS, "adversarial.recipes": POSITIVES, "dpo.recipes": LEARNT,
+         "spin.recipes": ("demo",)}
+_POSITIVE = (
+    "pretrain.steps", "reward.steps", "policy.steps", "dpo.steps", "spin.steps", "model.num_layers", "model.width", "model.num_heads",
+    "model.num_kv_heads", "model.mlp_width", "data.max_prompt_tokens", "data.max_response_tokens", "sample.reward_prompts",
+    "sample.reward_samples", "sample.policy_samples", "sample.rows", "reward.eval_every", "reward.mlp_width", "reward.ensemble",
+    "policy.clip_logit", "policy.clip_ratio", "policy.epochs", "policy.minibatches", "adversarial.rounds", "adversarial.reward_updates",
+    "adversarial.reward_rows", "dpo.beta", "spin.beta", "spin.iterations", "spin.prompts", "spin.samples", "rejection.iterations",
+    "rejection.prompts", "eval.prompts", "eval.batch_size", "eval.divergence_prompts", "checkpoint.keep", "adapter.alpha",
+    *(f"{stage}.{key}" for stage in TRAINED for key in ("batch_size", "accumulate", "learning_rate")),
+)
+_SHARES = (  # at least 0, below 1
+    "data.heldout_fraction", "data.development_fraction", "reward.heldout_fraction", "adversarial.replay_share",
+    *(f"{stage}.{key}" for stage in TRAINED for key in ("warmup_fraction", "final_fraction")),
+)
+_HALVES = ("reward.label_smoothing", "dpo.label_smoothing")  # at least 0, below 1/2
+_UNIT = ("policy.gamma", "policy.gae_lambda", "adversarial.min_accuracy", "adversarial.max_accuracy")  # 0 to 1
+_NOT_NEGATIVE = (
+    "seed", "sft.steps", "rejection.steps", "reward.gradient_penalty", "reward.spectral_norm", "policy.beta", "policy.target_kl",
+    "policy.max_kl", "policy.value_coefficient", "policy.keep_rollouts_every", "adversarial.warmup_rounds",
+    "adversarial.replay_capacity", "eval.agreement", "adapter.rank",
+)
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses what no stage could use, before anything is written: the run's settings, and those of each of its methods.
+
+    Raises:
+        UserError: a value outside its choices or its range, or settings that contradict each other.
+    """
+    _check_ranges(config)
+    for key, allowed in _SETS.items():
+        section, name = key.split(".")
+        for value in config[section][name]:
+            if value not in allowed:
+                raise UserError(f"config.{key}: unknown '{value}'; choose from {', '.join(allowed)}")
+    if config.sample.eval_samples < 2:
+        raise UserError("config.sample.eval_samples must be at least 2: best-of-n compares samples of one prompt")
+    if config.model.width % config.model.num_heads or config.model.num_heads % config.model.num_kv_heads:
+        raise UserError("config.model: num_heads must divide width, and num_kv_heads must divide num_heads")
+    if config.policy.recipes or methods(config, "adversarial"):
+        check_policy(config)
+    check_reward(config, config.reward.recipes)
+    for method in all_methods(config):
+        try:
+            _check_method(method)
+        except UserError as error:
+            if method.config is config:
+                raise
+            raise UserError(f"config.variants, {method.role}: {error}") from None
+    _check_sources(config)
+
+
+def _check_ranges(config: ConfigDict) -> None:
+    """Refuses values outside their choices or ranges, whatever else is set."""
+    flat = _flat(config)
+    for key, allowed in _CHOICES.items():
+        if flat[key] not in allowed:
+            why = " (k1 in the loss has no gradient in expectation)" if key == "policy.kl" and str(flat[key]).startswith("k1") else ""
+            raise UserError(f"config.{key} = {flat[key]!r}: must be one of {', '.join(allowed)}{why}")
+    for keys, right, must in (
+        (_POSITIVE, lambda v: v > 0, "be positive"), (_NOT_NEGATIVE, lambda v: v >= 0, "not be negative"),
+        (_SHARES, lambda v: 0 <= v < 1, "be at least 0 and below 1"), (_HALVES, lambda v: 0 <= v < 0.5, "be at least 0 and below 0.5"),
+        (_UNIT, lambda v: 0 <= v <= 1, "lie between 0 and 1"),
+    ):
+        for key in keys:
+            if not right(flat[key]):
+                raise UserError(f"config.{key} = {flat[key]}: must {must}")
+    if any(n < 1 for n in flat["eval.best_of"]):
+        raise UserError(f"config.eval.best_of = {flat['eval.best_of']}: every n must be at least 1")
+    for stage in ("sft", "rejection"):
+        if flat[f"{stage}.steps"] <= 0 and flat[f"{stage}.epochs"] <= 0:
+            raise UserError(f"config.{stage}: give a positive number of steps or of epochs")
+    for key in ("policy.samples", "rejection.samples"):
+        if flat[key] < 2:
+            raise UserError(f"config.{key} = {flat[key]}: must be at least 2, for samples of one prompt are compared")
+
+
+def _check_method(method: Method) -> None:
+    group, recipe, config = method.role.split("/")[0], method.recipe, method.config
+    _check_ranges(config)
+    if group == "policy":
+        _check_judge(config, recipe, "policy", CLOSED_FORMS)
+        check_policy(config, dense=recipe == "log_ratio_dense" or _granularity(config, recipe) == "token")
+    elif group == "rejection":
+        _check_judge(config, recipe, "rejection", CLOSED_FORMS[:1])
+    elif group == "adversarial":
+        if recipe not in POSITIVES:
+            raise UserError(f"unknown recipe '{recipe}'; choose from {', '.join(POSITIVES)}")
+        check_policy(config, dense=config.reward.granularity == "token")
+        check_reward(config)
+        _check_adversarial(config)
+    elif group == "reward":
+        check_reward(config, (recipe,))
+    allowed = {"reward": LEARNT, "dpo": LEARNT, "spin": ("demo",)}.get(group)
+    if allowed and recipe not in allowed:
+        raise UserError(f"unknown recipe '{recipe}'; choose from {', '.join(allowed)}")
+
+
+def _check_judge(config: ConfigDict, recipe: str, group: str, closed: tuple) -> None:
+    """Refuses a reward to optimise, or to choose by, that the run does not have."""
+    names = [method.name for method in methods(config, "reward")]
+    if recipe in (*closed, *names):
+        return
+    if recipe in LEARNT:
+        raise UserError(f"config.{group}.recipes: '{recipe}' has no reward to optimise; add it to reward.recipes")
+    note = " ('golden' is for evaluation only)" if recipe == "golden" else ""
+    raise UserError(f"config.{group}.recipes: unknown '{recipe}'; choose from {', '.join([*names, *closed])}{note}")
+
+
+def _granularity(config: ConfigDict, recipe: str) -> str:
+    return "response" if recipe in CLOSED_FORMS else find(config, f"reward/{recipe}").config.reward.granularity
+
+
+def check_policy(config: ConfigDict, dense: bool = False) -> None:
+    """Refuses settings of the policy gradient that contradict each other; `dense`: its rewards come token by token.
+
+    Raises:
+        UserError: with what to change.
+    """
+    p = config.policy
+    if p.advantage == "gae" and not p.value_coefficient:
+        raise UserError("config.policy.advantage = 'gae' trains a value head: set policy.value_coefficient, say to 0.5")
+    if p.advantage != "gae" and p.value_coefficient:
+        raise UserError(f"config.policy.value_coefficient = {p.value_coefficient} with policy.advantage = '{p.advantage}': only 'gae' has "
+                        "a value head; set it to 0, or the advantage to 'gae'")
+    if p.gamma < 1 and not dense and p.advantage != "gae":
+        raise UserError(f"config.policy.gamma = {p.gamma}: a reward at the response's end is not discounted under '{p.advantage}'; use "
+                        "token rewards, advantage = 'gae', or gamma = 1")
+    if p.surrogate == "score_function" and (p.epochs > 1 or p.minibatches > 1):
+        raise UserError("config.policy.epochs and minibatches above 1 leave the policy that drew the samples: set policy.surrogate "
+                        "to 'ppo_clip'")
+    if p.batch_size * p.samples % (p.minibatches * p.accumulate):
+        raise UserError(f"config.policy: batch_size * samples = {p.batch_size * p.samples} rows do not split into minibatches * "
+                        f"accumulate = {p.minibatches * p.accumulate} parts")
+    if p.target_kl and not p.beta:
+        raise UserError("config.policy.target_kl steers policy.beta by factors: start it above 0")
+    if p.normalise_rewards and p.advantage == "grpo":
+        raise UserError("config.policy.normalise_rewards does nothing under advantage = 'grpo', which normalises within the prompt")
+
+
+def check_reward(config: ConfigDict, recipes: tuple = ()) -> None:
+    """Refuses settings of a reward that contradict each other.
+
+    Raises:
+        UserError: with what to change.
+    """
+    r = config.reward
+    if r.granularity == "token" and "preference" in recipes:
+        raise UserError("config.reward.granularity = 'token': preferences compare whole responses; train 'preference' with 'response'")
+    if r.granularity == "token" and r.length_residual:
+        raise UserError("config.reward.length_residual with granularity = 'token': token logits are averaged: length has no part in them")
+    if r.ensemble == 1 and r.combine != "mean":
+        raise UserError(f"config.reward.combine = '{r.combine}' needs reward.ensemble above 1")
+
+
+def _check_adversarial(config: ConfigDict) -> None:
+    a = config.adversarial
+    if config.reward.length_residual:
+        raise UserError("config.reward.length_residual is fitted once a reward is trained; the adversarial loop never is: set it to False")
+    if a.replay_share and not a.replay_capacity:
+        raise UserError("config.adversarial.replay_share needs a replay_capacity above 0")
+    if a.reward_rows % 2:
+        raise UserError(f"config.adversarial.reward_rows = {a.reward_rows}: must be even, half of them positive")
+    if a.warmup_rounds >= a.rounds:
+        raise UserError(f"config.adversarial.warmup_rounds = {a.warmup_rounds} leaves none of the {a.rounds} rounds for the policy")
+    if a.min_accuracy >= a.max_accuracy:
+        raise UserError("config.adversarial.min_accuracy must be below max_accuracy")
+
+
+def _check_sources(config: ConfigDict) -> None:
+    """Refuses data, model and golden reward that do not go together."""
+    if config.data.source == "testbed":
+        if config.model.path:
+            raise UserError(f"config.model.path = {config.model.path!r}: the testbed brings its own vocabulary; set data.source to "
+                            "your records, or leave model.path empty")
+        if config.golden.kind == "classifier":
+            raise UserError("config.golden.kind = 'classifier': the testbed has a golden reward of its own; use 'testbed' or 'none'")
+        return
+    if not config.model.path:
+        raise UserError(f"config.model.path: name a Hugging Face folder or hub model for data.source = {config.data.source!r} "
+                        "(only the testbed initialises from scratch)")
+    if config.golden.kind == "testbed":
+        raise UserError("config.golden.kind: 'testbed' needs data.source = 'testbed'; use 'classifier' or 'none' with other data")
+    if config.golden.kind == "classifier":
+        check_golden_source(config)
+        if not os.path.isfile(os.path.expanduser(config.golden.source)):
+            raise UserError(f"config.golden.source: {config.golden.source}: no such file")
+
+
+def check_golden_source(config: ConfigDict) -> None:
+    """Refuses a classifier without text of its own: the judge must not have seen what the run trains or evaluates on.
+
+    Raises:
+        UserError: no golden.source, or one that is a data source too.
+    """
+    path = config.golden.source
+    if not path:
+        raise UserError("config.golden.source: 'classifier' needs a JSONL(.gz) file of rated text")
+    for key in ("source", "eval_source", "preference_source"):
+        used = config.data[key].removeprefix("hh:")
+        if used and os.path.realpath(os.path.expanduser(used)) == os.path.realpath(os.path.expanduser(path)):
+            raise UserError(f"config.golden.source: {path} is data.{key} too; the golden reward needs text that the run never sees")
+
+
+def _flat(config, prefix: str = "") -> dict:
+    """{dotted key: value}."""
+    out = {}
+    for key, value in config.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key: value}
+    return out

@@ -1,0 +1,115 @@
+"""What the fixed-reward and the adversarial stage share: prompts, samples of the policy, its update, the rollouts kept."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from irl_jax import policy_steps, rollouts, sampler, steps, workdir
+from irl_jax.data import batching
+from irl_jax.stages import training
+from irl_jax.types import Example, PromptBatch
+
+
+class Round(NamedTuple):
+    """What the loop feeds: the round's number (from 0), the prompts' numbers, and the prompts as a batch on the mesh."""
+
+    number: int
+    chosen: np.ndarray
+    prompts: PromptBatch
+
+
+class PolicyGradient:
+    """The compiled parts of one policy's training, by the settings of config.policy; methods that compile alike share them.
+
+    recipe, granularity, combine: of the reward (see `rollouts.make_judge`). prompts: ids, one array a training prompt.
+    rounds: steps of the loop, for the learning rate's schedule.
+    """
+
+    def __init__(self, context, role: str, *, recipe: str, granularity: str, combine: str, prompts, rounds: int):
+        config = context.config.policy
+        self.context, self.config, self.role, self.prompts = context, config, role, prompts
+        self.settings = policy_steps.PolicySettings.of(config)
+        self.optimizer = steps.make_optimizer(config, rounds * config.epochs * config.minibatches)
+        self.reference = context.leaves(config.reference)
+        self._key = context.key(f"{role}/rollouts")
+        self._rows = training.batch_rows(config.batch_size, config.accumulate, context.mesh, "policy")
+        self._indices = batching.feed(len(prompts), self._rows, context.config.seed)
+        self._length = batching.bucket_length(max(map(len, prompts)), context.config.data.max_prompt_tokens)
+        self.longest = self._length + context.config.data.max_response_tokens  # tokens of a row
+        model, dense = context.model, rollouts.is_dense(recipe, granularity)
+        self._draw = training.compiled(context, ("draw", config.samples), lambda: rollouts.make_draw(
+            model, sampler.make_sampler(model, samples=config.samples, max_tokens=context.config.data.max_response_tokens,
+                                        eos_ids=context.eos_ids, pad_id=context.pad_id), context.pad_id), donate=())
+        kind = recipe if recipe.startswith("log_ratio") else "learnt"
+        self._judge = training.compiled(context, ("judge", kind, granularity, combine), lambda: rollouts.make_judge(
+            model, recipe, granularity, combine), donate=())
+        self._advantages = training.compiled(context, ("advantages", self.settings, config.samples, kind, dense), lambda: (
+            rollouts.make_advantages(model, self.settings, config.samples, eos_counts=kind != "learnt")), donate=())
+        self._step = training.compiled(
+            context, ("policy", self.settings, config.accumulate, training.optimizer_name(config), rounds),
+            lambda: policy_steps.make_policy_step(model, self.optimizer, self.settings, config.accumulate))
+
+    def start(self):
+        """The state before the first update: the policy is sft, with a fresh value head where there is one."""
+        leaves = self.context.init_leaves("policy", f"{self.role}/leaves", self.context.leaves("sft"),
+                                          value=self.settings.advantage == "gae")
+        return self.context.place(steps.init_state(leaves, self.optimizer, policy_steps.init_control(self.config.beta)))
+
+    def feed(self, number: int, state) -> Round:
+        """The prompts of a round: every step has fresh ones."""
+        del state
+        chosen = self._indices(number)
+        batch = batching.prompt_batch([self.prompts[i] for i in chosen], list(range(self._rows)), self._length, self._rows)
+        return Round(number, chosen, self.context.put(batch))
+
+    def draw(self, state, fed: Round) -> rollouts.Drawn:
+        """Samples of the present policy for the round's prompts."""
+        return self._draw(_without_value(state.leaves), self.reference, self.context.trunk, fed.prompts,
+                          jax.random.fold_in(self._key, fed.number))
+
+    def update(self, state, drawn, reward_leaves, fed: Round, rng):
+        """Judges the samples and updates the policy on them; keeps some of them on disk. Returns (state, metrics)."""
+        trunk = self.context.trunk
+        logits = self._judge(trunk, reward_leaves, drawn)
+        batch, control, metrics = self._advantages(state.leaves, trunk, drawn, logits, state.control)
+        every = self.config.keep_rollouts_every
+        if every and fed.number % every == 0:
+            _keep(self.context.directory(f"{self.role}/rollouts") / f"{fed.number}.npz", drawn, batch)
+        state, more = self._step(state, trunk, batch, rng)
+        return state._replace(control=control), {**metrics, **more}
+
+    def examples(self, drawn, fed: Round) -> list:
+        """The samples on the host, `source` the prompt's number."""
+        tokens, mask, ended = (np.asarray(part) for part in (drawn.rows.tokens, drawn.rows.mask, drawn.ended))
+        sources = np.repeat(fed.chosen, self.config.samples)
+        out = []
+        for source, row, count, over in zip(sources, tokens, mask.sum(-1).astype(int), ended, strict=True):
+            prompt = self.prompts[source]
+            out.append(Example(prompt, row[len(prompt) : len(prompt) + count], bool(over), int(source)))
+        return out
+
+    def stop(self, row: dict) -> str | None:
+        """The reason to stop after a step with these metrics, or None."""
+        if self.config.max_kl and row["kl"] > self.config.max_kl:
+            return f"KL to {self.config.reference} {row['kl']:.2f} nats passed policy.max_kl = {self.config.max_kl}"
+        return None
+
+    def save(self, state) -> None:
+        """Keeps the finished policy's leaves; the value head has served its turn."""
+        self.context.save(self.role, _without_value(state.leaves))
+
+
+def _without_value(leaves):
+    return {name: leaf for name, leaf in leaves.items() if name != "value"}
+
+
+def _keep(path, drawn, batch) -> None:
+    """Rows for the report's reward-against-golden curve: written whole, and again the same where a run is resumed."""
+    mask = np.asarray(drawn.rows.mask)
+    ratio = (np.asarray(drawn.behaviour_logprobs) - np.asarray(drawn.reference_logprobs)).sum(-1)
+    lengths = np.asarray(drawn.last) + 1
+    workdir.save_arrays(path, tokens=np.asarray(drawn.rows.tokens), prompt_lengths=lengths - mask.sum(-1).astype(lengths.dtype),
+                        lengths=lengths, ended=np.asarray(drawn.ended), reward=np.asarray(batch.reward), kl=ratio)

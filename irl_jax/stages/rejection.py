@@ -1,0 +1,58 @@
+"""Rejection fine-tuning: the best of N samples by a reward as new demonstrations, iterated (expert iteration).
+
+One iteration moves the policy towards the best-of-N distribution, whose KL to the policy is at most log N - (N - 1)/N: a
+baseline of policy optimisation without a policy gradient.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from irl_jax import steps, workdir
+from irl_jax.stages import iterations, pairs, sampling, scoring, training
+
+CHOSEN = "chosen.npz"  # the rewards [P, N] and the best sample of each prompt [P]
+
+
+def run(context) -> dict:
+    """Trains one policy for each method of config.rejection; leaves W/rejection/<name>, its iterates in .../iteration-<i>."""
+    return training.each_method(context, "rejection", train)
+
+
+def train(context, method) -> dict:
+    """One policy against the reward that the method's recipe names, config.rejection.iterations times."""
+    return iterations.run(context, method, context.config.rejection.iterations,
+                          lambda context, name, leaves: _improve(context, name, leaves, method.recipe))
+
+
+def best(rewards_PxN: np.ndarray) -> np.ndarray:
+    """The sample of each prompt with the largest reward, the first of those that tie: int [P]."""
+    return np.argmax(rewards_PxN, axis=1)
+
+
+def _improve(context, name: str, leaves, reward: str):
+    config = context.config.rejection
+    chosen, info_of_choice = _choose(context, name, leaves, reward)
+    feed, updates = training.sequence_feed(context, chosen, config, "rejection")
+    optimizer = steps.make_optimizer(config, updates)
+    step = training.compiled(context, ("rejection", updates, *pairs.settings(config)),
+                             lambda: steps.make_sft_step(context.model, optimizer, config.accumulate))
+    state = steps.init_state(context.init_leaves("policy", f"{name}/leaves", leaves), optimizer)
+    state, info = training.fit(context, name, step, state, context.trunk, feed, updates)
+    return state.leaves, info | info_of_choice
+
+
+def _choose(context, name: str, leaves, reward: str):
+    """(the best of N samples of each prompt, their mean reward and that of all), kept so that a resumed run chooses alike."""
+    config = context.config.rejection
+    prompts = sampling.training_prompts(context, config.prompts)
+    samples = iterations.draw(context, name, leaves, prompts, config.samples)["examples"]
+    path = context.directory(name) / CHOSEN
+    if not path.exists():
+        rewards_PxN = scoring.rewards(context, reward, samples).reshape(len(prompts), config.samples)
+        workdir.save_arrays(path, rewards=rewards_PxN, best=best(rewards_PxN))
+    kept = workdir.load_arrays(path)
+    chosen = [samples[p * config.samples + n] for p, n in enumerate(kept["best"])]
+    info = {"reward_mean": float(kept["rewards"].mean()), "chosen_reward_mean": float(kept["rewards"].max(axis=1).mean())}
+    context.say(f"{name}: reward {info['reward_mean']:.3f}, of the best of {config.samples} {info['chosen_reward_mean']:.3f}")
+    return chosen, info

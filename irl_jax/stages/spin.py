@@ -1,0 +1,51 @@
+"""Self-play fine-tuning (Chen et al. 2024, SPIN): demonstrations over the last iterate's own samples.
+
+Each iteration draws from the policy so far, pairs its samples with the demonstrations of the same prompts, and fits the next
+policy to the pairs by the DPO loss with the policy so far as start and reference. Samples that are distributed as the
+demonstrations give no gradient in expectation: the demonstrator is the fixed point.
+"""
+
+from __future__ import annotations
+
+from itertools import cycle, islice
+
+from irl_jax.stages import iterations, pairs, sampling, training
+from irl_jax.types import Example
+
+
+def run(context) -> dict:
+    """Trains one policy for each method of config.spin; leaves W/spin/<name>, and the iterates in W/spin/<name>/iteration-<i>."""
+    return training.each_method(context, "spin", train)
+
+
+def train(context, method) -> dict:
+    """One policy, config.spin.iterations times against itself."""
+    return iterations.run(context, method, context.config.spin.iterations, _improve)
+
+
+def _improve(context, name: str, leaves):
+    config = context.config.spin
+    prompts = sampling.training_prompts(context, config.prompts)
+    samples = iterations.draw(context, name, leaves, prompts, config.samples)["examples"]
+    positives, negatives = against_demonstrations(context.demonstrations, samples)
+    return pairs.fit(context, name, config, positives, negatives, leaves, leaves)
+
+
+def against_demonstrations(demonstrations: list[Example], samples: list[Example]) -> tuple[list[Example], list[Example]]:
+    """Pairs (demonstration, sample) on the prompts of the samples, equally long lists.
+
+    Where a prompt has more of one than of the other, the scarcer side is repeated, so that every one of them is used.
+    """
+    theirs: dict[bytes, list[Example]] = {}
+    for sample in samples:
+        theirs.setdefault(sample.prompt.tobytes(), []).append(sample)
+    ours: dict[bytes, list[Example]] = {}
+    for demonstration in demonstrations:
+        if demonstration.prompt.tobytes() in theirs:
+            ours.setdefault(demonstration.prompt.tobytes(), []).append(demonstration)
+    positives, negatives = [], []
+    for prompt, mine in ours.items():
+        number = max(len(mine), len(theirs[prompt]))
+        positives += islice(cycle(mine), number)
+        negatives += islice(cycle(theirs[prompt]), number)
+    return positives, negatives

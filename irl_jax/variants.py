@@ -1,0 +1,89 @@
+"""Methods: what one run trains beside sft, by default one for each recipe, and more by `config.variants`.
+
+A variant is a line "GROUP/NAME = RECIPE key=value key=value": one more method of the group (reward, policy, adversarial, dpo,
+spin, rejection), trained as RECIPE says with some settings of its own. Its role, and its folder in the workdir, is GROUP/NAME.
+
+    "policy/clipped = init_sft policy.surrogate=ppo_clip policy.epochs=2"
+    "adversarial/gail = demo policy.divergence=jensen_shannon policy.beta=0.0"
+    "reward/cheap = init_sft reward.body=frozen reward.head=mlp"      # ... and "policy/cheap = cheap" optimises it
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from irl_jax.config import GROUPS
+from irl_jax.errors import UserError
+from irl_jax.overrides import nearest, override
+
+SECTIONS = {group: (group,) for group in GROUPS} | {"adversarial": ("adversarial", "policy", "reward")}  # what a variant may set
+_LINE = re.compile(r"\s*(?P<group>[^\s/=]+)/(?P<name>[^\s/=]+)\s*=\s*(?P<recipe>[^\s=]+)(?P<settings>(\s+[^\s=]+=\S*)*)\s*")
+
+
+class Method(NamedTuple):
+    """One method of a run.
+
+    role: "GROUP/NAME". name: NAME. recipe: what it is trained on. config: the run's, with the method's own settings.
+    """
+
+    role: str
+    name: str
+    recipe: str
+    config: ConfigDict
+
+
+def methods(config: ConfigDict, group: str) -> list[Method]:
+    """The methods of a group: one for each of config.<group>.recipes, then the variants, in order.
+
+    Raises:
+      UserError: a variant that cannot be read, sets an unknown key or one of another section, or takes a name twice.
+    """
+    found = [Method(f"{group}/{recipe}", recipe, recipe, config) for recipe in config[group].recipes]
+    for line in config.variants:
+        parsed = _LINE.fullmatch(line)
+        if not parsed or parsed["group"] not in GROUPS:
+            raise UserError(f'config.variants: cannot read "{line}"; write "GROUP/NAME = RECIPE key=value ..." with GROUP one of '
+                            f"{', '.join(GROUPS)}")
+        if parsed["group"] == group:
+            found.append(_variant(config, line, parsed))
+    names = [method.name for method in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"config.variants: the name {group}/{name} is taken twice")
+    return found
+
+
+def all_methods(config: ConfigDict) -> list[Method]:
+    """Every method of a run, group by group."""
+    return [method for group in GROUPS for method in methods(config, group)]
+
+
+def find(config: ConfigDict, role: str) -> Method:
+    """The method of a role.
+
+    Raises:
+      UserError: the run has none of that name.
+    """
+    group = role.split("/")[0]
+    known = {method.role: method for method in methods(config, group)} if group in GROUPS else {}
+    if role not in known:
+        raise UserError(f"the run has no method '{role}'{nearest(role, known)}; of this kind it has {', '.join(known) or 'none'}")
+    return known[role]
+
+
+def _variant(config: ConfigDict, line: str, parsed) -> Method:
+    group, name = parsed["group"], parsed["name"]
+    own = ConfigDict(config.to_dict()).lock()
+    for setting in parsed["settings"].split():
+        key, _, text = setting.partition("=")
+        if key.split(".")[0] not in SECTIONS[group] or key.split(".")[-1] == "recipes":
+            allowed = " and ".join(f"{section}.*" for section in SECTIONS[group])
+            raise UserError(f'config.variants: "{line}" sets {key}; a variant of {group} may set {allowed} (its recipe stands after the =)')
+        try:
+            override(own, key, text, "config.")
+        except UserError as error:
+            raise UserError(f'config.variants, "{line}": {error}') from None
+    return Method(f"{group}/{name}", name, parsed["recipe"], own)
