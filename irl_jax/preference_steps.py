@@ -55,7 +55,7 @@ def make_preference_step(
         policy_2xP = _sides(sequence_logprobs(logprobs_BxT, rows.mask))
         reference_2xP, weights_P = _sides(batch.reference_logprobs), _sides(batch.weight)[0]
         total, weight = preference.dpo(*policy_2xP, *reference_2xP, weights_P, beta, label_smoothing)
-        margins_P = preference.margin(*policy_2xP, *reference_2xP, beta)
+        margins_P = beta * preference.margin(*policy_2xP, *reference_2xP)
         sums = {"accuracy": correct(margins_P), "margin": margins_P, "chosen_logprob": policy_2xP[0], "rejected_logprob": policy_2xP[1]}
         return total, weight, steps.count_tokens(batch), {name: (jnp.sum(weights_P * each), weight) for name, each in sums.items()}
 

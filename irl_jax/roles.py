@@ -5,13 +5,19 @@
 | init   | {"trunk"}, only while pretrained  | {"trunk"}         | the trunk it is given                                |
 | sft    | {"adapter"}                       | {"trunk"}         | init: a fresh adapter is the trunk itself            |
 | policy | {"adapter"}                       | {"trunk"}         | sft's leaves (`start`)                               |
+| value  | {"adapter", "head"}               | {"trunk", "head"} | init with a zero head; kept as the policy's "value"  |
 | reward | {"adapter", "head"}               | {"trunk", "head"} | init with a zero head, or a reward it goes on from   |
+
+A reward may also own a whole trunk beside the adapters of others, or a head alone ("frozen"); an ensemble keeps its members'
+leaves stacked under "members"; a reward freed of length has "length": {"slope", "centre"}, which no step trains.
 
 Init is the trunk, so that once it is pretrained or imported it needs no leaves: `variables(trunk, None)`. A role that owns
 a whole trunk owns a copy, for its training state is donated and the shared trunk never is.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,37 +29,102 @@ from irl_jax.types import PyTree
 ROLES = ("init", "sft", "policy", "reward")
 
 
-def init_leaves(rng, role: str, model: ModelConfig, rank: int, trunk: PyTree, start: PyTree | None = None) -> PyTree:
+class RewardSpec(NamedTuple):
+    """What a reward's leaves are; the keys of config.reward say more.
+
+    body: "adapter", "trunk" or "frozen". head: "linear" or "mlp" with mlp_width hidden units. ensemble: members.
+    length_residual: whether the finished reward has a "length" leaf.
+    """
+
+    body: str = "adapter"
+    head: str = "linear"
+    mlp_width: int = 64
+    ensemble: int = 1
+    length_residual: bool = False
+
+    @classmethod
+    def of(cls, reward_config) -> RewardSpec:
+        """That of config.reward."""
+        return cls(*(reward_config[name] for name in cls._fields))
+
+
+def init_leaves(
+    rng,
+    role: str,
+    model: ModelConfig,
+    rank: int,
+    trunk: PyTree,
+    start: PyTree | None = None,
+    *,
+    reward: RewardSpec | None = None,
+    value: bool = False,
+) -> PyTree:
     """The leaves a role trains, at their start.
 
     Args:
-        rng: key of the adapter's draw. role: "init", "sft", "policy" or "reward". model: the architecture.
+        rng: key of the draws. role: "init", "sft", "policy" or "reward". model: the architecture.
         rank: of the LoRA adapter; 0 gives the role a whole trunk. Init, which is being pretrained, always has one.
         trunk: the shared trunk, copied where the role owns one. start: leaves of another role, or of an earlier state of
             this one, to copy (policy from sft); what it does not have, such as a reward's head, is fresh.
+        reward: of a reward; None is the default one. value: give the policy a value head of its own.
 
     Returns:
-        {"adapter": ...} or {"trunk": ...}, and "head" for a reward. No buffer is shared with `trunk` or `start`, so that
-        the leaves may be donated.
+        {"adapter": ...} or {"trunk": ...}; with "head" (and all stacked under "members") for a reward; with "value": {...} for
+        a policy where asked. "length" is not trained and not among them. No buffer is shared with `trunk` or `start`, so
+        that the leaves may be donated.
 
     Raises:
         ValueError: no such role, or a start without the leaf that this role continues.
     """
     if role not in ROLES:
         raise ValueError(f"role {role!r} is none of {', '.join(ROLES)}")
-    body = "trunk" if role == "init" or rank == 0 else "adapter"
+    if role == "reward":
+        return _reward_leaves(rng, model, rank, trunk, start, reward or RewardSpec())
+    leaves = _body(jax.random.split(rng)[0], "trunk" if role == "init" or rank == 0 else "adapter", model, rank, trunk, start, role)
+    if value:
+        body_rng, head_rng = jax.random.split(jax.random.fold_in(rng, 1))
+        leaves["value"] = _body(body_rng, "trunk" if rank == 0 else "adapter", model, rank, trunk, None, "value")
+        leaves["value"]["head"] = heads.init_head(head_rng, model)
+    return leaves
+
+
+def finished_leaves(rng, role: str, model: ModelConfig, rank: int, trunk: PyTree, *, reward: RewardSpec | None = None) -> PyTree:
+    """Leaves of the structure that a finished role is kept with: those it trains, and a reward's "length" where it has one."""
+    leaves = init_leaves(rng, role, model, rank, trunk, reward=reward)
+    if role == "reward" and reward and reward.length_residual:
+        shape = (reward.ensemble,) if reward.ensemble > 1 else ()
+        length = {"slope": jnp.zeros(shape, jnp.float32), "centre": jnp.zeros(shape, jnp.float32)}
+        if reward.ensemble > 1:
+            leaves["members"]["length"] = length
+        else:
+            leaves["length"] = length
+    return leaves
+
+
+def _reward_leaves(rng, model, rank, trunk, start, spec: RewardSpec) -> PyTree:
+    def one(key):
+        adapter_rng, head_rng = jax.random.split(key)
+        body = "trunk" if spec.body == "adapter" and rank == 0 else spec.body
+        leaves = {} if body == "frozen" else _body(adapter_rng, body, model, rank, trunk, start, "reward")
+        hidden = spec.mlp_width if spec.head == "mlp" else 0
+        leaves["head"] = _copy(start["head"]) if start and "head" in start else heads.init_head(head_rng, model, hidden)
+        return leaves
+
+    if spec.ensemble == 1:
+        return one(rng)
+    members = [one(jax.random.fold_in(rng, member)) for member in range(spec.ensemble)]
+    return {"members": jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)}
+
+
+def _body(rng, body: str, model, rank, trunk, start, role) -> PyTree:
+    """{"trunk": ...} or {"adapter": ...}, copied from `start` where there is one."""
     if start is not None and body not in start:
         raise ValueError(f"role {role!r} has a whole {body}, but starts from leaves that have {', '.join(sorted(start))}")
-    adapter_rng, head_rng = jax.random.split(rng)
     if start is not None:
-        leaves = {body: _copy(start[body])}
-    elif body == "trunk":
-        leaves = {body: _copy(trunk)}
-    else:
-        leaves = {body: adapters.init_adapter(adapter_rng, model, rank)}
-    if role == "reward":
-        leaves["head"] = _copy(start["head"]) if start and "head" in start else heads.init_head(head_rng, model)
-    return leaves
+        return {body: _copy(start[body])}
+    if body == "trunk":
+        return {body: _copy(trunk)}
+    return {body: adapters.init_adapter(rng, model, rank)}
 
 
 def variables(trunk: PyTree | None, leaves: PyTree | None) -> PyTree:
@@ -61,7 +132,7 @@ def variables(trunk: PyTree | None, leaves: PyTree | None) -> PyTree:
 
     Args:
         trunk: the shared trunk; unused, and may be None, where the leaves hold a whole one.
-        leaves: the role's; None or {} is init.
+        leaves: the role's (one member's, of an ensemble); None or {} is init.
 
     Returns:
         {"params": trunk, "adapter": adapter}, "adapter" left out where there is none.

@@ -38,11 +38,12 @@ RULES: tuple[tuple[str, tuple], ...] = (
     (rf"blocks/{_OUT}/a", (None, "tensor", None)),
     (rf"blocks/{_OUT}/b", (None, None, "fsdp")),
     (r"(?:attention|mlp|final)_norm/(?:scale|bias)", ()),
-    (r"head/(?:kernel|bias)", ()),
+    (r"head/(?:hidden/)?(?:kernel|bias)", ()),
+    (r"length/(?:slope|centre)", ()),
     (r"(?:step|count)", ()),  # the optimizer's counters
     (r"control/(?:beta|rewards/(?:mean|m2))", ()),
     (r"(?<!embed/)(?:tokens|positions)", (ROWS,)),  # from here on: batches, samples and caches, by rows
-    (r"(?:segments|mask|last|label|weight|advantage|lengths|ids|ended|(?:reference_|behaviour_)?logprobs)", (ROWS,)),
+    (r"(?:segments|mask|last|label|weight|advantage|returns|reward|lengths|ids|ended|(?:reference_|behaviour_)?logprobs)", (ROWS,)),
     (r"prompt_cache/\d+/[kv]", (ROWS, "tensor?")),
     (r"response_cache/\d+/[kv]", (ROWS, None, "tensor?")),
 )
@@ -100,6 +101,9 @@ def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
         UserError: a dimension does not divide over its mesh axis; names the flag to change.
         ValueError: no rule, or several, match the path, or the leaf has too few dimensions for its rule.
     """
+    if re.search(r"(?:^|/)members/", path):  # of an ensemble: one axis more in front, which stays whole
+        inner = spec_for(re.sub(r"(^|/)members/", r"\1", path), shape[1:], mesh)
+        return PartitionSpec(None, *inner)
     matches = [axes for pattern, axes in RULES if _compiled(pattern).search(path)]
     if len(matches) != 1:
         raise ValueError(f"{len(matches)} sharding rules match the leaf {path!r} {shape}; exactly one must")

@@ -16,7 +16,7 @@ from irl_jax.workdir import load_arrays
 
 METHODS = {
     "dpo__recipes": ("init_sft",), "dpo__steps": 3, "dpo__batch_size": 4,
-    "spin__recipes": ("demo",), "spin__steps": 2, "spin__batch_size": 4, "spin__prompts": 8,
+    "spin__recipes": ("demo",), "spin__steps": 2, "spin__batch_size": 4, "spin__prompts": 8, "spin__samples": 2,
     "rejection__recipes": ("log_ratio",), "rejection__prompts": 8, "rejection__samples": 4, "rejection__steps": 2,
     "rejection__iterations": 2, "reward__recipes": (), "policy__recipes": (),
     "variants": (
@@ -30,7 +30,8 @@ ROLES = ("dpo/init_sft", "dpo/sharp", "spin/demo", "spin/once", "rejection/log_r
 
 
 def config(**changes):
-    return tiny_config(sample__reward_prompts=16, sample__eval_samples=2, sample__policy_samples=2, eval__prompts=2, **METHODS | changes)
+    small = {"model__num_layers": 1, "sample__reward_prompts": 16, "sample__eval_samples": 2, "eval__prompts": 2}
+    return tiny_config(**small | METHODS | changes)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,8 @@ def test_every_method_leaves_a_policy_of_its_own(finished, reading):
     for role in ROLES:
         timing = json.loads((finished / role / "done.json").read_text())["timing"]
         assert timing["seconds"] > 0 and timing["tokens_per_second"] > 0
+    for role, count in (("spin/demo", 2), ("spin/once", 1), ("rejection/log_ratio", 2), ("rejection/two", 1)):
+        assert len(list((finished / role).glob("iteration-*"))) == count
 
 
 def test_dpo_starts_at_its_reference(finished):
@@ -140,34 +143,36 @@ class _Kept:
         return self._path / name
 
 
-@pytest.mark.parametrize("role", ["spin/demo", "rejection/log_ratio", "dpo/init_sft"])
-def test_a_killed_method_goes_on_from_its_finished_iterations(role, finished, tmp_path):
+def test_a_killed_run_goes_on_from_its_finished_iterations(finished, tmp_path):
     """Killed in the last iteration after its samples were drawn: the first is not redone, and the policy is the same."""
-    path, group = tmp_path / "w", role.split("/")[0]
+    path, roles = tmp_path / "w", ("dpo/init_sft", "spin/demo", "rejection/log_ratio")
     shutil.copytree(finished, path)
-    (path / group / "done.json").unlink()
-    (path / role / "done.json").unlink()
-    shutil.rmtree(path / role / "leaves")
-    last = path / role if group == "dpo" else path / role / "iteration-1"
-    for left in ("leaves", "checkpoints"):
-        shutil.rmtree(last / left, ignore_errors=True)
-    for left in ("done.json", "metrics.jsonl"):
-        (last / left).unlink(missing_ok=True)
-    kept = {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file() and last not in p.parents and p.name != ".lock"}
-    kept |= {p: p.stat().st_mtime_ns for p in last.glob("*.npz")}
-    stages.run_pipeline(config(), path, (group,))
-    written = {path / group / "done.json", path / role / "done.json"}
-    assert {p: p.stat().st_mtime_ns for p in kept if p not in written} == {p: t for p, t in kept.items() if p not in written}
-    want, got = (contexts.Context(config(), contexts.Reader(p)).leaves(role) for p in (finished, path))
-    np.testing.assert_array_equal(flat(got), flat(want))
+    unfinished = [path / "dpo/init_sft", path / "spin/demo/iteration-1", path / "rejection/log_ratio/iteration-1"]
+    written = {path / role / "done.json" for role in roles} | {path / role.split("/")[0] / "done.json" for role in roles}
+    for role in roles:
+        shutil.rmtree(path / role / "leaves")
+    for folder in unfinished:
+        for left in ("leaves", "checkpoints"):
+            shutil.rmtree(folder / left, ignore_errors=True)
+        for left in ("done.json", "metrics.jsonl"):
+            (folder / left).unlink(missing_ok=True)
+    for mark in written:
+        mark.unlink(missing_ok=True)
+    kept = {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file() and p.name != ".lock"}
+    stages.run_pipeline(config(), path, ("dpo", "spin", "rejection"))
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    again = contexts.Context(config(), contexts.Reader(path))
+    whole = contexts.Context(config(), contexts.Reader(finished))
+    for role in roles:
+        np.testing.assert_array_equal(flat(again.leaves(role)), flat(whole.leaves(role)))
 
 
 def test_whole_trunk_mode(tmp_path):
-    changes = {"adapter__rank": 0, "variants": (), "spin__iterations": 1, "rejection__iterations": 1}
-    stages.run_pipeline(config(**changes), tmp_path / "w", STAGES)
+    changes = {"adapter__rank": 0, "variants": (), "spin__iterations": 1, "rejection__iterations": 1, "dpo__recipes": ("preference",)}
+    stages.run_pipeline(config(**changes), tmp_path / "w", ("pretrain", "sft", "dpo", "spin", "rejection"))
     context = contexts.Context(config(**changes), contexts.Reader(tmp_path / "w"))
     trunk = flat(context.trunk)
-    for role in ("dpo/init_sft", "spin/demo", "rejection/log_ratio"):
+    for role in ("dpo/preference", "spin/demo", "rejection/log_ratio"):
         assert set(context.leaves(role)) == {"trunk"} and differ(context.leaves(role), context.leaves("sft"))
         assert not np.array_equal(flat(context.leaves(role)), trunk)
 

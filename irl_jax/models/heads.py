@@ -1,31 +1,41 @@
-"""The scalar head of rewards and values."""
+"""The scalar head of rewards and values: linear, or with one hidden layer."""
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from irl_jax.models.transformer import ModelConfig
 from irl_jax.types import Array, PyTree
 
 
-def init_head(rng, config: ModelConfig) -> PyTree:
+def init_head(rng, config: ModelConfig, hidden: int = 0) -> PyTree:
     """A head that is zero everywhere, so that the first logit is 0 and the first discriminator 1/2.
 
     Args:
-      rng: not used: there is nothing to draw; here so that all leaves are made alike.
+      rng: a PRNG key, of the hidden layer's kernel (nothing is drawn without one).
       config: the architecture.
-    Returns: {"kernel": [D, 1], "bias": [1]}, float32.
+      hidden: units M of the hidden layer; 0 makes a linear head.
+    Returns: {"kernel": [D, 1], "bias": [1]}, or {"hidden": {"kernel": [D, M] ~ N(0, 1 / D), "bias": [M]}, "kernel": [M, 1],
+      "bias": [1]}, float32.
     """
-    del rng
-    return {"kernel": jnp.zeros((config.width, 1), jnp.float32), "bias": jnp.zeros((1,), jnp.float32)}
+    width = hidden or config.width
+    head = {"kernel": jnp.zeros((width, 1), jnp.float32), "bias": jnp.zeros((1,), jnp.float32)}
+    if hidden:
+        kernel = jax.random.normal(rng, (config.width, hidden), jnp.float32) * config.width**-0.5
+        head["hidden"] = {"kernel": kernel, "bias": jnp.zeros((hidden,), jnp.float32)}
+    return head
 
 
 def scalar(head: PyTree, hidden) -> Array:
-    """h = w . hidden + b, in float32.
+    """h = w . z + b with z the hidden state, or gelu(hidden W + c) where the head has a layer of its own; in float32.
 
     Args:
       head: from `init_head`.
       hidden: [..., D], states after the final norm.
     Returns: float32 [...].
     """
-    return (hidden.astype(jnp.float32) @ head["kernel"] + head["bias"])[..., 0]
+    z = hidden.astype(jnp.float32)
+    if "hidden" in head:
+        z = jax.nn.gelu(z @ head["hidden"]["kernel"] + head["hidden"]["bias"])
+    return (z @ head["kernel"] + head["bias"])[..., 0]

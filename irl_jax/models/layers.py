@@ -154,7 +154,8 @@ class Block(nn.Module):
     def __call__(self, x_BxTxD, rotation, mask_Bx1xTxT):
         """Returns the layer's output and its keys and values [B, T, G, E]."""
         q, k, v = self.qkv(x_BxTxD, rotation)
-        attended_BxTxHxE = jax.nn.dot_product_attention(q, k, v, mask=mask_Bx1xTxT)
+        # XLA's attention, for a gradient penalty differentiates it twice and cuDNN's has no second derivative
+        attended_BxTxHxE = jax.nn.dot_product_attention(q, k, v, mask=mask_Bx1xTxT, implementation="xla")
         return self.finish(x_BxTxD, attended_BxTxHxE), (k, v)
 
     def qkv(self, x, rotation):

@@ -106,15 +106,18 @@ def _rematerialised(config: ModelConfig, function):
     return jax.checkpoint(function, policy=policy, prevent_cse=not config.scan_layers)
 
 
-def hidden_states(config: ModelConfig, variables: PyTree, tokens_BxT, positions_BxT, segments_BxT) -> Array:
+def hidden_states(config: ModelConfig, variables: PyTree, tokens_BxT, positions_BxT, segments_BxT, shift_BxTxD=None) -> Array:
     """The decoder's states after the final norm; a token sees itself and earlier tokens of its own segment.
 
     Args:
       config, variables: the model; blocks stacked or, without scan_layers, unstacked.
       tokens_BxT, positions_BxT, segments_BxT: int32; segment 0 is padding, whose states are finite and mean nothing.
+      shift_BxTxD: added to the input embeddings, for gradients with respect to them; None adds nothing.
     Returns: [B, T, D] in config.dtype.
     """
     x_BxTxD = _embed(config, variables["params"], tokens_BxT, positions_BxT)
+    if shift_BxTxD is not None:
+        x_BxTxD = x_BxTxD + shift_BxTxD.astype(x_BxTxD.dtype)
     rotation, mask = rotation_of(config, positions_BxT), _mask(segments_BxT)
 
     @functools.partial(_rematerialised, config)
@@ -145,36 +148,44 @@ def vocab_logits(config: ModelConfig, variables: PyTree, hidden) -> Array:
     return logits_NxV.reshape(*hidden.shape[:-1], config.vocab_size)
 
 
-def token_logprobs(config: ModelConfig, variables: PyTree, tokens, positions, segments) -> Array:
+def token_logprobs(config: ModelConfig, variables: PyTree, tokens, positions, segments, with_entropy: bool = False):
     """Log-probability of each token given the earlier ones of its segment: log softmax(logits[t - 1])[tokens[t]].
 
     Args:
       config, variables: the model. With config.loss_chunk > 0 the vocabulary logits exist for about so many tokens at a
         time, in the backward pass too.
       tokens, positions, segments: int32 [B, T].
-    Returns: float32 [B, T], nats; 0 at the first token of a segment and at padding.
+      with_entropy: also gives the entropy of the distribution that each token was drawn from.
+    Returns: float32 [B, T], nats; 0 at the first token of a segment and at padding. With entropies, a pair of such arrays.
     """
     hidden = hidden_states(config, variables, tokens, positions, segments)[:, :-1]
     targets = tokens[:, 1:]
     rows, length = targets.shape
     columns = max(1, config.loss_chunk // rows) if config.loss_chunk else length
+    pick = _picked_logprobs_and_entropies if with_entropy else _picked_logprobs
     if columns >= length:
-        picked = _picked_logprobs(config, variables, hidden, targets)
+        picked = pick(config, variables, hidden, targets)
     else:
         pad = -length % columns
         # Chunks are cut along the tokens of a row, so that the batch axis keeps its sharding.
         hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(rows, -1, columns, hidden.shape[-1])
         chunks = hidden.swapaxes(0, 1), jnp.pad(targets, ((0, 0), (0, pad))).reshape(rows, -1, columns).swapaxes(0, 1)
-        one = jax.checkpoint(lambda chunk: _picked_logprobs(config, variables, *chunk), prevent_cse=False)
-        picked = lax.map(one, chunks).swapaxes(0, 1).reshape(rows, -1)[:, :length]
+        one = jax.checkpoint(lambda chunk: pick(config, variables, *chunk), prevent_cse=False)
+        picked = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(rows, -1)[:, :length], lax.map(one, chunks))
     continues = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-    return jnp.pad(jnp.where(continues, picked, 0.0), ((0, 0), (1, 0)))
+    return jax.tree.map(lambda x: jnp.pad(jnp.where(continues, x, 0.0), ((0, 0), (1, 0))), picked)
 
 
 def _picked_logprobs(config: ModelConfig, variables: PyTree, hidden, targets) -> Array:
     logits = vocab_logits(config, variables, hidden)
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return picked - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _picked_logprobs_and_entropies(config: ModelConfig, variables: PyTree, hidden, targets) -> tuple[Array, Array]:
+    logprobs = jax.nn.log_softmax(vocab_logits(config, variables, hidden), axis=-1)
+    picked = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
+    return picked, -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
 
 
 def prefill(config: ModelConfig, variables: PyTree, tokens_BxS, lengths_B) -> tuple[Array, tuple[LayerCache, ...]]:

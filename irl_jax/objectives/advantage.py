@@ -63,6 +63,95 @@ def grpo(rewards_BxK: Array, epsilon: float = 1e-6) -> Array:
     return centred_BxK / (jnp.std(rewards_BxK, axis=-1, keepdims=True) + epsilon)
 
 
+def terminal(rewards_B: Array, mask_BxT: Array) -> Array:
+    """A reward for each whole response, put at its last token: [B, T], 0 elsewhere.
+
+    Args:
+        rewards_B: per sequence. mask_BxT: 1 at response tokens, which are contiguous.
+    """
+    following_BxT = jnp.pad(mask_BxT[:, 1:], ((0, 0), (0, 1)))
+    return jnp.where((mask_BxT > 0) & (following_BxT == 0), rewards_B[:, None], 0.0)
+
+
+def returns_to_go(rewards_BxT: Array, mask_BxT: Array, gamma: float) -> Array:
+    """Discounted sum of the rewards from each token on: G_t = sum_{s >= t} gamma^{s - t} r_s over the response's tokens.
+
+    Args:
+        rewards_BxT: per token. mask_BxT: 1 at response tokens, which are contiguous. gamma: discount a token, 0 to 1.
+
+    Returns:
+        [B, T], reward units, 0 outside the mask.
+    """
+    rewards_BxT = jnp.where(mask_BxT > 0, rewards_BxT, 0.0)
+    return _discounted(rewards_BxT, gamma) * (mask_BxT > 0)
+
+
+def token_advantages(kind: str, returns_BxKxT: Array, mask_BxKxT: Array, epsilon: float = 1e-6) -> Array:
+    """Returns-to-go less a baseline, where rewards come token by token.
+
+    - "rloo": the mean of the other K - 1 samples' returns from the same token on, 0 for those that have ended; it depends on
+      nothing that this sample did, so the gradient stays unbiased.
+    - "grpo": the mean of all K there, over the standard deviation of the K whole returns, with 1/K.
+    - "reinforce": one number, the mean over all response tokens of the batch.
+
+    Args:
+        kind: see above. returns_BxKxT: from `returns_to_go`; a prompt's K samples begin in the same column.
+        mask_BxKxT: 1 at response tokens. epsilon: keeps ties at 0 ("grpo"), reward units.
+
+    Returns:
+        [B, K, T], 0 outside the mask; no gradient flows.
+
+    Raises:
+        ValueError: another kind, or one sample a prompt for a baseline within the prompt.
+    """
+    inside_BxKxT = mask_BxKxT > 0
+    returns_BxKxT = jax.lax.stop_gradient(jnp.where(inside_BxKxT, returns_BxKxT, 0.0))
+    if kind == "reinforce":
+        centred = returns_BxKxT - jnp.sum(returns_BxKxT) / jnp.maximum(jnp.sum(inside_BxKxT), 1)
+    elif kind in ("rloo", "grpo"):
+        samples = _samples(jnp.swapaxes(returns_BxKxT, 1, 2))
+        centred = returns_BxKxT - jnp.mean(returns_BxKxT, axis=1, keepdims=True)
+        if kind == "rloo":
+            centred = centred * (samples / (samples - 1))
+        else:
+            first_Bx1x1 = jnp.argmax(inside_BxKxT.any(axis=1), axis=-1)[:, None, None]
+            whole_BxKx1 = jnp.take_along_axis(returns_BxKxT, jnp.broadcast_to(first_Bx1x1, (*returns_BxKxT.shape[:2], 1)), axis=-1)
+            centred = centred / (jnp.std(whole_BxKx1, axis=1, keepdims=True) + epsilon)
+    else:
+        raise ValueError(f"no token advantage {kind!r}; there are 'reinforce', 'rloo' and 'grpo'")
+    return jnp.where(inside_BxKxT, centred, 0.0)
+
+
+def gae(rewards_BxT: Array, values_BxT: Array, mask_BxT: Array, gamma: float, lam: float) -> tuple[Array, Array]:
+    """Generalised advantage estimation (Schulman et al., arXiv 1506.02438).
+
+    A_t = sum_l (gamma lambda)^l delta_{t+l}, delta_t = r_t + gamma V_{t+1} - V_t, V = 0 after the response's last token.
+
+    Args:
+        rewards_BxT: per token. values_BxT: V of the state before each token, reward units. mask_BxT: 1 at response tokens, which
+            are contiguous. gamma: discount a token. lam: lambda, 0 (one step) to 1 (whole returns).
+
+    Returns:
+        (advantages [B, T], targets of the value A_t + V_t [B, T]), 0 outside the mask; no gradient flows.
+    """
+    inside_BxT = mask_BxT > 0
+    rewards_BxT, values_BxT = (jax.lax.stop_gradient(jnp.where(inside_BxT, x, 0.0)) for x in (rewards_BxT, values_BxT))
+    following_BxT = jnp.pad(values_BxT[:, 1:], ((0, 0), (0, 1)))
+    delta_BxT = jnp.where(inside_BxT, rewards_BxT + gamma * following_BxT - values_BxT, 0.0)
+    advantages_BxT = _discounted(delta_BxT, gamma * lam) * inside_BxT
+    return advantages_BxT, (advantages_BxT + values_BxT) * inside_BxT
+
+
+def _discounted(values_BxT: Array, factor: float) -> Array:
+    """sum_{s >= t} factor^{s - t} values_s."""
+
+    def back(carry_B, column_B):
+        carry_B = column_B + factor * carry_B
+        return carry_B, carry_B
+
+    return jax.lax.scan(back, jnp.zeros_like(values_BxT[:, 0]), values_BxT.T, reverse=True)[1].T
+
+
 def _samples(rewards_BxK: Array) -> int:
     samples = rewards_BxK.shape[-1]
     if samples < 2:

@@ -9,36 +9,44 @@ import optax
 from irl_jax.types import Array
 
 
-def bce(logits_B: Array, labels_B: Array, weights_B: Array) -> tuple[Array, Array]:
-    """Binary cross-entropy of single responses.
+def bce(logits_B: Array, labels_B: Array, weights_B: Array, label_smoothing: float = 0.0) -> tuple[Array, Array]:
+    """Binary cross-entropy of single responses, or of single tokens.
 
     sum = -sum_b w_b [l_b log sigmoid(h_b) + (1 - l_b) log sigmoid(-h_b)], weight = sum_b w_b
 
     At the optimum, where positives and negatives weigh the same (batches hold equal halves), e^h is the density ratio of
     positives to negatives (Goodfellow et al. 2014; Sun & van der Schaar, arXiv 2405.15624).
 
+    Label smoothing e puts l (1 - e) + (1 - l) e in the place of l: the optimum is then log((r (1 - e) + e) / (r e + 1 - e)) of the
+    density ratio r, bounded by log((1 - e) / e) on both sides, and the ratio itself no more.
+
     Args:
-        logits_B: reward logits h. labels_B: 1 at positives, 0 at negatives. weights_B: 0 at rows that only pad.
+        logits_B: reward logits h, any shape. labels_B: 1 at positives, 0 at negatives. weights_B: 0 at rows (or tokens) that only
+            pad. label_smoothing: e, share of each label given to the other class.
 
     Returns:
-        (sum in nats, total weight in rows).
+        (sum in nats, total weight in rows or tokens).
     """
+    labels_B = labels_B * (1 - label_smoothing) + (1 - labels_B) * label_smoothing
     losses_B = optax.sigmoid_binary_cross_entropy(logits_B, labels_B)
     return jnp.sum(jnp.where(weights_B > 0, weights_B * losses_B, 0.0)), jnp.sum(weights_B)
 
 
-def bradley_terry(chosen_P: Array, rejected_P: Array, weights_P: Array) -> tuple[Array, Array]:
+def bradley_terry(chosen_P: Array, rejected_P: Array, weights_P: Array, label_smoothing: float = 0.0) -> tuple[Array, Array]:
     """Negative log-likelihood of pairwise preferences on the same prompt.
 
-    sum = -sum_p w_p log sigmoid(h(x, y+) - h(x, y-)), weight = sum_p w_p   (Bradley & Terry 1952)
+    sum = -sum_p w_p [(1 - e) log sigmoid(d_p) + e log sigmoid(-d_p)], d = h(x, y+) - h(x, y-), weight = sum_p w_p   (Bradley &
+    Terry 1952; e, the share of the pairs taken to be swapped, is 0 unless labels are smoothed)
 
     Args:
-        chosen_P, rejected_P: reward logits of the preferred and of the other response. weights_P: 0 at pairs that pad.
+        chosen_P, rejected_P: reward logits of the preferred and of the other response. weights_P: 0 at pairs that
+            pad. label_smoothing: e.
 
     Returns:
         (sum in nats, total weight in pairs).
     """
-    losses_P = -jax.nn.log_sigmoid(chosen_P - rejected_P)
+    margin_P = chosen_P - rejected_P
+    losses_P = -(1 - label_smoothing) * jax.nn.log_sigmoid(margin_P) - label_smoothing * jax.nn.log_sigmoid(-margin_P)
     return jnp.sum(jnp.where(weights_P > 0, weights_P * losses_P, 0.0)), jnp.sum(weights_P)
 
 

@@ -273,7 +273,7 @@ class Context:
                 method = variants.find(self.config, role)
                 kind = "reward" if role.startswith("reward/") else "policy"
                 spec = roles.RewardSpec.of(method.config.reward)
-            like = self.like(lambda: roles.init_leaves(jax.random.key(0), kind, self.model, rank, trunk, reward=spec))
+            like = self.like(lambda: roles.finished_leaves(jax.random.key(0), kind, self.model, rank, trunk, reward=spec))
             self._leaves[role] = self.load(role, like)
         return self._leaves[role]
 

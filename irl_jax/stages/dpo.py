@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from irl_jax.objectives import preference
 from irl_jax.objectives.reward import correct
 from irl_jax.stages import pairs, recipe_data, training
 
@@ -34,6 +35,5 @@ def train(context, method) -> dict:
 
 def _accuracy(context, leaves, reference, positives, negatives) -> float:
     """Share of the pairs whose implicit reward log(policy/reference) is larger on the positive, ties half."""
-    both = positives + negatives
-    ratio = context.scorer.logprobs(leaves, both) - context.scorer.logprobs(reference, both)
-    return float(np.mean(correct(ratio[: len(positives)] - ratio[len(positives) :])))
+    policy_2xP, reference_2xP = (context.scorer.logprobs(each, positives + negatives).reshape(2, -1) for each in (leaves, reference))
+    return float(np.mean(correct(preference.margin(*policy_2xP, *reference_2xP))))

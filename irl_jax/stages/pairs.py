@@ -32,16 +32,12 @@ def fit(context, name: str, config, positives, negatives, start, reference, labe
                         "reward.heldout_fraction")
     leaves = context.init_leaves("policy", f"{name}/leaves", start)
     optimizer = steps.make_optimizer(config, config.steps)
-    step = training.compiled(context, ("pairs", label_smoothing, *settings(config)), lambda: preference_steps.make_preference_step(
+    compiled_as = ("pairs", config.steps, config.accumulate, config.beta, label_smoothing, *training.optimizer_name(config))
+    step = training.compiled(context, compiled_as, lambda: preference_steps.make_preference_step(
         context.model, optimizer, config.accumulate, beta=config.beta, label_smoothing=label_smoothing))
     feed = _feed(context, config, positives, negatives, _reference_logprobs(context, name, reference, positives, negatives), section)
     state, info = training.fit(context, name, step, steps.init_state(leaves, optimizer), context.trunk, feed, config.steps)
     return state.leaves, info
-
-
-def settings(config) -> tuple:
-    """A section's settings, hashable: what a compiled step of it may depend on."""
-    return tuple(sorted(config.to_dict().items()))
 
 
 def _reference_logprobs(context, name, reference, positives, negatives) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from irl_jax import steps, workdir
-from irl_jax.stages import iterations, pairs, sampling, scoring, training
+from irl_jax.stages import iterations, sampling, scoring, training
 
 CHOSEN = "chosen.npz"  # the rewards [P, N] and the best sample of each prompt [P]
 
@@ -35,7 +35,7 @@ def _improve(context, name: str, leaves, reward: str):
     chosen, info_of_choice = _choose(context, name, leaves, reward)
     feed, updates = training.sequence_feed(context, chosen, config, "rejection")
     optimizer = steps.make_optimizer(config, updates)
-    step = training.compiled(context, ("rejection", updates, *pairs.settings(config)),
+    step = training.compiled(context, ("rejection", updates, config.accumulate, *training.optimizer_name(config)),
                              lambda: steps.make_sft_step(context.model, optimizer, config.accumulate))
     state = steps.init_state(context.init_leaves("policy", f"{name}/leaves", leaves), optimizer)
     state, info = training.fit(context, name, step, state, context.trunk, feed, updates)

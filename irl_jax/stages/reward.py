@@ -1,10 +1,13 @@
-"""Rewards: one discriminator a recipe, a scalar logit at the end of the response. Positive means demonstrator-like."""
+"""Rewards: one discriminator a method, positive meaning demonstrator-like. Its logit stands at the end of the response, or at
+every token of it."""
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from irl_jax import steps, workdir
+from irl_jax import reward_steps, roles, steps, workdir
 from irl_jax.data import batching
 from irl_jax.errors import UserError
 from irl_jax.evaluation import metrics
@@ -12,45 +15,77 @@ from irl_jax.stages import recipe_data, training
 
 
 def run(context) -> dict:
-    """Trains every recipe of config.reward.recipes; leaves W/reward/<recipe> with its held-out AUC in heldout.json."""
-    return training.each_recipe(context, "reward", context.config.reward.recipes, train_recipe)
+    """Trains the rewards of the run; leaves W/reward/<name> with its held-out AUC in heldout.json."""
+    return training.each_method(context, "reward", train_reward)
 
 
-def train_recipe(context, recipe: str) -> dict:
+def train_reward(context, method) -> dict:
     """One discriminator, stopped early on some held-out prompts; its held-out scores, on others, go to heldout.json."""
-    config = context.config.reward
-    name = f"reward/{recipe}"
-    train, stopping, heldout = recipe_data.data_of(context, recipe)
-    loss = "bradley_terry" if recipe == "preference" else "bce"
-    leaves = context.init_leaves("reward", f"{name}/leaves")
+    config, name = context.config.reward, method.role
+    train, stopping, heldout = recipe_data.data_of(context, method.recipe)
+    loss = "bradley_terry" if method.recipe == "preference" else "bce"
+    spec, settings = roles.RewardSpec.of(config), reward_steps.RewardSettings.of(config, context.eos_ids)
+    leaves = context.init_leaves("reward", f"{name}/leaves", reward=spec)
     optimizer = steps.make_optimizer(config, config.steps)
-    step = training.compiled(context, ("reward", loss),
-                             lambda: steps.make_reward_step(context.model, optimizer, config.accumulate, loss))
-    feed = _pair_feed(context, config, train)
+    step = training.compiled(
+        context, ("reward", loss, settings, spec, config.accumulate, training.optimizer_name(config), config.steps),
+        lambda: reward_steps.make_reward_step(context.model, optimizer, config.accumulate, loss, settings))
 
     def evaluate(state):
-        positive, negative = _scores(context, state.leaves, stopping)
+        positive, negative = _scores(context, reward_steps.effective(state.leaves, settings, context.model), stopping)
         margin = positive - negative if loss == "bradley_terry" else np.concatenate([positive, -negative])
         return {"heldout_loss": float(np.logaddexp(0.0, -margin).mean()), "heldout_auc": metrics.auc(positive, negative)[0]}
 
-    state, info = training.fit(context, name, step, steps.init_state(leaves, optimizer), context.trunk, feed, config.steps,
-                               evaluate=evaluate, eval_every=config.eval_every, patience=config.patience)
-    context.save(name, state.leaves)
-    positive, negative = _scores(context, state.leaves, heldout)
-    auc, stderr = metrics.auc(positive, negative, recipe_data.prompt_numbers(heldout))
-    workdir.write_json(context.directory(name) / "heldout.json", {"auc": auc, "auc_stderr": stderr, "examples": len(positive)})
-    context.say(f"{name}: held-out AUC {auc:.3f}")
+    state, info = training.fit(context, name, step, steps.init_state(leaves, optimizer), context.trunk, _pair_feed(context, config, train),
+                               config.steps, evaluate=evaluate, eval_every=config.eval_every, patience=config.patience)
+    finished = reward_steps.effective(state.leaves, settings, context.model)
+    if config.length_residual:
+        finished = without_length(context, finished, train)
+    context.save(name, finished)
+    _report(context, name, finished, heldout)
     return info
+
+
+def without_length(context, leaves, parts):
+    """The leaves with "length": {"slope", "centre"}, whose product scoring takes off each member's logit.
+
+    The slope is that of h on the response's tokens within the classes, by least squares on the training data: what length
+    says beyond the label, and what of the label it can say, is not told apart, so both go.
+    """
+    examples = [*parts[0], *parts[1]]
+    logits_Exn = context.scorer.member_rewards(leaves, examples)
+    lengths = np.array([len(example.response) for example in examples], np.float64)
+    within = lengths.copy()
+    for part in (slice(0, len(parts[0])), slice(len(parts[0]), None)):
+        within[part] -= lengths[part].mean()
+    slope_E = (logits_Exn * within).sum(1) / max(float((within**2).sum()), 1e-12)
+    length = {"slope": jnp.asarray(slope_E, jnp.float32), "centre": jnp.full(slope_E.shape, lengths.mean(), jnp.float32)}
+    if "members" in leaves:
+        return {"members": {**leaves["members"], "length": length}}
+    return {**leaves, "length": jax.tree.map(lambda x: x[0], length)}
+
+
+def _report(context, name: str, leaves, heldout) -> None:
+    """The held-out AUC, of the reward and of each member."""
+    reward = context.config.reward
+    members_Exn = context.scorer.member_rewards(leaves, [*heldout[0], *heldout[1]], reward.granularity)
+    positive, negative = np.split(reward_steps.combined(members_Exn, reward.combine, np), [len(heldout[0])])
+    auc, stderr = metrics.auc(positive, negative, recipe_data.prompt_numbers(heldout))
+    members = [metrics.auc(*np.split(logits, [len(heldout[0])]))[0] for logits in members_Exn]
+    workdir.write_json(context.directory(name) / "heldout.json", {
+        "auc": auc, "auc_stderr": stderr, "examples": len(positive), "member_aucs": members})
+    context.say(f"{name}: held-out AUC {auc:.3f}")
 
 
 def _scores(context, leaves, parts):
     positives, negatives = parts
-    scores = context.scorer.rewards(leaves, positives + negatives)
+    reward = context.config.reward
+    scores = context.scorer.rewards(leaves, positives + negatives, reward.granularity, reward.combine)
     return scores[: len(positives)], scores[len(positives) :]
 
 
 def _pair_feed(context, config, parts):
-    """Batches of positives, then as many negatives: pair i in both halves, as Bradley-Terry needs."""
+    """Batches of positives, then as many negatives: pair i in both halves, as Bradley-Terry and token rewards need."""
     positives, negatives = parts
     if not positives:
         raise UserError("config.reward: no training data for this recipe; sample more prompts or lower heldout_fraction")

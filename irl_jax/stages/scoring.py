@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import tqdm
 
-from irl_jax import sharding, steps
+from irl_jax import reward_steps, sharding, steps, variants
 from irl_jax.data import batching
 from irl_jax.types import Example
 
@@ -22,41 +23,66 @@ def examples_of(prompts: list[np.ndarray], tokens: np.ndarray, mask: np.ndarray,
             for p in range(tokens.shape[0]) for k in range(tokens.shape[1])]
 
 
+def reward_of(context, name: str):
+    """(leaves, granularity, combine) of a learnt reward, by its recipe or its variant's name."""
+    config = variants.find(context.config, f"reward/{name}").config.reward
+    return context.leaves(f"reward/{name}"), config.granularity, config.combine
+
+
+def rewards(context, name: str, examples: list[Example]) -> np.ndarray:
+    """A reward of each response: a learnt one by its name, or "log_ratio" in closed form. float64 [n]."""
+    if name == "log_ratio":
+        return context.scorer.logprobs(context.leaves("sft"), examples) - context.scorer.logprobs(None, examples)
+    leaves, granularity, combine = reward_of(context, name)
+    return context.scorer.rewards(leaves, examples, granularity, combine)
+
+
+def member_rewards(context, name: str, examples: list[Example]) -> np.ndarray:
+    """A learnt reward's members. float64 [E, n]."""
+    leaves, granularity, _ = reward_of(context, name)
+    return context.scorer.member_rewards(leaves, examples, granularity)
+
+
 class Scorer:
     """Scores lists of Example with the leaves of any role; holds the two compiled steps."""
 
     def __init__(self, model, mesh, trunk, *, longest: int, rows: int):
-        self.mesh, self.trunk, self.longest = mesh, trunk, longest
+        self.model, self.mesh, self.trunk, self.longest = model, mesh, trunk, longest
         self.rows = round_up(rows, mesh)
         self.tokens = 0  # scored so far
 
         def logprobs(trunk, leaves, batch):
             return steps.score_logprobs(model, trunk, leaves, batch)
 
-        def rewards(trunk, leaves, batch):
-            return steps.score_rewards(model, trunk, leaves, batch)
+        def rewards_as(granularity):
+            return lambda trunk, leaves, batch: reward_steps.score_member_rewards(model, trunk, leaves, batch, granularity).T
 
         self._logprobs = sharding.compile_step(logprobs, mesh)
-        self._rewards = sharding.compile_step(rewards, mesh)
+        self._rewards = {kind: sharding.compile_step(rewards_as(kind), mesh) for kind in ("response", "token")}
 
     @property
     def traces(self) -> int:
         """How often a scorer was traced so far: once a length bucket and kind of leaves."""
-        return self._logprobs.traces + self._rewards.traces
+        return self._logprobs.traces + sum(step.traces for step in self._rewards.values())
 
     def logprobs(self, leaves, examples: list[Example]) -> np.ndarray:
         """log pi(y|x) of each response, nats a sequence, EOS included where it was sampled. float64 [n]."""
         return self._run(examples, lambda chunk, length: self._logprobs(
             self.trunk, leaves, sharding.put_batch(batching.token_rows(chunk, length, self.rows), self.mesh)).sum(-1))
 
-    def rewards(self, leaves, examples: list[Example]) -> np.ndarray:
-        """The reward's logit for each response. float64 [n]."""
-        return self._run(examples, lambda chunk, length: self._rewards(
+    def member_rewards(self, leaves, examples: list[Example], granularity: str = "response") -> np.ndarray:
+        """Each member's reward of each response (see `reward_steps.score_member_rewards`). float64 [E, n]."""
+        members = jax.tree.leaves(leaves["members"])[0].shape[0] if "members" in leaves else 1
+        return self._run(examples, lambda chunk, length: self._rewards[granularity](
             self.trunk, leaves, sharding.put_batch(
-                batching.reward_rows(chunk, [1.0] * len(chunk), length, self.rows), self.mesh)))
+                batching.reward_rows(chunk, [1.0] * len(chunk), length, self.rows), self.mesh)), (members,)).T
 
-    def _run(self, examples, score) -> np.ndarray:
-        out = np.zeros(len(examples), np.float64)
+    def rewards(self, leaves, examples: list[Example], granularity: str = "response", combine: str = "mean") -> np.ndarray:
+        """The reward of each response, its members made one by `combine`. float64 [n]."""
+        return np.asarray(reward_steps.combined(self.member_rewards(leaves, examples, granularity), combine, np), np.float64)
+
+    def _run(self, examples, score, inner: tuple[int, ...] = ()) -> np.ndarray:
+        out = np.zeros((len(examples), *inner), np.float64)
         sizes = np.array([len(e.prompt) + len(e.response) for e in examples])
         self.tokens += int(sizes.sum())
         order = np.argsort(sizes, kind="stable")
