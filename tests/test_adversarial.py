@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from irl_jax import checkpoint, stages
+from irl_jax import checkpoint, stages, workdir
 from irl_jax.errors import UserError
 from irl_jax.stages import context as contexts
 
@@ -137,7 +137,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path):
 
 def _continue(path, other, config):
     """Runs the adversarial stage of another config on what a finished run has trained before."""
-    other.mkdir()
+    with workdir.Workdir(other, config):
+        pass
     for name in ("pretrain", "sft", "sample", "samples", "reward"):
         os.symlink(path / name, other / name)
     stages.run_pipeline(config, other, ("adversarial",))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from irl_jax.objectives import advantage, policy, reward, sequence
+from irl_jax.objectives import advantage, policy, preference, reward, sequence
 
 BETA = 0.7
 TOKENS = np.array([[0, 0], [1, 0], [2, 0], [1, 1], [1, 2], [2, 1], [2, 2]])
@@ -64,14 +64,14 @@ def test_the_enumeration_is_a_distribution():
 
 
 def test_score_function_has_the_gradient_of_the_expected_return_of_the_sequence():
-    got = expected_gradient(lambda logp, w: policy.score_function(logp, MASK, REWARDS, w)[0])
+    got = expected_gradient(lambda logp, w: policy.score_function(logp, MASK, REWARDS[:, None], w)[0])
     np.testing.assert_allclose(-got, jax.grad(exact_return)(jnp.asarray(THETA)), atol=1e-12)
 
 
 def test_k1_in_the_reward_has_the_gradient_of_the_penalised_objective():
     def loss(logp, w):
         penalised = policy.penalised_reward(REWARDS, logp, token_logprobs(jnp.asarray(REFERENCE)), MASK, BETA)
-        return policy.score_function(logp, MASK, penalised, w)[0]
+        return policy.score_function(logp, MASK, penalised[:, None], w)[0]
 
     exact = jax.grad(lambda theta: exact_return(theta) - BETA * exact_kl(theta))(jnp.asarray(THETA))
     np.testing.assert_allclose(-expected_gradient(loss), exact, atol=1e-12)
@@ -121,7 +121,7 @@ def tuples_gradient(estimator, samples):
         total = 0.0
         for k in range(samples):
             rows = tuples[:, k]
-            total += policy.score_function(logp[rows], MASK[rows], advantages[:, k], weights)[0]
+            total += policy.score_function(logp[rows], MASK[rows], advantages[:, k, None], weights)[0]
         return total / samples
 
     return -jax.grad(loss)(jnp.asarray(THETA))
@@ -129,7 +129,7 @@ def tuples_gradient(estimator, samples):
 
 def test_no_gradient_through_advantages_reference_or_penalised_reward():
     logp, ones = jnp.log(jnp.full((2, 2), 0.5)), jnp.ones(2)
-    assert np.all(jax.grad(lambda a: policy.score_function(logp, jnp.ones((2, 2)), a, ones)[0])(ones) == 0)
+    assert np.all(jax.grad(lambda a: policy.score_function(logp, jnp.ones((2, 2)), a[:, None], ones)[0])(ones) == 0)
     assert np.all(jax.grad(lambda ref: policy.k2(logp, ref, jnp.ones((2, 2)), ones)[0])(logp - 1) == 0)
     assert np.all(jax.grad(lambda r: policy.penalised_reward(r, logp, logp, jnp.ones((2, 2)), 1.0).sum())(ones) == 0)
 
@@ -139,7 +139,7 @@ def test_score_function_and_k2_by_hand():
     mask = np.array([[1.0, 1, 0], [1, 0, 0], [1, 1, 1]])
     reference = np.array([[-2.0, -2.5, 5.0], [-0.25, 5.0, 5.0], [0.0, 0.0, 0.0]])
     weights = np.array([1.0, 1.0, 0.0])
-    loss, weight = policy.score_function(logp, mask, np.array([2.0, -1.0, 100.0]), weights)
+    loss, weight = policy.score_function(logp, mask, np.array([[2.0], [-1.0], [100.0]]), weights)
     assert (float(loss), float(weight)) == (2 * 3 - 0.5, 2)
     np.testing.assert_allclose(policy.log_ratio(logp, reference, mask), [1.5, -0.25, -3])
     loss, weight = policy.k2(logp, reference, mask, weights)
@@ -172,7 +172,13 @@ def test_fully_masked_inputs_give_zero_sum_zero_weight_and_zero_gradient():
     zeros = np.zeros((2, 3))
     for loss in (
         lambda x: sequence.negative_logprob(x, zeros),
-        lambda x: policy.score_function(x, zeros, np.ones(2), np.zeros(2)),
+        lambda x: policy.score_function(x, zeros, np.ones((2, 3)), np.zeros(2)),
+        lambda x: policy.ppo_clip(x, x, zeros, np.ones((2, 3)), np.zeros(2), 0.2),
+        lambda x: policy.k3(x, x - 1, zeros, np.zeros(2)),
+        lambda x: policy.k3_weighted(x, x, x - 1, zeros, np.zeros(2)),
+        lambda x: policy.value_loss(x, zeros, zeros, np.zeros(2)),
+        lambda x: policy.entropy_bonus(x, zeros, np.zeros(2)),
+        lambda x: preference.dpo(x[:, 0], x[:, 1], x[:, 0], x[:, 1], np.zeros(2), 0.1),
         lambda x: policy.k2(x, x, zeros, np.zeros(2)),
         lambda x: reward.bce(x[:, 0], np.ones(2), np.zeros(2)),
         lambda x: reward.bradley_terry(x[:, 0], x[:, 1], np.zeros(2)),

@@ -201,7 +201,8 @@ def value_loss(values_BxT: Array, returns_BxT: Array, mask_BxT: Array, weights_B
     Returns:
         (sum in squared reward units, number of sequences).
     """
-    return _token_sum(0.5 * jnp.square(values_BxT - jax.lax.stop_gradient(returns_BxT)), mask_BxT, weights_B)
+    error_BxT = _inside(values_BxT, mask_BxT) - jax.lax.stop_gradient(_inside(returns_BxT, mask_BxT))
+    return _token_sum(0.5 * jnp.square(error_BxT), mask_BxT, weights_B)
 
 
 def next_beta(beta: Array, kl: Array, target: float, rate: float = 0.1, clip: float = 0.2) -> Array:
