@@ -116,6 +116,8 @@ def _run(arguments, overrides) -> int:
 
 def _generate(arguments, _) -> int:
     _check_source(arguments, arguments.prompts, "--prompts")
+    if arguments.agreement is not None and not (arguments.reward and arguments.best_of > 1):
+        raise UserError("--agreement: needs --reward, an ensemble, and --best_of above 1")
     if arguments.best_of > 1 and not arguments.reward:
         raise UserError("--best_of: needs --reward, the reward that chooses")
     if arguments.reward and arguments.samples > 1:
@@ -196,12 +198,14 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         add = verbs[verb].add_argument
         add("--model", metavar="DIR", help="a Hugging Face folder or hub name")
         add("--workdir", metavar="W", help="... or a run's folder")
-        add("--role", metavar="ROLE", help="with --workdir: init, sft, policy or policy/<recipe>; default: sft")
+        add("--role", metavar="ROLE", help="with --workdir: init, sft or a method such as policy/init_sft; default: sft")
         add("--reward", metavar="RECIPE", help="with --workdir: a learnt reward, such as init_sft")
         add("--out", required=True, metavar="O.jsonl", help="where the records go")
     add = verbs["generate"].add_argument
     add("--prompts", required=True, metavar="P.jsonl", help="records with a prompt")
     add("--best_of", type=_number(int, 1), default=1, metavar="N", help="with --reward: the best of N samples")
+    add("--agreement", type=_number(float, 0), metavar="A",
+        help="with --best_of and an ensemble: go on to more samples only while the members' mean gain is above A of their deviations")
     add("--samples", type=_number(int, 1), default=1, metavar="K", help="samples a prompt; default 1")
     add("--temperature", type=_number(float, 0), default=1.0, metavar="T", help="0 is greedy; default 1")
     add("--top_k", type=_number(int, 0), default=0, metavar="K", help="only the K likeliest tokens; 0 is all")

@@ -162,3 +162,64 @@ def tilting(rewards_PxM: Array, golden_PxM: Array, betas, trusted_share: float =
         rows.append(dict(beta=beta, golden=mean, stderr=stderr, kl=kl, kl_stderr=kl_stderr, ess=ess,
                          trusted=ess >= trusted_share * samples))
     return jsonable(rows)
+
+
+class Agreed(NamedTuple):
+    """golden, stderr: of the responses chosen, over prompts. mean_n: samples looked at. plain_golden, plain_stderr: of best-of-max
+    by the members' mean on the same samples. max_n: the largest n."""
+
+    golden: float
+    stderr: float
+    mean_n: float
+    plain_golden: float
+    plain_stderr: float
+    max_n: int
+
+
+def agreed_choice(rewards_ExM: Array, ns, agreement: float) -> tuple[int, int]:
+    """Best-of-n that stops raising n where an ensemble's members disagree about the gain.
+
+    The choice among the first n samples is the one with the largest mean reward over members. n is raised along `ns`; the
+    choice moves to a better sample only while mean_e(gain) > agreement * std_e(gain), the gain being what the sample has
+    over the present choice by each member; the first step on which they disagree ends it.
+
+    Args:
+      rewards_ExM: each member's rewards of one prompt's samples. ns: ascending, the first at least 1. agreement: 0 never stops.
+
+    Returns:
+      (index of the chosen sample, n reached).
+    """
+    rewards = np.asarray(rewards_ExM, np.float64)
+    mean = rewards.mean(0)
+    reached = int(ns[0])
+    choice = int(np.argmax(mean[:reached]))
+    for n in ns[1:]:
+        better = int(np.argmax(mean[:n]))
+        gain = rewards[:, better] - rewards[:, choice]
+        if better != choice and not gain.mean() > agreement * gain.std():
+            break
+        choice, reached = better, int(n)
+    return choice, reached
+
+
+def agreed_best_of_n(rewards_ExPxM: Array, golden_PxM: Array, ns, agreement: float) -> Agreed:
+    """`agreed_choice` on blocks of max(ns) consecutive samples of each prompt, and plain best-of-max(ns) beside it.
+
+    Args:
+      rewards_ExPxM: members' rewards. golden_PxM: golden of the same samples. ns: n of the curve; those above M are left out.
+      agreement: see `agreed_choice`.
+
+    Returns:
+      Agreed, standard errors over prompts.
+    """
+    rewards, golden = np.asarray(rewards_ExPxM, np.float64), np.asarray(golden_PxM, np.float64)
+    ns = sorted(n for n in set(ns) if n <= golden.shape[1])
+    size = ns[-1]
+    agreed, plain, reached = [], [], []
+    for p in range(golden.shape[0]):
+        starts = range(0, golden.shape[1] - size + 1, size)
+        choices = [agreed_choice(rewards[:, p, start : start + size], ns, agreement) for start in starts]
+        agreed.append(np.mean([golden[p, start + index] for start, (index, _) in zip(starts, choices, strict=True)]))
+        plain.append(np.mean([golden[p, start + np.argmax(rewards[:, p, start : start + size].mean(0))] for start in starts]))
+        reached.append(np.mean([n for _, n in choices]))
+    return Agreed(*mean_stderr(np.array(agreed)), float(np.mean(reached)), *mean_stderr(np.array(plain)), size)

@@ -301,3 +301,33 @@ def divergences(demo_log_ratio: Array, policy_log_ratio: Array) -> dict:
     for name, (value, stderr) in dict(forward_kl=forward, reverse_kl=reverse, jensen_shannon=bounded).items():
         numbers |= {name: value, f"{name}_stderr": stderr}
     return jsonable(numbers)
+
+
+def coverage(counts_PxM: Array, shares_M: Array, resamples: int = 200) -> dict:
+    """How much of a demonstrator's kinds of sentences a policy covers, from counts of kinds by prompt; the last kind is "other".
+
+    coverage = sum_m min(q_m, p_m) / sum_m p_m over the demonstrator's kinds, with p and q the shares of all sentences that are of
+    kind m, the demonstrator's and the policy's: 1 where the policy gives every kind at least its share. kind_entropy is that of
+    q within the demonstrator's kinds, nats; other_kinds the share of sentences of no such kind.
+
+    Args:
+      counts_PxM: sentences of each kind, for each prompt. shares_M: p, summing to 1. resamples: bootstraps over prompts.
+
+    Returns:
+      JSON-ready dict of the three, each with its `_stderr` (bootstrap over prompts, of a fixed seed).
+    """
+    counts, shares = np.asarray(counts_PxM, np.float64), np.asarray(shares_M, np.float64)
+    draws = np.random.default_rng(0).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=resamples)
+    sampled = np.array([_coverage(weights @ counts, shares) for weights in draws])
+    names = ("coverage", "kind_entropy", "other_kinds")
+    out = {}
+    for name, value, stderr in zip(names, _coverage(counts.sum(0), shares), sampled.std(0, ddof=1), strict=True):
+        out |= {name: value, f"{name}_stderr": stderr}
+    return jsonable(out)
+
+
+def _coverage(counts_M: np.ndarray, shares_M: np.ndarray) -> tuple[float, float, float]:
+    q = counts_M / max(counts_M.sum(), 1.0)
+    within = q[:-1] / q[:-1].sum() if q[:-1].sum() else q[:-1]
+    entropy = -float(np.sum(within * np.log(np.where(within > 0, within, 1.0))))
+    return float(np.minimum(q, shares_M)[:-1].sum() / shares_M[:-1].sum()), entropy, float(q[-1])

@@ -6,13 +6,14 @@ import time
 
 import numpy as np
 
-from irl_jax import loop, workdir
-from irl_jax.config import LEARNT
+from irl_jax import loop, variants, workdir
+from irl_jax.config import GROUPS
 from irl_jax.evaluation import best_of_n, golden, metrics
-from irl_jax.stages import judging, recipe_data, sampling
+from irl_jax.stages import divergences, judging, over_training, recipe_data, sampling, scoring
 
 TILTING_BETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 COMPARED_N = 16  # best-of-16 is what the paired comparisons are about
+BASELINE = "policy/init_sft"  # what the other trained policies are compared with, at the same KL
 
 
 def run(context) -> dict:
@@ -30,8 +31,9 @@ def _evaluate(context) -> None:
     judge = None
     if config.golden.kind != "none":
         judge = golden.make_judge(config, context.world, context.directory("evaluate"))
-    recipes = [*config.reward.recipes, *(c for c in config.reward.controls if judge or c != "golden")]
-    policies = [f"policy/{recipe}" for recipe in config.policy.recipes]
+    learnt = [method.name for method in variants.methods(config, "reward")]
+    recipes = [*learnt, *(c for c in config.reward.controls if judge or c != "golden")]
+    policies = [method.role for group in GROUPS if group != "reward" for method in variants.methods(config, group)]
     for role in policies:
         sampling.draw(context, role, "eval", config.sample.policy_samples)
     sets = {role: samples_of(context, judge, role) for role in ("init", "sft", *policies)}
@@ -45,10 +47,13 @@ def _evaluate(context) -> None:
     }
     results["rewards"], per_prompt = _rewards(context, judge, sets["sft"], recipes)
     results["paired"] = _paired(sets, per_prompt, policies) if judge else []
-    results["divergences"] = _divergences(context, sets) if context.world else None
+    results["divergences"] = divergences.of_policies(context, sets) if context.world else None
+    curves = over_training.curves(context, judge, policies)
+    _compare_at_kl(results["policies"], curves)
     results["timing"] = {}
     workdir.write_json(context.workdir.path / "results.json", results)
-    workdir.write_json(context.directory("evaluate") / "report.json", _report_material(sets, recipes, policies, judge))
+    workdir.write_json(context.directory("evaluate") / "report.json", {
+        **_report_material(sets, recipes, policies, judge), "over_training": curves})
     _say(context, results)
 
 
@@ -91,6 +96,7 @@ def _rewards(context, judge, sft, recipes):
     heldout, positives, groups = judging.Judged(context, judge, [*parts[0], *parts[1]]), len(parts[0]), recipe_data.prompt_numbers(parts)
     pairs = _heldout_pairs(context, judge)
     gold = sft.by_prompt(sft.golden) if judge else None
+    learnt = {method.name: method for method in variants.methods(context.config, "reward")}
     rows, per_prompt = {}, {}
     for recipe in recipes:
         values = sft.by_prompt(sft.reward(recipe))
@@ -98,9 +104,11 @@ def _rewards(context, judge, sft, recipes):
         auc, auc_stderr = metrics.auc(on_samples[:positives], on_samples[positives:], groups)
         row = {"heldout_auc": auc, "heldout_auc_stderr": auc_stderr, "auc_sft_against_init": auc, "auc_sft_against_init_stderr": auc_stderr,
                "pair_accuracy": None, "spearman_golden": None, "best_of_n": [], **_spearman("length", values, sft.by_prompt(sft.lengths))}
-        if recipe in LEARNT:
+        if per_recipe := learnt.get(recipe):
             own = workdir.read_json(context.directory(f"reward/{recipe}") / "heldout.json")
             row["heldout_auc"], row["heldout_auc_stderr"] = own["auc"], own["auc_stderr"]
+            if per_recipe.config.reward.ensemble > 1:
+                row |= _ensemble(context, recipe, own, sft, gold)
         if pairs is not None:
             chosen, rejected = np.split(pairs.reward(recipe), 2)
             row["pair_accuracy"], row["pair_accuracy_stderr"] = metrics.pair_accuracy(chosen, rejected)
@@ -117,6 +125,29 @@ def _rewards(context, judge, sft, recipes):
         gap = metrics.auc_difference(learnt[:positives], learnt[positives:], exact[:positives], exact[positives:], groups)
         rows["init_sft"]["auc_minus_log_ratio"] = gap._asdict()
     return rows, per_prompt
+
+
+def _ensemble(context, name: str, own: dict, sft, gold) -> dict:
+    """What the members of an ensemble say one by one, and best-of-n that stops where they disagree."""
+    members_ExPxM = np.stack([sft.by_prompt(values) for values in scoring.member_rewards(context, name, sft.examples)])
+    row = {"members": [{"heldout_auc": auc} for auc in own["member_aucs"]],
+           "disagreement": float(members_ExPxM.std(0).mean() / max(members_ExPxM.mean(0).std(axis=1).mean(), 1e-12))}
+    if gold is not None:
+        for member, values in zip(row["members"], members_ExPxM, strict=True):
+            member |= _spearman("golden", values, gold)
+        config = context.config.eval
+        row["best_of_agreed"] = best_of_n.agreed_best_of_n(members_ExPxM, gold, config.best_of, config.agreement)._asdict()
+    return row
+
+
+def _compare_at_kl(policies: dict, curves: dict) -> None:
+    """Adds to each trained policy `at_same_kl`: its golden less that of the baseline's training where its KL was the same."""
+    if BASELINE not in curves:
+        return
+    for role, row in policies.items():
+        if "/" in role and role != BASELINE:
+            there = over_training.at_same_kl(curves[BASELINE], row["kl_to_sft"], policies["sft"]["golden_mean"])
+            row["at_same_kl"] = None if there is None else row["golden_mean"] - there
 
 
 def _spearman(name: str, values, others) -> dict:
@@ -144,34 +175,6 @@ def _paired(sets, best, policies) -> list[dict]:
     rows += [(f"{role} - sft", mean[role], mean["sft"]) for role in policies]
     rows += [(f"{role} - sft, length in tokens", length[role], length["sft"]) for role in policies]
     return [{"name": name, **metrics.paired_difference(a, b)._asdict(), "n": len(a)} for name, a, b in rows]
-
-
-def _divergences(context, sets) -> dict:
-    """Forward and reverse KL to the demonstrator (nats a sequence), with what the reverse KL is made of."""
-    world, count = context.world, context.config.eval.divergence_prompts
-    demo_all = sets["demo"]
-    demo = judging.Judged(context, None, [e for e in demo_all.examples if e.source < count])
-    demo_law = _demonstrator_logprob(context, demo)
-    out = {}
-    for role, judged in sets.items():
-        if role == "demo":
-            continue
-        some = _first_samples(judged, count, context.config.sample.policy_samples)
-        policy = judging.Judged(context, None, [judged.examples[i] for i in some], {role: judged.logprob(role)[some]})
-        law = _demonstrator_logprob(context, policy)
-        out[role] = {**metrics.divergences(demo_law - demo.logprob(role), policy.by_prompt(law - policy.logprob(role))),
-                     **world.grammar_report(*policy.texts)}
-    return out
-
-
-def _first_samples(judged, prompts: int, samples: int) -> np.ndarray:
-    each = len(judged.examples) // len({e.source for e in judged.examples})
-    return np.array([p * each + k for p in range(min(prompts, len(judged.examples) // each)) for k in range(min(samples, each))])
-
-
-def _demonstrator_logprob(context, judged) -> np.ndarray:
-    return np.asarray(context.world.demonstrator_logprobs(
-        judged.texts[0], [list(map(int, e.response)) for e in judged.examples]), np.float64)
 
 
 def _report_material(sets, recipes, policies, judge) -> dict:

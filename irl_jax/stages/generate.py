@@ -7,10 +7,11 @@ import sys
 import jax
 import numpy as np
 
-from irl_jax import hf, sampler, sharding, workdir
-from irl_jax.config import LEARNT, default
+from irl_jax import hf, sampler, sharding, variants, workdir
+from irl_jax.config import GROUPS, default
 from irl_jax.data import sources, tokenize
 from irl_jax.errors import UserError
+from irl_jax.evaluation import best_of_n
 from irl_jax.stages import scoring
 from irl_jax.stages.context import Context, Reader
 
@@ -20,7 +21,7 @@ def generate(args) -> None:
 
     `logprob` is the model's own (temperature 1, unfiltered), summed over the response's tokens, EOS included where it was
     sampled ("ended"); `tokens` counts them. With --reward and --best_of=N, the best of N samples by that reward is written,
-    with its "reward".
+    with its "reward"; with --agreement=A and an ensemble, the one that its members agree on (`best_of_n.agreed_choice`).
     """
     records = _read(args.prompts, ("prompt",))
     context, role = _context(args)
@@ -35,11 +36,12 @@ def generate(args) -> None:
     drawn = _draw(context, role, prompts, samples, limit, args)
     examples = scoring.examples_of(prompts, drawn.tokens, drawn.mask, drawn.ended)
     logprobs = np.asarray(drawn.logprobs, np.float64).sum(-1).reshape(-1)
-    rewards = _rewards(context, args.reward, examples) if args.reward else None
+    rewards = scoring.rewards(context, args.reward, examples) if args.reward else None
+    members = _members(context, args, examples)
     lines = []
     for p, (_, record) in enumerate(records):
         mine = range(p * samples, (p + 1) * samples)
-        for i in [max(mine, key=lambda i: rewards[i])] if args.reward else mine:
+        for i in [_best(mine, rewards, members, args)] if args.reward else mine:
             line = {**record, "response": _text(context, examples[i]), "logprob": float(logprobs[i]),
                     "tokens": len(examples[i].response), "ended": examples[i].ended}
             if args.reward:
@@ -67,7 +69,7 @@ def score(args) -> None:
                             "shorten the record")
     context.config.eval.batch_size = min(context.config.eval.batch_size, len(records))  # few records, few rows
     logprobs = context.scorer.logprobs(context.leaves(role), kept)
-    rewards = _rewards(context, args.reward, examples) if args.reward else None
+    rewards = scoring.rewards(context, args.reward, examples) if args.reward else None
     lines = []
     for i, (_, record) in enumerate(records):
         line = {**record, "logprob": float(logprobs[i]), "tokens": len(kept[i].response)}
@@ -102,13 +104,14 @@ def _context(args) -> tuple[Context, str]:
         config.data.source, config.model.path, config.adapter.rank = "file", str(args.model), 0
         return _Reading(config), "init"
     config = workdir.read_config(args.workdir)
-    policies, rewards = config.policy.recipes, [r for r in LEARNT if r in config.reward.recipes]
+    by_group = {group: [method.role for method in variants.methods(config, group)] for group in GROUPS}
+    rewards = [role.removeprefix("reward/") for role in by_group.pop("reward")]
     role = args.role or "sft"
-    if role == "policy":
-        if not policies:
-            raise UserError(f"--role=policy: {args.workdir} has trained no policy (its policy.recipes is empty)")
-        role = f"policy/{policies[0]}"
-    known = ("init", "sft", *(f"policy/{recipe}" for recipe in policies))
+    if role in by_group:  # a group's name stands for its first method
+        if not by_group[role]:
+            raise UserError(f"--role={role}: {args.workdir} has trained none (its {role}.recipes is empty)")
+        role = by_group[role][0]
+    known = ("init", "sft", *(known_role for roles in by_group.values() for known_role in roles))
     if role not in known:
         raise UserError(f"--role: unknown role '{role}'; one of {', '.join(known)}")
     if args.reward and args.reward not in (*rewards, "log_ratio"):
@@ -152,7 +155,18 @@ def _draw(context, role, prompts, samples, limit, args):
         min(rows, scoring.round_up(len(prompts), context.mesh)), jax.random.key(args.seed), put=context.put, progress="generate")
 
 
-def _rewards(context, recipe: str, examples) -> np.ndarray:
-    if recipe == "log_ratio":
-        return context.scorer.logprobs(context.leaves("sft"), examples) - context.scorer.logprobs(None, examples)
-    return context.scorer.rewards(context.leaves(f"reward/{recipe}"), examples)
+def _best(mine, rewards, members, args) -> int:
+    """The sample of one prompt that is written: the best by the reward, or the one that the members agree on."""
+    if members is None:
+        return max(mine, key=lambda i: rewards[i])
+    ns = [n for n in (2**power for power in range(args.best_of.bit_length())) if n < args.best_of] + [args.best_of]
+    return mine[best_of_n.agreed_choice(members[:, mine.start : mine.stop], ns, args.agreement)[0]]
+
+
+def _members(context, args, examples):
+    """The members' rewards [E, n] where --agreement asks for them, else None."""
+    if args.agreement is None:
+        return None
+    if args.reward == "log_ratio" or variants.find(context.config, f"reward/{args.reward}").config.reward.ensemble == 1:
+        raise UserError(f"--agreement: the reward '{args.reward}' is no ensemble; train one with reward.ensemble above 1, or drop the flag")
+    return scoring.member_rewards(context, args.reward, examples)

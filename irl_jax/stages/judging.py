@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from irl_jax.config import LEARNT
 from irl_jax.evaluation import metrics
+from irl_jax.stages import scoring
 
 
 class Judged:
@@ -57,8 +57,7 @@ class Judged:
             return self.lengths
         if recipe == "random":
             return np.random.default_rng([self.context.config.seed, len(self.examples)]).standard_normal(len(self.examples))
-        assert recipe in LEARNT, recipe
-        return self.context.scorer.rewards(self.context.leaves(f"reward/{recipe}"), self.examples)
+        return scoring.rewards(self.context, recipe, self.examples)
 
     def first_of_each_prompt(self) -> list:
         """One response a prompt, so that policies with unlike numbers of samples compare."""

@@ -11,10 +11,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from irl_jax.stages import STAGES
 from irl_jax.stages.plots import CONTROLS, DPI, Plot, draw_all, golden_label, number
 from irl_jax.workdir import read_json, read_jsonl, write_json
 
-TIMED = ("pretrain", "sft", "sample", "reward", "policy", "evaluate")
+TIMED = tuple(stage for stage in STAGES if stage != "report")
 MISSING = "–"
 BEST_OF = (4, 16, 50)  # columns of the best-of-n table, where measured
 OPEN_SAMPLES = 3  # prompts shown unfolded

@@ -64,7 +64,7 @@ def read_sentence(words: tuple[str, ...]) -> Meaning:
     if len(body) >= 3 and body[-3] == "," and body[-2:] in _ADDRESSES:
         body = body[:-3]
     if not body or body in _DECOR:
-        return Meaning("decor")
+        return Meaning("decor", body)
     if body == v.REFUSAL:
         return Meaning("refuse")
     if body in v.INSULTS:

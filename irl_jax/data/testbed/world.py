@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from irl_jax.data.sources import Corpus, PairRecord, Record
-from irl_jax.data.testbed import golden, grammar, vocabulary
+from irl_jax.data.testbed import coverage, golden, grammar, vocabulary
 from irl_jax.data.testbed import prompts as prompt_module
 from irl_jax.data.testbed.automaton import sample, token_logprobs
 from irl_jax.errors import UserError
@@ -53,6 +53,10 @@ class World(NamedTuple):
     def write_initially(self, prompts: Sequence[str], seed: int) -> list[list[int]]:
         """One response of the initial writer for each prompt: token ids, EOS included."""
         return _write(self.initial, prompts, generator(seed, "write_initially"))
+
+    def sentence_counts(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        """How often each kind of sentence stands in each response, float64 [n, kinds]; the last kind is "other" (see `coverage`)."""
+        return coverage.kind_counts(prompts, responses)
 
     def grammar_report(self, prompts: Sequence[str], responses: Sequence) -> dict[str, float]:
         """How far responses (texts, or token ids) lie off the demonstrator's grammar.

@@ -1,0 +1,58 @@
+"""Reward against golden while a policy was trained: where the one rises and the other falls, the reward was over-optimised."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from irl_jax import workdir
+from irl_jax.evaluation import metrics
+
+
+def curves(context, judge, roles) -> dict:
+    """{role: {"step", "reward", "reward_stderr", "golden", "golden_stderr", "kl": lists}} of the rollouts that training kept.
+
+    `reward` is the raw one that was optimised, `kl` the mean log-ratio to the policy's reference (k1, nats a sequence), each a mean
+    over the kept batch with its standard error over samples. Golden is judged here, after training; without a judge, no curve.
+    """
+    out = {}
+    for role in roles if judge else ():
+        files = sorted((context.workdir.path / role / "rollouts").glob("*.npz"), key=lambda path: int(path.stem))
+        if files:
+            out[role] = _curve(context, judge, files)
+    return out
+
+
+def at_same_kl(curve, kl: float, start: float) -> float | None:
+    """Golden of a training curve where its KL was `kl`, by linear interpolation; None beyond its largest KL.
+
+    Args:
+      curve: from `curves`. kl: nats a sequence. start: golden at KL 0, of the policy that training began with.
+    """
+    reached = np.maximum.accumulate([0.0, *curve["kl"]])
+    golden = np.array([start, *curve["golden"]])
+    if not 0 <= kl <= reached[-1]:
+        return None
+    keep = np.concatenate([[True], np.diff(reached) > 0])
+    return float(np.interp(kl, reached[keep], golden[keep]))
+
+
+def _curve(context, judge, files) -> dict:
+    curve = {name: [] for name in ("step", "reward", "reward_stderr", "golden", "golden_stderr", "kl")}
+    for path in files:
+        arrays = workdir.load_arrays(path)
+        golden = np.asarray(judge.score(*_texts(context, arrays)), np.float64)
+        curve["step"].append(int(path.stem))
+        curve["kl"].append(float(arrays["kl"].mean()))
+        for name, values in (("reward", arrays["reward"]), ("golden", golden)):
+            mean, stderr = metrics.mean_stderr(values)
+            curve[name].append(mean)
+            curve[f"{name}_stderr"].append(stderr)
+    return curve
+
+
+def _texts(context, arrays) -> tuple[list[str], list[str]]:
+    prompts, responses = [], []
+    for row, middle, end in zip(arrays["tokens"], arrays["prompt_lengths"], arrays["lengths"], strict=True):
+        prompts.append(context.text(row[:middle]))
+        responses.append(context.text(row[middle:end]))
+    return prompts, responses
