@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from irl_jax import checkpoint, stages, workdir
+from irl_jax import checkpoint, cli, stages, workdir
 from irl_jax.errors import UserError
 from irl_jax.stages import context as contexts
+from irl_jax.stages import recipe_data, scoring
 
 SMALL = {"model__num_layers": 1, "model__width": 16, "model__num_heads": 2, "model__num_kv_heads": 2, "model__mlp_width": 32,
          "data__max_response_tokens": 24, "policy__steps": 2, "policy__recipes": (), "reward__recipes": ("init_sft",),
@@ -49,7 +50,8 @@ def finished(tmp_path_factory):
     """A run in which every line above is a method."""
     path = tmp_path_factory.mktemp("runs") / "w"
     config = config_with(*variants_of("adversarial", "demo", LOOP), *variants_of("policy", "init_sft", FIXED), "adversarial/sft = sft",
-                         "policy/dense = log_ratio_dense", "policy/dense_gamma = log_ratio_dense policy.gamma=0.5", "policy/end = log_ratio")
+                         "reward/ens = init_sft reward.ensemble=2", "reward/residual = init_sft reward.length_residual=true",
+                         "policy/ens = ens", "policy/residual = residual", "policy/dense = log_ratio_dense", "policy/dense_gamma = log_ratio_dense policy.gamma=0.5", "policy/end = log_ratio")
     stages.run_pipeline(config, path, ("pretrain", "sft", "sample", "reward", "policy", "adversarial"))
     return path, contexts.Context(config, contexts.Reader(path))
 
@@ -70,9 +72,42 @@ def test_no_option_is_idle(finished, group, lines):
 
 def test_the_positives_and_the_closed_forms_differ(finished):
     _, context = finished
-    roles = ("adversarial/0", "adversarial/sft", "policy/dense", "policy/dense_gamma", "policy/end")
+    roles = ("adversarial/0", "adversarial/sft", "policy/0", "policy/ens", "policy/residual", "policy/dense", "policy/dense_gamma", "policy/end")
     found = [flat(context, role) for role in roles]
     assert all(not np.array_equal(found[i], found[j]) for i in range(len(found)) for j in range(i))
+
+
+def test_a_residual_reward_has_nothing_of_length_within_the_classes(finished):
+    _, context = finished
+    assert set(context.leaves("reward/residual")) == {"adapter", "head", "length"}
+    for part in recipe_data.data_of(context, "init_sft")[0]:
+        assert len({len(e.response) for e in part}) > 3
+    lengths, logits = [], []
+    for part in recipe_data.data_of(context, "init_sft")[0]:
+        own, h = np.array([len(e.response) for e in part], float), scoring.rewards(context, "residual", part)
+        lengths.append(own - own.mean()), logits.append(h - h.mean())
+    lengths, logits = np.concatenate(lengths), np.concatenate(logits)
+    assert abs(np.mean(lengths * logits)) < 1e-4 * lengths.std() * logits.std() + 1e-7
+    plain = scoring.rewards(context, "init_sft", part)
+    assert np.abs(plain - scoring.rewards(context, "residual", part)).max() > 1e-4
+
+
+def test_generate_with_an_ensemble_that_must_agree(finished, tmp_path, capsys):
+    path, context = finished
+    prompts, out = tmp_path / "p.jsonl", tmp_path / "o.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": context.text(e.prompt)}) + "\n" for e in context.demonstrations[:6]))
+    generate = ["generate", f"--workdir={path}", f"--prompts={prompts}", f"--out={out}", "--best_of=8", "--max_tokens=8"]
+    rewards = []
+    for flags in (["--reward=ens"], ["--reward=ens", "--agreement=0"], ["--reward=ens", "--agreement=1000000"]):
+        assert cli.main([*generate, *flags]) == 0
+        rewards.append([json.loads(line)["reward"] for line in out.read_text().splitlines()])
+    assert rewards[0] == rewards[1]  # 0 never stops
+    assert rewards[2] != rewards[0] and all(a <= b for a, b in zip(rewards[2], rewards[0], strict=True))
+    assert cli.main([*generate, "--reward=init_sft", "--agreement=1"]) == 2
+    assert "is no ensemble" in capsys.readouterr().err
+    assert cli.main([*generate, "--reward=ens", "--role=adversarial/sft"]) == 0
+    assert cli.main([*generate, "--reward=ens", "--role=adversarial/fst"]) == 2
+    assert "adversarial/sft" in capsys.readouterr().err
 
 
 def lines_of(path, role):

@@ -120,3 +120,31 @@ def test_tilting_recovers_an_exponential_family():
     row = bon.tilting(y, y, (2.0,))[0]
     assert row["golden"] == pytest.approx(0.5, abs=4 * row["stderr"] + 0.003)
     assert row["kl"] == pytest.approx(0.125, abs=4 * row["kl_stderr"] + 0.003)
+
+
+def test_agreed_choice_by_hand():
+    """Three members; the second half of the samples is better on average only by what one member says."""
+    rewards = np.array([[0.0, 1.0, 1.5, 9.0], [0.0, 1.2, 1.6, 0.0], [0.0, 0.8, 1.7, 0.0]])
+    # n = 1 -> 0; n = 2: sample 1, gains (1, 1.2, .8): mean 1 > std .16; n = 4: sample 3, gains (8, -1.2, -.8): mean 2 < std 4.2
+    assert bon.agreed_choice(rewards, (1, 2, 4), agreement=1.0) == (1, 2)
+    assert bon.agreed_choice(rewards, (1, 2, 4), agreement=0.0) == (3, 4)
+    assert bon.agreed_choice(rewards, (1, 2, 3, 4), agreement=1.0) == (2, 3)
+    assert bon.agreed_choice(rewards, (1, 2, 4), agreement=10.0) == (0, 1)
+    flat = np.zeros((2, 4))
+    assert bon.agreed_choice(flat, (1, 2, 4), agreement=1.0) == (0, 4)  # nothing better to disagree about
+
+
+def test_agreed_best_of_n_by_blocks():
+    rewards = np.array([[[0.0, 1.0, 5.0, 4.0]], [[0.0, 1.2, 5.0, 4.5]]])  # 2 members, 1 prompt, 2 blocks of 2
+    golden = np.array([[0.1, 0.2, 0.3, 0.4]])
+    got = bon.agreed_best_of_n(rewards, golden, (1, 2, 16), agreement=1.0)
+    assert (got.golden, got.plain_golden, got.mean_n, got.max_n) == (pytest.approx(0.25), pytest.approx(0.25), 2.0, 2)
+    stopped = bon.agreed_best_of_n(rewards, golden, (1, 2), agreement=1e6)
+    assert stopped.golden == pytest.approx((0.1 + 0.3) / 2) and stopped.mean_n == 1.5 and stopped.plain_golden == pytest.approx(0.25)
+
+
+def test_agreeing_members_are_plain_best_of_n():
+    rng = np.random.default_rng(0)
+    one, golden = rng.normal(size=(6, 32)), rng.normal(size=(6, 32))
+    got = bon.agreed_best_of_n(np.stack([one, one]), golden, (1, 4, 16), agreement=1.0)
+    assert got.golden == got.plain_golden and got.mean_n == 16

@@ -88,8 +88,9 @@ def test_every_step_is_traced_once_a_bucket_in_a_run(tmp_path):
         context = contexts.Context(config, place)
         for stage in (pretrain, sft, sample, reward, policy):
             stage.run(context)
-    assert {name: step.traces for name, step in context.steps.items()} == {
-        ("pretrain",): 1, ("sft",): 1, ("reward", "bce"): 1, ("reward", "bradley_terry"): 1, ("policy",): 1, ("rollout", False): 1}
+    assert {name: step.traces for name, step in context.steps.items() if step.traces != 1} == {}
+    kinds = [name[0] if name[0] != "reward" else name[1] for name in context.steps]
+    assert sorted(kinds) == ["advantages", "bce", "bradley_terry", "draw", "judge", "policy", "pretrain", "sft"]  # three rewards share one
     buckets = len({-(-len(e.prompt) // 8) for e in context.demonstrations + context.evaluation})
     (draw,) = context.samplers.values()
     assert draw.traces <= 2 * buckets  # init without and sft with an adapter

@@ -18,7 +18,7 @@ def require(context, wanted) -> None:
       UserError: `preference` without pairs on two prompts at least.
     """
     if "preference" in wanted and len({pair.chosen.prompt.tobytes() for pair in context.pairs}) < 2:
-        raise UserError("config.reward.recipes: 'preference' needs pairs; set data.preference_source to a JSONL file of "
+        raise UserError("config.reward.recipes (or dpo.recipes): 'preference' needs pairs; set data.preference_source to a JSONL file of "
                         "{prompt, chosen, rejected}, or leave the recipe out")
 
 
