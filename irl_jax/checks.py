@@ -26,6 +26,7 @@ _CHOICES = {
     "policy.advantage": ("reinforce", "rloo", "grpo", "gae"),
     "policy.surrogate": ("score_function", "ppo_clip"),
     "policy.kl": KL_FORMS,
+    "policy.start": ("sft", "init"),
     "policy.reference": ("sft", "init"),
     **{f"{stage}.schedule": ("cosine", "linear", "constant") for stage in TRAINED},
 }

@@ -188,6 +188,7 @@ def _policy() -> ConfigDict:
     p.kl = "k1_reward"  # where the KL stands: "k1_reward", "k2_loss", "k3_weighted_loss", or "k3_loss", which is GRPO's and whose
     #   gradient is that of the forward KL(reference || policy)
     p.target_kl = 0.0  # nats a sequence that beta is steered to hold; 0 keeps beta as it is
+    p.start = "sft"  # what the policy starts from: "sft" or "init"
     p.reference = "sft"  # "sft" or "init"
     p.entropy = 0.0  # weight of the entropy bonus: reward units per nat of the tokens' summed entropy
     p.max_kl = 0.0  # stop when the mean sequence KL passes this many nats; 0 never stops

@@ -34,7 +34,7 @@ FIXED = ("", "policy.advantage=reinforce", "policy.advantage=grpo", "policy.beta
          "policy.entropy=1.0", "policy.normalise_rewards=true", "policy.surrogate=ppo_clip policy.epochs=2",
          "policy.surrogate=ppo_clip policy.minibatches=2", "policy.surrogate=ppo_clip policy.epochs=2 policy.clip_ratio=0.000001",
          "policy.advantage=gae policy.value_coefficient=0.5", "policy.advantage=gae policy.value_coefficient=0.5 policy.gamma=0.5",
-         "policy.advantage=gae policy.value_coefficient=0.5 policy.gae_lambda=0.1", "policy.divergence=hellinger", "policy.samples=3")  # fmt: skip
+         "policy.advantage=gae policy.value_coefficient=0.5 policy.gae_lambda=0.1", "policy.divergence=hellinger", "policy.samples=3", "policy.start=init")  # fmt: skip
 
 
 def config_with(*variants, **changes):

@@ -33,7 +33,7 @@ class State(NamedTuple):
 
 
 def run(context) -> dict:
-    """Trains the adversarial policies of the run, from sft; leaves W/adversarial/<name>, and the last reward beside each."""
+    """Trains the adversarial policies of the run; leaves W/adversarial/<name>, and the last reward beside each."""
     return training.each_method(context, "adversarial", train_adversarial)
 
 

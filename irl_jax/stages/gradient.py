@@ -53,8 +53,8 @@ class PolicyGradient:
             lambda: policy_steps.make_policy_step(model, self.optimizer, self.settings, config.accumulate))
 
     def start(self):
-        """The state before the first update: the policy is sft, with a fresh value head where there is one."""
-        leaves = self.context.init_leaves("policy", f"{self.role}/leaves", self.context.leaves("sft"),
+        """The state before the first update: the policy is config.policy.start, with a fresh value head where there is one."""
+        leaves = self.context.init_leaves("policy", f"{self.role}/leaves", self.context.leaves(self.config.start),
                                           value=self.settings.advantage == "gae")
         return self.context.place(steps.init_state(leaves, self.optimizer, policy_steps.init_control(self.config.beta)))
 

@@ -7,7 +7,7 @@ from irl_jax.stages import gradient, sampling, scoring, training
 
 
 def run(context) -> dict:
-    """Trains the policies of the run, each against one reward and from sft; leaves W/policy/<name>."""
+    """Trains the policies of the run, each against one reward; leaves W/policy/<name>."""
     return training.each_method(context, "policy", train_policy)
 
 
