@@ -5,8 +5,8 @@ f-divergences, DPO, SPIN, rejection fine-tuning.
   python -m irl_jax run --config=configs/methods.py --workdir=runs/methods/seed-0       # one seed
   python -m irl_jax run --config=configs/methods.py:smoke --workdir=runs/methods-smoke  # under 5 minutes on 2 CPU cores
 
-World, model, sft and samples are the testbed's own (configs/testbed.py). Every policy starts from sft and gets as many samples;
-what differs is what the lines below say. docs/methods.md has the numbers to expect.
+World, model, sft and its samples are the testbed's own (configs/testbed.py). What differs between the methods is what the lines below
+say. docs/methods.md has the numbers to expect, docs/divergences.md those of the seven divergences.
 """
 
 from irl_jax.config import DIVERGENCES, default
@@ -34,8 +34,13 @@ POLICIES = (
     "policy/residual = init_sft_residual",
     "policy/token = init_sft_token policy.gamma=0.9",
 )
+# The seven divergences start from init, where the discriminator has something to tell: nothing but the loop takes them to the demonstrator.
+# Its head on frozen features learns faster than the policy moves; with an adapter and a faster policy the loop chases its own tail.
+CRITIC = "reward.body=frozen reward.head=mlp reward.learning_rate=0.003 adversarial.reward_updates=4"
 ADVERSARIAL = (
-    *(f"adversarial/{name} = demo policy.divergence={name}" for name in DIVERGENCES),
+    *(f"adversarial/{name} = demo policy.divergence={name} policy.start=init policy.beta=0.0 {CRITIC}" for name in DIVERGENCES),
+    f"adversarial/from_sft = demo policy.beta=0.02 {CRITIC}",
+    "adversarial/adapter = demo",
     "adversarial/sft = sft",
     "adversarial/token = demo reward.granularity=token policy.gamma=0.9",
 )
@@ -53,6 +58,8 @@ def get_config(name: str = ""):
     c.policy.steps = 40
     c.policy.batch_size = 8
     c.adversarial.rounds = 60
+    c.adversarial.reward_rows = 32
+    c.sample.policy_samples = 8
     if name == "smoke":
         _smoke(c)
     elif name:

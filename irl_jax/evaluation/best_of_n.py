@@ -202,7 +202,7 @@ def agreed_choice(rewards_ExM: Array, ns, agreement: float) -> tuple[int, int]:
     return choice, reached
 
 
-def agreed_best_of_n(rewards_ExPxM: Array, golden_PxM: Array, ns, agreement: float) -> Agreed:
+def agreed_best_of_n(rewards_ExPxM: Array, golden_PxM: Array, ns, agreement: float) -> Agreed | None:
     """`agreed_choice` on blocks of max(ns) consecutive samples of each prompt, and plain best-of-max(ns) beside it.
 
     Args:
@@ -210,10 +210,17 @@ def agreed_best_of_n(rewards_ExPxM: Array, golden_PxM: Array, ns, agreement: flo
       agreement: see `agreed_choice`.
 
     Returns:
-      Agreed, standard errors over prompts.
+      Agreed, standard errors over prompts; None where every n is above M.
+
+    Raises:
+      ValueError: the members' rewards are not [E, P, M] of golden's P and M, or not finite.
     """
     rewards, golden = np.asarray(rewards_ExPxM, np.float64), np.asarray(golden_PxM, np.float64)
+    if rewards.ndim != 3 or rewards.shape[1:] != golden.shape or not np.isfinite(rewards).all():
+        raise ValueError(f"members' rewards {rewards.shape} must be finite and [E, P, M], with golden {golden.shape} [P, M]")
     ns = sorted(n for n in set(ns) if n <= golden.shape[1])
+    if not ns:
+        return None
     size = ns[-1]
     agreed, plain, reached = [], [], []
     for p in range(golden.shape[0]):

@@ -307,27 +307,31 @@ def coverage(counts_PxM: Array, shares_M: Array, resamples: int = 200) -> dict:
     """How much of a demonstrator's kinds of sentences a policy covers, from counts of kinds by prompt; the last kind is "other".
 
     coverage = sum_m min(q_m, p_m) / sum_m p_m over the demonstrator's kinds, with p and q the shares of all sentences that are of
-    kind m, the demonstrator's and the policy's: 1 where the policy gives every kind at least its share. kind_entropy is that of
-    q within the demonstrator's kinds, nats; other_kinds the share of sentences of no such kind.
+    kind m, the demonstrator's and the policy's: 1 where the policy gives every kind at least its share. coverage_unweighted is the
+    mean over kinds of min(q_m / p_m, 1), in which a rare kind counts as much as a common one; kinds the demonstrator never writes
+    are left out. kind_entropy is that of q within the demonstrator's kinds, nats; other_kinds the share of sentences of no such kind.
+    Few sentences leave out rare kinds by chance, so compare only policies with equally many samples.
 
     Args:
       counts_PxM: sentences of each kind, for each prompt. shares_M: p, summing to 1. resamples: bootstraps over prompts.
 
     Returns:
-      JSON-ready dict of the three, each with its `_stderr` (bootstrap over prompts, of a fixed seed).
+      JSON-ready dict of the four, each with its `_stderr` (bootstrap over prompts, of a fixed seed).
     """
     counts, shares = np.asarray(counts_PxM, np.float64), np.asarray(shares_M, np.float64)
     draws = np.random.default_rng(0).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=resamples)
     sampled = np.array([_coverage(weights @ counts, shares) for weights in draws])
-    names = ("coverage", "kind_entropy", "other_kinds")
+    names = ("coverage", "coverage_unweighted", "kind_entropy", "other_kinds")
     out = {}
     for name, value, stderr in zip(names, _coverage(counts.sum(0), shares), sampled.std(0, ddof=1), strict=True):
         out |= {name: value, f"{name}_stderr": stderr}
     return jsonable(out)
 
 
-def _coverage(counts_M: np.ndarray, shares_M: np.ndarray) -> tuple[float, float, float]:
+def _coverage(counts_M: np.ndarray, shares_M: np.ndarray) -> tuple[float, float, float, float]:
     q = counts_M / max(counts_M.sum(), 1.0)
     within = q[:-1] / q[:-1].sum() if q[:-1].sum() else q[:-1]
-    entropy = -float(np.sum(within * np.log(np.where(within > 0, within, 1.0))))
-    return float(np.minimum(q, shares_M)[:-1].sum() / shares_M[:-1].sum()), entropy, float(q[-1])
+    entropy = float(np.sum(within * -np.log(np.where(within > 0, within, 1.0))))
+    covered, own = np.minimum(q, shares_M)[:-1], shares_M[:-1]
+    written = own > 0
+    return float(covered.sum() / own.sum()), float(np.mean(covered[written] / own[written])), abs(entropy), float(q[-1])

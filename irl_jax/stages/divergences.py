@@ -13,14 +13,14 @@ DEMONSTRATOR_SAMPLES = 64  # a prompt, for the shares of sentence kinds that a p
 def of_policies(context, sets) -> dict:
     """The rows of results.json's `divergences`: forward and reverse KL (nats a sequence), Jensen-Shannon, and coverage.
 
-    The demonstrator's own row has its coverage only: what one sample a prompt, as it is evaluated with, can show.
+    The demonstrator's own row has its coverage only, on samples of its own, as many a prompt as the policies have.
     """
     world, count = context.world, context.config.eval.divergence_prompts
     demo = judging.Judged(context, None, [e for e in sets["demo"].examples if e.source < count])
     demo_law = _demonstrator_logprob(context, demo)
     shares, evaluated = _demonstrator_shares(context), {}
     for role, judged in sets.items():
-        row = _coverage(context, judged, shares)
+        row = metrics.coverage(_counts(context, judged) if role != "demo" else _demonstrator_counts(context, 2).sum(1), shares)
         if role != "demo":
             some = _first_samples(judged, count, context.config.sample.policy_samples)
             policy = judging.Judged(context, None, [judged.examples[i] for i in some], {role: judged.logprob(role)[some]})
@@ -31,20 +31,29 @@ def of_policies(context, sets) -> dict:
     return evaluated
 
 
-def _coverage(context, judged, shares_M) -> dict:
+def _counts(context, judged) -> np.ndarray:
+    """Sentences of each kind for each prompt, [P, kinds], in the first samples."""
     some = _first_samples(judged, len(judged.examples), context.config.sample.policy_samples)
     prompts, responses = ([texts[i] for i in some] for texts in judged.texts)
     counts = context.world.sentence_counts(prompts, responses)
     each = len(some) // len({judged.examples[i].source for i in some})
-    return metrics.coverage(counts.reshape(-1, each, counts.shape[1]).sum(1), shares_M)
+    return counts.reshape(-1, each, counts.shape[1]).sum(1)
 
 
 def _demonstrator_shares(context) -> np.ndarray:
     """Share of each kind of sentence in the demonstrator's responses to the evaluation prompts."""
-    prompts = [context.text(example.prompt) for example in context.evaluation] * DEMONSTRATOR_SAMPLES
-    ids = context.world.demonstrate(prompts, seed=context.config.seed + 1)  # not the draws that are themselves evaluated
-    counts = context.world.sentence_counts(prompts, [context.text(response) for response in ids])
-    return counts.sum(0) / counts.sum()
+    counts = _demonstrator_counts(context, 1, DEMONSTRATOR_SAMPLES).sum((0, 1))
+    return counts / counts.sum()
+
+
+def _demonstrator_counts(context, draw: int, samples: int | None = None) -> np.ndarray:
+    """[P, samples, kinds] of fresh responses to the evaluation prompts (by default as many as a policy's), a seed for each draw."""
+    samples = samples or context.config.sample.policy_samples
+    prompts = [text for text in (context.text(example.prompt) for example in context.evaluation) for _ in range(samples)]
+    limit = context.config.data.max_response_tokens  # where the policies' responses end, too
+    ids = context.world.demonstrate(prompts, seed=context.config.seed + draw)  # not the draws of results.json's demo
+    counts = context.world.sentence_counts(prompts, [context.text(np.asarray(response[:limit], np.int32)) for response in ids])
+    return counts.reshape(-1, samples, counts.shape[1])
 
 
 def _first_samples(judged, prompts: int, samples: int) -> np.ndarray:

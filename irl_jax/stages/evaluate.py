@@ -31,8 +31,9 @@ def _evaluate(context) -> None:
     judge = None
     if config.golden.kind != "none":
         judge = golden.make_judge(config, context.world, context.directory("evaluate"))
-    learnt = [method.name for method in variants.methods(config, "reward")]
-    recipes = [*learnt, *(c for c in config.reward.controls if judge or c != "golden")]
+    controls = [control for control in config.reward.controls if judge or control != "golden"]
+    rewards = [*(method.name for method in variants.methods(config, "reward")), *controls]
+    recipes = [*config.reward.recipes, *controls]  # what every policy's samples are scored by; variants judge sft's alone
     policies = [method.role for group in GROUPS if group != "reward" for method in variants.methods(config, group)]
     for role in policies:
         sampling.draw(context, role, "eval", config.sample.policy_samples)
@@ -45,11 +46,11 @@ def _evaluate(context) -> None:
         "golden": {"name": judge.name, "heldout_accuracy": judge.heldout_accuracy, "unit": judge.unit} if judge else None,
         "policies": {role: _policy_row(context, role, judged, recipes, judge) for role, judged in sets.items()},
     }
-    results["rewards"], per_prompt = _rewards(context, judge, sets["sft"], recipes)
+    results["rewards"], per_prompt = _rewards(context, judge, sets["sft"], rewards)
     results["paired"] = _paired(sets, per_prompt, policies) if judge else []
     results["divergences"] = divergences.of_policies(context, sets) if context.world else None
     curves = over_training.curves(context, judge, policies)
-    _compare_at_kl(results["policies"], curves)
+    _compare_at_kl(config, results["policies"], curves)
     results["timing"] = {}
     workdir.write_json(context.workdir.path / "results.json", results)
     workdir.write_json(context.directory("evaluate") / "report.json", {
@@ -136,18 +137,21 @@ def _ensemble(context, name: str, own: dict, sft, gold) -> dict:
         for member, values in zip(row["members"], members_ExPxM, strict=True):
             member |= _spearman("golden", values, gold)
         config = context.config.eval
-        row["best_of_agreed"] = best_of_n.agreed_best_of_n(members_ExPxM, gold, config.best_of, config.agreement)._asdict()
+        agreed = best_of_n.agreed_best_of_n(members_ExPxM, gold, config.best_of, config.agreement)
+        row["best_of_agreed"] = agreed and agreed._asdict()
     return row
 
 
-def _compare_at_kl(policies: dict, curves: dict) -> None:
-    """Adds to each trained policy `at_same_kl`: its golden less that of the baseline's training where its KL was the same."""
-    if BASELINE not in curves:
+def _compare_at_kl(config, policies: dict, curves: dict) -> None:
+    """Adds to each trained policy `at_same_kl`: its golden less that of the baseline's training where its KL to sft was the same."""
+    if BASELINE not in curves or {config.policy.start, config.policy.reference} != {"sft"}:  # a curve against another KL
         return
+    start = policies["sft"]["golden_mean"], policies["sft"]["golden_stderr"]
     for role, row in policies.items():
         if "/" in role and role != BASELINE:
-            there = over_training.at_same_kl(curves[BASELINE], row["kl_to_sft"], policies["sft"]["golden_mean"])
-            row["at_same_kl"] = None if there is None else row["golden_mean"] - there
+            there = over_training.at_same_kl(curves[BASELINE], row["kl_to_sft"], start)
+            row["at_same_kl"] = None if there is None else row["golden_mean"] - there[0]
+            row["at_same_kl_stderr"] = None if there is None else float(np.hypot(row["golden_stderr"], there[1]))
 
 
 def _spearman(name: str, values, others) -> dict:
@@ -174,6 +178,7 @@ def _paired(sets, best, policies) -> list[dict]:
              for recipe, values in best.items() if "length" in best and recipe not in ("length", "random")]
     rows += [(f"{role} - sft", mean[role], mean["sft"]) for role in policies]
     rows += [(f"{role} - sft, length in tokens", length[role], length["sft"]) for role in policies]
+    rows += [(f"{role} - {BASELINE}", mean[role], mean[BASELINE]) for role in policies if BASELINE in policies and role != BASELINE]
     return [{"name": name, **metrics.paired_difference(a, b)._asdict(), "n": len(a)} for name, a, b in rows]
 
 

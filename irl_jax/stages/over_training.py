@@ -12,7 +12,8 @@ def curves(context, judge, roles) -> dict:
     """{role: {"step", "reward", "reward_stderr", "golden", "golden_stderr", "kl": lists}} of the rollouts that training kept.
 
     `reward` is the raw one that was optimised, `kl` the mean log-ratio to the policy's reference (k1, nats a sequence), each a mean
-    over the kept batch with its standard error over samples. Golden is judged here, after training; without a judge, no curve.
+    over the kept batch with its standard error over prompts, whose samples are averaged first. Golden is judged here, after
+    training; without a judge, no curve.
     """
     out = {}
     for role in roles if judge else ():
@@ -22,29 +23,42 @@ def curves(context, judge, roles) -> dict:
     return out
 
 
-def at_same_kl(curve, kl: float, start: float) -> float | None:
+def at_same_kl(curve, kl: float, start: tuple[float, float]) -> tuple[float, float] | None:
     """Golden of a training curve where its KL was `kl`, by linear interpolation; None beyond its largest KL.
 
+    The curve's points are batches of training prompts, fewer than the evaluation's: mind the standard error.
+
     Args:
-      curve: from `curves`. kl: nats a sequence. start: golden at KL 0, of the policy that training began with.
+      curve: from `curves`. kl: nats a sequence. start: golden and its standard error at KL 0, of the policy training began with.
+
+    Returns:
+      (golden, its standard error, that of the two points on either side weighted as they are).
     """
     reached = np.maximum.accumulate([0.0, *curve["kl"]])
-    golden = np.array([start, *curve["golden"]])
     if not 0 <= kl <= reached[-1]:
         return None
     keep = np.concatenate([[True], np.diff(reached) > 0])
-    return float(np.interp(kl, reached[keep], golden[keep]))
+    reached = reached[keep]
+    golden, errors = (np.array([first, *curve[key]], float)[keep]
+                      for first, key in zip(start, ("golden", "golden_stderr"), strict=True))
+    after = min(int(np.searchsorted(reached, kl, side="right")), len(reached) - 1)
+    before = max(after - 1, 0)
+    share = (kl - reached[before]) / (reached[after] - reached[before]) if after > before else 0.0
+    value = (1 - share) * golden[before] + share * golden[after]
+    return float(value), float(np.hypot((1 - share) * errors[before], share * errors[after]))
 
 
 def _curve(context, judge, files) -> dict:
     curve = {name: [] for name in ("step", "reward", "reward_stderr", "golden", "golden_stderr", "kl")}
     for path in files:
         arrays = workdir.load_arrays(path)
-        golden = np.asarray(judge.score(*_texts(context, arrays)), np.float64)
+        texts = _texts(context, arrays)
+        golden = np.asarray(judge.score(*texts), np.float64)
+        _, prompt = np.unique(texts[0], return_inverse=True)
         curve["step"].append(int(path.stem))
         curve["kl"].append(float(arrays["kl"].mean()))
         for name, values in (("reward", arrays["reward"]), ("golden", golden)):
-            mean, stderr = metrics.mean_stderr(values)
+            mean, stderr = metrics.mean_stderr(np.bincount(prompt, values) / np.bincount(prompt))
             curve[name].append(mean)
             curve[f"{name}_stderr"].append(stderr)
     return curve
