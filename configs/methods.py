@@ -38,7 +38,7 @@ POLICIES = (
 # Its head on frozen features learns faster than the policy moves; with an adapter and a faster policy the loop chases its own tail.
 CRITIC = "reward.body=frozen reward.head=mlp reward.learning_rate=0.003 adversarial.reward_updates=4"
 ADVERSARIAL = (
-    *(f"adversarial/{name} = demo policy.divergence={name} policy.start=init policy.beta=0.0 {CRITIC}" for name in DIVERGENCES),
+    *(f"adversarial/{name} = demo policy.divergence={name} policy.start=init policy.beta=0.0 policy.learning_rate=0.0005 adversarial.rounds=70 {CRITIC}" for name in DIVERGENCES),
     f"adversarial/from_sft = demo policy.beta=0.02 {CRITIC}",
     "adversarial/adapter = demo",
     "adversarial/sft = sft",
