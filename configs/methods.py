@@ -37,8 +37,9 @@ POLICIES = (
 # The seven divergences start from init, where the discriminator has something to tell: nothing but the loop takes them to the demonstrator.
 # Its head on frozen features learns faster than the policy moves; with an adapter and a faster policy the loop chases its own tail.
 CRITIC = "reward.body=frozen reward.head=mlp reward.learning_rate=0.003 adversarial.reward_updates=4"
+FROM_INIT = f"policy.start=init policy.beta=0.0 policy.learning_rate=0.0005 {CRITIC}"
 ADVERSARIAL = (
-    *(f"adversarial/{name} = demo policy.divergence={name} policy.start=init policy.beta=0.0 policy.learning_rate=0.0005 adversarial.rounds=70 {CRITIC}" for name in DIVERGENCES),
+    *(f"adversarial/{name} = demo policy.divergence={name} {FROM_INIT}" for name in DIVERGENCES),
     f"adversarial/from_sft = demo policy.beta=0.02 {CRITIC}",
     "adversarial/adapter = demo",
     "adversarial/sft = sft",
@@ -57,7 +58,7 @@ def get_config(name: str = ""):
     c.reward.steps = 100
     c.policy.steps = 40
     c.policy.batch_size = 8
-    c.adversarial.rounds = 60
+    c.adversarial.rounds = 70
     c.adversarial.reward_rows = 32
     c.sample.policy_samples = 8
     if name == "smoke":

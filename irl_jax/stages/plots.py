@@ -14,21 +14,29 @@ from typing import NamedTuple
 import numpy as np
 
 from irl_jax.config import CONTROLS
+from irl_jax.stages import method_plots
+from irl_jax.stages.plot_style import (
+    DARK,
+    DPI,
+    LIGHT,
+    MARKERS,
+    MAX_LINES,
+    WIDTH,
+    Theme,
+    color_of,
+    counted,
+    draw_points,
+    golden_label,
+    legend_height,
+    looks,
+    number,
+    number_points,
+    parts,
+)
 
-WIDTH, DPI = 5.2, 150  # inches, pixels an inch
 REFERENCES = ("sft", "demo")  # policies drawn as level lines
 MAX_POINTS = 1200  # a scatter panel
 MAX_PANELS = 6  # metrics of a stage
-
-
-class Theme(NamedTuple):
-    """Colours of one colour scheme."""
-
-    text: str
-    background: str
-    grid: str
-    recipes: Mapping[str, str]
-    others: tuple[str, ...]
 
 
 class Plot(NamedTuple):
@@ -42,35 +50,13 @@ class Plot(NamedTuple):
     dark: bytes
 
 
-LIGHT = Theme("#1d2329", "#ffffff", "#dde1e6", {
-    "init_sft": "#0072B2", "init_demo": "#D55E00", "sft_demo": "#009E73", "preference": "#B5568C",
-    "log_ratio": "#56B4E9", "golden": "#C98A00", "length": "#5f6770", "random": "#9aa2ab"},
-    ("#0072B2", "#D55E00", "#009E73", "#B5568C", "#C98A00", "#5f6770"))
-DARK = Theme("#e4e8ec", "#171b20", "#363d45", {
-    "init_sft": "#4AA8E0", "init_demo": "#FF8A4C", "sft_demo": "#2FC79A", "preference": "#E59AC4",
-    "log_ratio": "#A9DBF7", "golden": "#F0C050", "length": "#AEB6BF", "random": "#7d8690"},
-    ("#4AA8E0", "#FF8A4C", "#2FC79A", "#E59AC4", "#F0C050", "#AEB6BF"))
-MARKERS = {"init_sft": "o", "init_demo": "s", "sft_demo": "^", "preference": "D", "log_ratio": "v", "golden": "*",
-           "length": "x", "random": "+"}
 UNITS = {"length": "tokens", "random": "no unit", "golden": "golden's own"}  # of rewards; all others are logits, in nats
 METRIC_LABELS = {
-    "loss": "loss (nats)", "heldout_loss": "held-out loss (nats)", "reward": "reward (nats)", "kl": "KL (nats/sequence)",
+    "balanced_accuracy": "balanced accuracy, fresh samples", "loss": "loss (nats)", "heldout_loss": "held-out loss (nats)", "reward": "reward (nats)", "kl": "KL (nats/sequence)",
     "golden": "golden", "length": "length (tokens)", "entropy": "entropy (nats/token)", "grad_norm": "gradient norm",
     "auc": "AUC", "heldout_auc": "held-out AUC", "accuracy": "accuracy",
     "behaviour_gap": "behaviour gap (nats/token)", "learning_rate": "learning rate", "tokens_per_second": "tokens per second"}
 _UNPLOTTED = ("tokens", "step", "seconds", "weight")
-
-
-def number(value) -> float:
-    """A result as a float, NaN where it is missing."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-
-
-def golden_label(results: Mapping) -> str:
-    """The golden reward's axis label, with its unit."""
-    golden = results.get("golden") or {}
-    unit = golden.get("unit") or {"classifier": "probability of positive"}.get(golden.get("name"), "score")
-    return f"golden reward ({unit})"
 
 
 def draw_all(results: Mapping, training_curves: Mapping) -> list[Plot]:
@@ -83,12 +69,15 @@ def draw_all(results: Mapping, training_curves: Mapping) -> list[Plot]:
     Returns:
       Plots in the report's order; those without data are absent.
     """
-    drawn = [_best_of_n(results), _win_rate(results), _frontier(results), _histograms(results), _scatter(results)]
+    drawn = [*_best_of_n(results), *_win_rate(results), _frontier(results), method_plots.divergences(results),
+             *method_plots.over_training(results), _histograms(results), _scatter(results)]
     groups: dict[str, dict] = {}
     for stage, metrics in (training_curves or {}).items():
         group, _, line = str(stage).partition("/")
         groups.setdefault(group, {})[line or group] = metrics or {}
-    drawn += [_training(group, lines) for group, lines in groups.items()]
+    for group, lines in groups.items():
+        several = parts(list(lines))
+        drawn += [_training(group, {name: lines[name] for name in names}, i, len(several)) for i, names in enumerate(several, start=1)]
     return [_render(*plot) for plot in drawn if plot is not None]
 
 
@@ -116,10 +105,6 @@ def _render(name: str, title: str, alt: str, caption: str, height: float, draw: 
     return Plot(name, title, alt, caption, *images)
 
 
-def _color(theme: Theme, name: str, index: int = 0) -> str:
-    return theme.recipes.get(name, theme.others[index % len(theme.others)])
-
-
 def _line_style(recipe: str) -> str:
     return "--" if recipe in CONTROLS else "-"
 
@@ -140,12 +125,24 @@ def _curves(results: Mapping, key: str) -> dict[str, list]:
     return found
 
 
+def _figures_of(curves: Mapping) -> list[Mapping]:
+    """Recipes and controls in the first figure; variants, with init_sft to compare with, in figures of their own."""
+    plain = [recipe for recipe in curves if recipe in MARKERS]
+    variants = parts([recipe for recipe in curves if recipe not in MARKERS], MAX_LINES - 1)
+    if len(curves) <= MAX_LINES:
+        return [curves] if curves else []
+    base = [recipe for recipe in ("init_sft",) if recipe in curves]
+    return [{recipe: curves[recipe] for recipe in some} for some in (plain, *(base + names for names in variants)) if some]
+
+
 def _draw_bands(axes, theme: Theme, curves: Mapping, x_key: str, key: str, error_key: str) -> None:
-    for index, (recipe, rows) in enumerate(curves.items()):
+    styles = looks(theme, list(curves))
+    for recipe, rows in curves.items():
         x, y = (np.array([number(row.get(k)) for row in rows]) for k in (x_key, key))
         error = np.nan_to_num([number(row.get(error_key)) for row in rows])
-        color = _color(theme, recipe, index)
-        axes.plot(x, y, _line_style(recipe), marker=MARKERS.get(recipe, "."), color=color, label=recipe)
+        color = styles[recipe]["color"]
+        style = _line_style(recipe) if recipe in MARKERS else styles[recipe]["linestyle"]
+        axes.plot(x, y, style, marker=MARKERS.get(recipe, "."), color=color, label=recipe)
         axes.fill_between(x, y - error, y + error, color=color, alpha=0.14, linewidth=0)
 
 
@@ -178,60 +175,55 @@ def _told(curves: Mapping, key: str, n: int = 16) -> str:
     return f"At n = {at}: " + ", ".join(f"{recipe} {value:.3f}" for recipe, value in values.items() if value is not None) + "."
 
 
-def _best_of_n(results: Mapping):
-    curves = _curves(results, "golden")
-    if not curves:
-        return None
+def _best_of_n(results: Mapping) -> list:
+    figures = _figures_of(_curves(results, "golden"))
 
-    def draw(figure, theme):
-        axes = figure.subplots()
-        _draw_bands(axes, theme, curves, "n", "golden", "stderr")
-        _level_lines(axes, theme, results)
-        _n_axis(axes, curves)
-        axes.set_ylabel(golden_label(results))
-        _legend_below(figure, axes)
+    def one(curves, index):
+        def draw(figure, theme):
+            axes = figure.subplots()
+            _draw_bands(axes, theme, curves, "n", "golden", "stderr")
+            _level_lines(axes, theme, results)
+            _n_axis(axes, curves)
+            axes.set_ylabel(golden_label(results))
+            _legend_below(figure, axes)
 
-    return ("best_of_n", "Best-of-n by reward",
-            f"Golden reward of best-of-n against n, a line a reward. {_told(curves, 'golden')}",
-            "Mean over prompts; bands are one standard error. Learnt rewards solid, controls dashed.", 4.6, draw)
+        return ("best_of_n" + _suffix(index), counted("Best-of-n by reward", index, len(figures)),
+                f"Golden reward of best-of-n against n, a line a reward. {_told(curves, 'golden')}",
+                "Mean over prompts; bands are one standard error. Learnt rewards solid, controls dashed.", 4.6, draw)
 
-
-def _win_rate(results: Mapping):
-    curves = _curves(results, "win_rate")
-    if not curves:
-        return None
-
-    def draw(figure, theme):
-        axes = figure.subplots()
-        _draw_bands(axes, theme, curves, "n", "win_rate", "win_rate_stderr")
-        axes.axhline(0.5, color=theme.text, linewidth=0.9, linestyle=":")
-        _n_axis(axes, curves)
-        axes.set_ylabel("win rate over one sft sample (share)")
-        _legend_below(figure, axes)
-
-    return ("win_rate", "Win rate of best-of-n", f"Win rate of best-of-n over a single sft sample. {_told(curves, 'win_rate')}",
-            "By the golden reward, ties half; 0.5 is no better than sft. Bands are one standard error over prompts.", 4.6, draw)
+    return [one(curves, index) for index, curves in enumerate(figures, start=1)]
 
 
-def _frontier_points(results: Mapping) -> list[tuple]:
-    points = []
-    for name, numbers in (results.get("policies") or {}).items():
-        kl, golden = (number((numbers or {}).get(key)) for key in ("kl_to_sft", "golden_mean"))
-        if name not in ("init", "demo", "sft") and math.isfinite(kl) and math.isfinite(golden):
-            errors = (np.nan_to_num(number(numbers.get(key))) for key in ("kl_to_sft_stderr", "golden_stderr"))
-            points.append((name, kl, golden, *errors))
-    return points
+def _win_rate(results: Mapping) -> list:
+    figures = _figures_of(_curves(results, "win_rate"))
+
+    def one(curves, index):
+        def draw(figure, theme):
+            axes = figure.subplots()
+            _draw_bands(axes, theme, curves, "n", "win_rate", "win_rate_stderr")
+            axes.axhline(0.5, color=theme.text, linewidth=0.9, linestyle=":")
+            _n_axis(axes, curves)
+            axes.set_ylabel("win rate over one sft sample (share)")
+            _legend_below(figure, axes)
+
+        return ("win_rate" + _suffix(index), counted("Win rate of best-of-n", index, len(figures)),
+                f"Win rate of best-of-n over a single sft sample. {_told(curves, 'win_rate')}",
+                "By the golden reward, ties half; 0.5 is no better than sft. Bands are one standard error over prompts.", 4.6, draw)
+
+    return [one(curves, index) for index, curves in enumerate(figures, start=1)]
 
 
 def _frontier(results: Mapping):
-    best = {recipe: rows for recipe, rows in _curves(results, "golden").items() if recipe != "random"}
+    best = _without_variants({recipe: rows for recipe, rows in _curves(results, "golden").items() if recipe != "random"})
     tilted = {}
     for recipe, numbers in (results.get("rewards") or {}).items():
         rows = [row for row in (numbers or {}).get("tilting") or [] if row.get("trusted", True)
                 and math.isfinite(number(row.get("golden"))) and math.isfinite(number(row.get("kl")))]
         if rows and recipe != "random":
             tilted[recipe] = sorted(rows, key=lambda row: row["kl"])
-    points = _frontier_points(results)
+    tilted = _without_variants(tilted)
+    points = method_plots.points_of(results.get("policies"), "kl_to_sft", "golden_mean", without=("init", "demo", "sft"))
+    points = [point._replace(x=max(point.x, 0.0)) for point in points]  # an estimate may fall below 0 by noise
     panels = [(title, curves, key) for title, curves, key in (
         ("best-of-n, at its upper bound on the KL", best, "kl_bound"), ("tilting, where trusted", tilted, "kl")) if curves]
     if not panels and not points:
@@ -243,10 +235,6 @@ def _frontier(results: Mapping):
         for axes, (title, curves, key) in zip(rows, panels, strict=True):
             _draw_bands(axes, theme, curves, key, "golden", "stderr")
             _level_lines(axes, theme, results)
-            for index, (name, kl, golden, kl_error, golden_error) in enumerate(points):
-                axes.errorbar(max(kl, 0.0), golden, xerr=kl_error, yerr=golden_error, fmt="PXhd<>"[index % 6], markersize=9,
-                              color=_color(theme, name.rpartition("/")[2], index), markeredgecolor=theme.text, capsize=2,
-                              linewidth=1.2, label=name)
             axes.set_title(title, loc="left")
             axes.set_ylabel(golden_label(results))
             axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0.0)), np.square))
@@ -254,12 +242,27 @@ def _frontier(results: Mapping):
             axes.locator_params(axis="x", nbins=6)
         rows[-1].set_xlabel("KL to sft (nats per sequence, square-root scale)")
         handles = {label: handle for axes in rows for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(3, len(handles)), handlelength=2.6)
+        handles |= draw_points(figure, rows, theme, points)
+        small = dict(fontsize=7.5, columnspacing=1.0) if len(points) > MAX_LINES else {}
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(3, len(handles)), handlelength=2.6, **small)
+        number_points(figure, rows, theme, points)
 
-    told = "; ".join(f"{name}: golden {golden:.3f} at {kl:.2f} nats" for name, kl, golden, *_ in points) or "no policies"
+    told = "; ".join(f"{point.name}: golden {point.y:.3f} at {point.x:.2f} nats" for point in points) or "no policies"
+    names = [*best, *(point.name for point in points)]
     return ("frontier", "Golden reward against KL", f"Golden reward against KL to sft. Policies: {told}.",
             "How much golden reward each nat of KL buys. Bars and bands are one standard error over prompts; tilting is shown "
-            "while its effective sample size is trusted.", 3.3 * len(panels) + 0.9, draw)
+            "while its effective sample size is trusted.", 3.3 * len(panels) + max(0.9, legend_height(names)), draw)
+
+
+def _without_variants(curves: Mapping) -> Mapping:
+    """The curves of recipes and controls where all of them would be too many lines."""
+    return curves if len(curves) <= MAX_LINES else {recipe: rows for recipe, rows in curves.items() if recipe in MARKERS}
+
+
+def _first(found: Mapping, what: str) -> tuple[Mapping, str]:
+    """The first of them that stay readable, and a sentence that says so."""
+    kept = dict(list(found.items())[:MAX_LINES])
+    return kept, f" The first {MAX_LINES} of {len(found)} {what}." if len(found) > MAX_LINES else ""
 
 
 def _panels(figure, theme: Theme, count: int):
@@ -276,7 +279,10 @@ def _histograms(results: Mapping):
     found = {recipe: sources for recipe, sources in found.items() if sources}
     if not found:
         return None
-    names = list(dict.fromkeys(source for sources in found.values() for source in sources))
+    found, fewer = _first(found, "rewards")
+    names, few = _first(dict.fromkeys(source for sources in found.values() for source in sources), "sources")
+    found = {recipe: {source: bins for source, bins in sources.items() if source in names} for recipe, sources in found.items()}
+    names = list(names)
 
     def draw(figure, theme):
         panels = _panels(figure, theme, len(found))
@@ -295,7 +301,7 @@ def _histograms(results: Mapping):
 
     return ("histograms", "Rewards by source",
             f"Histograms of the rewards {', '.join(found)} for responses of {', '.join(names)}.",
-            "Share of responses in each bin of reward, by where the responses come from.",
+            f"Share of responses in each bin of reward, by where the responses come from.{fewer}{few}",
             2.2 * math.ceil(len(found) / 2) + 0.6, draw)
 
 
@@ -307,6 +313,7 @@ def _scatter(results: Mapping):
     import matplotlib
     from matplotlib.colors import ListedColormap
 
+    found, fewer = _first(found, "rewards")
     goldens = np.array([number(g) for points in found.values() for g in points.get("golden") or []])
     goldens = goldens[np.isfinite(goldens)]
 
@@ -322,7 +329,7 @@ def _scatter(results: Mapping):
                 image = axes.scatter(length, reward, c=golden, cmap=colors, s=9, vmin=goldens.min(), vmax=goldens.max(),
                                      linewidths=0)
             else:
-                axes.scatter(length, reward, color=_color(theme, recipe), s=9, linewidths=0)
+                axes.scatter(length, reward, color=color_of(theme, recipe), s=9, linewidths=0)
             axes.set_title(recipe)
             axes.set_xlabel("length (tokens)")
             axes.set_ylabel(f"reward ({UNITS.get(recipe, 'nats')})")
@@ -332,12 +339,12 @@ def _scatter(results: Mapping):
             bar.ax.locator_params(nbins=6)
 
     return ("scatter", "Reward against length", f"Reward against response length for {', '.join(found)}.",
-            "One point a sft response. A reward that follows length has learnt the wrong thing.",
+            f"One point a sft response. A reward that follows length has learnt the wrong thing.{fewer}",
             2.3 * math.ceil(len(found) / 2) + (0.8 if goldens.size else 0.2), draw)
 
 
-def _training(group: str, lines: Mapping):
-    """One figure a group of stages ("reward" for reward/init_sft, ...): a panel a metric, a line a stage."""
+def _training(group: str, lines: Mapping, part: int = 1, of: int = 1):
+    """One figure a group of stages ("reward" for reward/init_sft, ...), or a part of one: a panel a metric, a line a stage."""
     def has_values(curve):
         return bool(curve) and any(math.isfinite(number(value)) for value in curve.get("value") or [])
 
@@ -349,24 +356,30 @@ def _training(group: str, lines: Mapping):
         return None
 
     def draw(figure, theme):
-        panels = _panels(figure, theme, len(metrics))
+        panels, styles = _panels(figure, theme, len(metrics)), looks(theme, list(lines))
         for axes, metric in zip(panels, metrics, strict=True):
-            for index, (line, curves) in enumerate(lines.items()):
+            for line, curves in lines.items():
                 if not has_values(curves.get(metric)):
                     continue
                 steps, values = (np.array([number(v) for v in curves[metric][key]]) for key in ("step", "value"))
                 few = dict(marker=MARKERS.get(line, "o"), markersize=3.5) if len(steps) <= 12 else {}
-                axes.plot(steps, values, color=_color(theme, line, index), linewidth=1.4, label=line, **few)
+                axes.plot(steps, values, linewidth=1.4, label=line, **styles[line], **few)
             axes.set_title(METRIC_LABELS.get(metric, metric.replace("_", " ")))
-            axes.set_xlabel("optimizer step")
+            axes.set_xlabel("round" if group == "adversarial" else "optimizer step")
         handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
         if len(lines) > 1:
             figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(3, len(handles)))
 
-    return (f"training-{_stem(group)}", f"Training: {group}",
+    return (f"training-{_stem(group)}{_suffix(part)}", counted(f"Training: {group}", part, of),
             f"Training curves of {group}: {', '.join(metrics)} against the step.",
-            "As logged while training.", 2.2 * math.ceil(len(metrics) / 2) + (0.6 if len(lines) > 1 else 0.1), draw)
+            "As logged while training.", 2.2 * math.ceil(len(metrics) / 2) + (0.3 + legend_height(list(lines)) if len(lines) > 1 else 0.1),
+            draw)
 
 
 def _stem(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
+
+
+def _suffix(index: int) -> str:
+    """Of a file stem: the second figure of a kind on has its number."""
+    return f"-{index}" if index > 1 else ""
