@@ -14,8 +14,7 @@ from irl_jax.config import DIVERGENCES, default
 REWARDS = (
     "reward/init_sft_frozen = init_sft reward.body=frozen reward.head=mlp reward.learning_rate=0.003",
     "reward/init_sft_trunk = init_sft reward.body=trunk reward.learning_rate=0.0003",
-    "reward/init_sft_regularised = init_sft reward.label_smoothing=0.1 reward.gradient_penalty=0.1 reward.spectral_norm=4.0",
-    "reward/init_sft_ensemble = init_sft reward.ensemble=3 reward.combine=mean_minus_std",
+    "reward/init_sft_ensemble = init_sft reward.ensemble=2 reward.combine=mean_minus_std",
     "reward/init_sft_residual = init_sft reward.length_residual=true",
     "reward/init_sft_token = init_sft reward.granularity=token",
 )
@@ -24,12 +23,8 @@ POLICIES = (
     "policy/init_sft_grpo = init_sft policy.advantage=grpo policy.kl=k3_loss",
     "policy/init_sft_ppo = init_sft policy.advantage=gae policy.value_coefficient=0.5 policy.surrogate=ppo_clip policy.epochs=2"
     " policy.minibatches=2 policy.normalise_rewards=true",
-    "policy/init_sft_tracked = init_sft policy.target_kl=0.5 policy.kl=k2_loss",
-    "policy/init_sft_entropy = init_sft policy.entropy=0.02 policy.kl=k3_weighted_loss",
-    "policy/init_sft_hellinger = init_sft policy.divergence=hellinger policy.clip_logit=4.0",
     "policy/frozen = init_sft_frozen",
     "policy/trunk = init_sft_trunk",
-    "policy/regularised = init_sft_regularised",
     "policy/ensemble = init_sft_ensemble",
     "policy/residual = init_sft_residual",
     "policy/token = init_sft_token policy.gamma=0.9",
@@ -41,8 +36,6 @@ FROM_INIT = f"policy.start=init policy.beta=0.0 policy.learning_rate=0.0005 {CRI
 ADVERSARIAL = (
     *(f"adversarial/{name} = demo policy.divergence={name} {FROM_INIT}" for name in DIVERGENCES),
     f"adversarial/from_sft = demo policy.beta=0.02 {CRITIC}",
-    "adversarial/adapter = demo",
-    "adversarial/sft = sft",
     "adversarial/token = demo reward.granularity=token policy.gamma=0.9",
 )
 
@@ -56,9 +49,9 @@ def get_config(name: str = ""):
     c.rejection.recipes = ("init_sft",)
     c.variants = (*REWARDS, *POLICIES, *ADVERSARIAL)
     c.reward.steps = 100
-    c.policy.steps = 40
+    c.policy.steps = 30
     c.policy.batch_size = 8
-    c.adversarial.rounds = 70
+    c.adversarial.rounds = 50
     c.adversarial.reward_rows = 32
     c.sample.policy_samples = 8
     if name == "smoke":
