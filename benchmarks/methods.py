@@ -16,10 +16,7 @@ import sys
 
 from tables import pooled, table
 
-
-def trained(runs) -> list[str]:
-    """Roles of every method, in order."""
-    return [role for role in runs[0]["policies"] if "/" in role]
+CONFIG = pathlib.Path(__file__).resolve().parent.parent / "configs" / "methods.py"
 
 
 def methods(runs) -> str:
@@ -30,14 +27,14 @@ def methods(runs) -> str:
         paired = [_find(run["paired"], f"{role} - sft") for run in runs]
         difference = pooled([p["difference"] for p in paired], [p["stderr"] for p in paired]) if all(paired) else "–"
         kl = pooled([row["kl_to_sft"] for row in of], [row["kl_to_sft_stderr"] for row in of], 2)
-        same = [row.get("at_same_kl") for row in of]
+        same = pooled([row.get("at_same_kl") for row in of], [row.get("at_same_kl_stderr") for row in of])
+        each = ", ".join(f"{p['z']:+.1f}" if p["z"] is not None else "–" for p in paired) if all(paired) else "–"
         seconds = [_seconds(run, role) for run in runs]
-        rows.append([f"`{role}`", pooled([row["golden_mean"] for row in of], [row["golden_stderr"] for row in of]), difference, kl,
-                     pooled(same) if any(value is not None for value in same) else "–",
-                     pooled([row["length_mean"] for row in of], digits=1),
+        rows.append([f"`{role}`", pooled([row["golden_mean"] for row in of], [row["golden_stderr"] for row in of]), difference, each, kl,
+                     same, pooled([row["length_mean"] for row in of], digits=1),
                      pooled([row["distinct_2"] for row in of]), round(sum(seconds) / len(seconds)) if all(seconds) else "–"])
-    return table(["policy", "golden", "less sft's", "KL to sft, nats", "less `policy/init_sft` at that KL", "tokens", "distinct-2",
-                  "seconds"], rows)
+    return table(["policy", "golden", "less sft's", "in standard errors, each run", "KL to sft, nats", "less `policy/init_sft` at that KL",
+                  "tokens", "distinct-2", "seconds"], rows)
 
 
 def rewards(runs, n: int = 16) -> str:
@@ -62,14 +59,16 @@ def ensembles(runs) -> str:
         if not first.get("members"):
             continue
         of = [run["rewards"][name] for run in runs]
-        rows = [[f"member {i}", pooled([row["members"][i]["heldout_auc"] for row in of]),
+        rows = [[f"member {i + 1}", pooled([row["members"][i]["heldout_auc"] for row in of]),
                  pooled([row["members"][i]["spearman_golden"] for row in of], [row["members"][i]["spearman_golden_stderr"] for row in of])]
                 for i in range(len(first["members"]))]
-        agreed = [row["best_of_agreed"] for row in of]
+        parts += [f"`{name}`:", table(["", "held-out AUC", "Spearman with golden"], rows)]
+        agreed = [row.get("best_of_agreed") for row in of]
+        if not all(agreed):
+            continue
         text = pooled([a["golden"] for a in agreed], [a["stderr"] for a in agreed])
         plain = pooled([a["plain_golden"] for a in agreed], [a["plain_stderr"] for a in agreed])
-        parts += [f"`{name}`:", table(["", "held-out AUC", "Spearman with golden"], rows),
-                  f"Best-of-{agreed[0]['max_n']} of it that stops where members disagree: golden {text}, "
+        parts += [f"Best-of-{agreed[0]['max_n']} of it that stops where members disagree: golden {text}, "
                   f"{pooled([a['mean_n'] for a in agreed], digits=1)} samples looked at; without stopping {plain}."]
     return "\n\n".join(parts)
 
@@ -80,10 +79,11 @@ def divergences(runs) -> str:
     for role in runs[0]["divergences"]:
         of = [run["divergences"][role] for run in runs]
         cells = [pooled([row.get(key) for row in of], [row.get(f"{key}_stderr") for row in of], digits)
-                 for key, digits in (("forward_kl", 2), ("reverse_kl", 2), ("jensen_shannon", 3), ("coverage", 3), ("kind_entropy", 3),
-                                     ("other_kinds", 3))]
+                 for key, digits in (("forward_kl", 2), ("reverse_kl", 2), ("jensen_shannon", 3), ("coverage", 3),
+                                     ("coverage_unweighted", 3), ("kind_entropy", 3), ("other_kinds", 3))]
         rows.append([f"`{role}`", *cells])
-    return table(["policy", "forward KL", "reverse KL", "Jensen-Shannon", "coverage", "entropy over kinds", "other kinds"], rows)
+    return table(["policy", "forward KL", "reverse KL", "Jensen-Shannon", "coverage", "coverage, mean over kinds",
+                  "entropy over kinds", "other kinds"], rows)
 
 
 def _find(rows, name: str):
@@ -98,9 +98,9 @@ def _seconds(run, role: str):
 def run_all(out: str, seeds, smoke: bool) -> list[str]:
     """Runs every seed, one after another; a finished one is not run again. Returns the workdirs."""
     paths = []
+    config = str(CONFIG) + (":smoke" if smoke else "")
     for seed in seeds:
         paths.append(f"{out}/seed-{seed}")
-        config = "configs/methods.py" + (":smoke" if smoke else "")
         subprocess.run([sys.executable, "-m", "irl_jax", "run", f"--config={config}", f"--workdir={paths[-1]}", f"--config.seed={seed}"],
                        check=True, stdout=sys.stderr)
     return paths

@@ -44,17 +44,19 @@ def make_reward_step(model: ModelConfig, optimizer, accumulate: int = 1, loss: s
     et al., arXiv 1801.04406).
 
     An ensemble's members (leaves under "members") are trained in one vmapped pass over the shared trunk, each on its own
-    bootstrap: a Poisson(1) weight for each pair. They share the clipping norm, as they share the optimizer.
+    bootstrap: a Poisson(1) weight for each pair. The gradient of each is that of its own loss alone, but they share the
+    clipping norm, as they share the optimizer: it bounds all members' gradients together. Micro-batches weigh a member's loss
+    by the pairs that the members drew on average, and token by token the penalty by the tokens that count in them.
 
     Args:
         model: the architecture. optimizer: from `steps.make_optimizer`. accumulate: micro-batches a step; divides the rows, or
             the pairs. loss: "bce" or "bradley_terry". settings: see RewardSettings.
 
     Returns:
-        step(state, trunk, batch: RewardBatch, rng) -> (state, metrics): loss (nats per row, pair or token, penalty included),
-        grad_norm, tokens (response tokens), accuracy (of rows or tokens by the logit's sign, or of pairs by the difference's),
-        by source accuracy_positive, accuracy_negative, logit_positive, logit_negative, and where it is asked for
-        gradient_penalty (mean squared norm). rng draws the bootstrap and nothing else.
+        step(state, trunk, batch: RewardBatch, rng) -> (state, metrics): loss (nats per row, pair or token, penalty included, the
+        mean over members), grad_norm, tokens (response tokens), accuracy (of rows or tokens by the logit's sign, or of pairs by
+        the difference's), by source accuracy_positive, accuracy_negative, logit_positive, logit_negative, and where it is asked
+        for gradient_penalty (mean squared norm). rng draws the bootstrap and nothing else.
 
     Raises:
         UserError: unknown loss, or Bradley-Terry token by token.
@@ -75,9 +77,9 @@ def make_reward_step(model: ModelConfig, optimizer, accumulate: int = 1, loss: s
         total, weight, metrics = _bradley_terry(logits, batch, settings) if loss == "bradley_terry" else _bce(
             logits, batch, counted_BxT, settings)
         if settings.gradient_penalty:
-            rows = jnp.sum(batch.weight)
-            penalty = (jnp.sum(jnp.where(batch.weight > 0, batch.weight * squares_B, 0.0)), rows)
-            mean = penalty[0] / jnp.maximum(rows, 1e-30)
+            rows_B = batch.weight if counted_BxT is None else batch.weight * jnp.any(counted_BxT > 0, axis=-1)
+            penalty = (jnp.sum(jnp.where(rows_B > 0, rows_B * squares_B, 0.0)), jnp.sum(rows_B))
+            mean = penalty[0] / jnp.maximum(penalty[1], 1e-30)
             total += 0.5 * settings.gradient_penalty * mean * weight  # so that it counts once in the mean, whatever the weight is
             metrics["gradient_penalty"] = penalty
         return total, weight, metrics
@@ -91,7 +93,10 @@ def make_reward_step(model: ModelConfig, optimizer, accumulate: int = 1, loss: s
             leaves["members"], bootstrap_ExB)
         # every member's loss is its own mean: weighted to the batch's weight, so that a lucky draw does not count for more
         weight = jnp.mean(weights)
-        total = jnp.sum(totals / jnp.maximum(weights, 1e-30)) * weight
+        means = totals / jnp.maximum(weights, 1e-30)
+        total = jnp.mean(means) * weight
+        rest = (count - 1) * total  # what is reported is the members' mean, but each follows the whole gradient of its own loss
+        total += rest - jax.lax.stop_gradient(rest)
         metrics = jax.tree.map(jnp.sum, metrics)
         return _with_tokens((total, weight, metrics), batch)
 

@@ -65,7 +65,8 @@ def init_leaves(
         rng: key of the draws. role: "init", "sft", "policy" or "reward". model: the architecture.
         rank: of the LoRA adapter; 0 gives the role a whole trunk. Init, which is being pretrained, always has one.
         trunk: the shared trunk, copied where the role owns one. start: leaves of another role, or of an earlier state of
-            this one, to copy (policy from sft); what it does not have, such as a reward's head, is fresh.
+            this one, to copy (policy from sft; each member of an ensemble from its own, or all from one reward); what it does not
+            have, such as a reward's head, is fresh.
         reward: of a reward; None is the default one. value: give the policy a value head of its own.
 
     Returns:
@@ -102,7 +103,7 @@ def finished_leaves(rng, role: str, model: ModelConfig, rank: int, trunk: PyTree
 
 
 def _reward_leaves(rng, model, rank, trunk, start, spec: RewardSpec) -> PyTree:
-    def one(key):
+    def one(key, start):
         adapter_rng, head_rng = jax.random.split(key)
         body = "trunk" if spec.body == "adapter" and rank == 0 else spec.body
         leaves = {} if body == "frozen" else _body(adapter_rng, body, model, rank, trunk, start, "reward")
@@ -111,8 +112,11 @@ def _reward_leaves(rng, model, rank, trunk, start, spec: RewardSpec) -> PyTree:
         return leaves
 
     if spec.ensemble == 1:
-        return one(rng)
-    members = [one(jax.random.fold_in(rng, member)) for member in range(spec.ensemble)]
+        return one(rng, start)
+    if start and "members" in start and len(start["members"]["head"]["bias"]) != spec.ensemble:
+        raise ValueError(f"an ensemble of {spec.ensemble} cannot start from one of {len(start['members']['head']['bias'])}")
+    own = lambda member: jax.tree.map(lambda x: x[member], start["members"]) if start and "members" in start else start
+    members = [one(jax.random.fold_in(rng, member), own(member)) for member in range(spec.ensemble)]
     return {"members": jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)}
 
 

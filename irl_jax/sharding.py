@@ -83,11 +83,6 @@ def make_mesh(mesh_config, devices=None) -> Mesh:
     return jax.make_mesh((data, fsdp, tensor), AXES, (AxisType.Auto,) * 3, devices=devices)
 
 
-def matching_rules(path: str) -> list[str]:
-    """The patterns of `RULES` that a leaf's path ends with."""
-    return [pattern for pattern, _ in RULES if _compiled(pattern).search(path)]
-
-
 def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """How one leaf is split, by the rule table.
 

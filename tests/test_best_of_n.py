@@ -148,3 +148,11 @@ def test_agreeing_members_are_plain_best_of_n():
     one, golden = rng.normal(size=(6, 32)), rng.normal(size=(6, 32))
     got = bon.agreed_best_of_n(np.stack([one, one]), golden, (1, 4, 16), agreement=1.0)
     assert got.golden == got.plain_golden and got.mean_n == 16
+
+
+def test_agreed_best_of_n_without_enough_samples_or_with_other_shapes():
+    assert bon.agreed_best_of_n(np.zeros((2, 3, 4)), np.zeros((3, 4)), (8, 16), agreement=1.0) is None
+    with pytest.raises(ValueError, match="finite"):
+        bon.agreed_best_of_n(np.full((2, 3, 4), np.nan), np.zeros((3, 4)), (2,), agreement=1.0)
+    with pytest.raises(ValueError, match="golden"):
+        bon.agreed_best_of_n(np.zeros((2, 3, 4)), np.zeros((3, 5)), (2,), agreement=1.0)

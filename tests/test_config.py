@@ -88,7 +88,7 @@ def test_data_model_and_golden_that_do_not(rated, key, value, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["testbed", "demonstrations", "hh_harmless", "imdb"])
+@pytest.mark.parametrize("name", ["testbed", "methods", "demonstrations", "hh_harmless", "imdb"])
 def test_every_config_file_passes(name, monkeypatch, tmp_path):
     golden = tmp_path / "data" / "imdb" / "test.jsonl.gz"
     golden.parent.mkdir(parents=True)

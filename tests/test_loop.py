@@ -204,10 +204,10 @@ def test_numbers_that_are_not_finite_stop_the_run(tmp_path, metric):
         state, metrics = plain_step(state, trunk, batch, rng)
         return state, metrics | {metric: jnp.where(state.step == 3, jnp.nan, 1.0)}
 
-    with pytest.raises(UserError, match=rf"sft: {metric} became nan at step 3; lower config\.sft\.learning_rate"):
+    with pytest.raises(UserError, match=rf"sft: {metric} became nan at step 3; .*; lower config\.sft\.learning_rate"):
         run(tmp_path, step=step, checkpoint=checkpointing(every_steps=3))
     assert not (tmp_path / "checkpoints").exists()  # the spoilt state was not saved
-    with pytest.raises(UserError, match="heldout_loss is nan at step 2"):
+    with pytest.raises(UserError, match="heldout_loss became nan at step 2"):
         run(tmp_path / "b", evaluate=lambda state: {"heldout_loss": float("nan")}, eval_every=2)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from irl_jax.evaluation import best_of_n as bon
 from irl_jax.evaluation import metrics
-from irl_jax.stages import plots, report
+from irl_jax.stages import method_plots, plot_style, plots, report
 
 QUALITY = {"init_sft": 0.6, "init_demo": 0.45, "sft_demo": 0.2, "preference": 0.55, "log_ratio": 0.62, "length": 0.05,
            "random": 0.0, "golden": 1.0}
@@ -53,6 +53,8 @@ def fake_results(prompts=24, samples=64, seed=0):
         paired=paired, histograms=histograms, scatter=scatter,
         divergences={"sft": metrics.divergences(rng.normal(9, 4, prompts), rng.normal(-14, 5, prompts)),
                      "policy/init_sft": metrics.divergences(rng.normal(12, 4, prompts), rng.normal(-13, 5, prompts))},
+        over_training={"policy/init_sft": dict(step=[0, 10], reward=[0.1, 2.0], reward_stderr=[0.1, 0.1], golden=[0.55, 0.5],
+                                               golden_stderr=[0.02, 0.02], kl=[0.0, 3.0])},
         timing={s: dict(seconds=12.3, compile_seconds=4.5, tokens_per_second=8123.0) for s in ("pretrain", "sft", "sample")},
         settings={"seed": 0, "sft": {"learning_rate": 1e-3}, "eval": {"best_of": (1, 2)}, "model": {"path": ""}}))
 
@@ -145,8 +147,8 @@ def test_page_is_self_contained_and_well_formed(written):
 def test_figures_are_embedded_and_beside_the_page(written):
     directory, path = written
     page = Checker(read(path))
-    expected = ["best_of_n", "win_rate", "frontier", "histograms", "scatter", "training-pretrain", "training-sft",
-                "training-reward", "training-policy"]
+    expected = ["best_of_n", "win_rate", "frontier", "divergences", "over_training-policy", "histograms", "scatter", "training-pretrain",
+                "training-sft", "training-reward", "training-policy"]
     shown = [attributes for tag, attributes in page.images if tag == "img"]
     dark = [attributes for tag, attributes in page.images if tag == "source"]
     assert len(shown) == len(dark) == len(expected)
@@ -174,8 +176,8 @@ def test_numbers_are_in_the_tables(written):
         assert expected in text, expected
 
 
-@pytest.mark.parametrize("missing", ["golden", "policies", "rewards", "paired", "divergences", "histograms", "scatter", "timing",
-                                     "settings", "title", "seed"])
+@pytest.mark.parametrize("missing", ["golden", "policies", "rewards", "paired", "divergences", "over_training", "histograms", "scatter",
+                                     "timing", "settings", "title", "seed"])
 def test_any_part_may_be_missing(tmp_path, quick, missing):
     results = fake_results(prompts=4, samples=8)
     for gone in ({k: v for k, v in results.items() if k != missing}, results | {missing: None}):
@@ -203,7 +205,7 @@ def test_nothing_at_all_and_no_judge(tmp_path, quick):
 def test_everything_from_outside_is_escaped(tmp_path, quick):
     evil = '<script>alert("x")</script> $\\frac{$ &amp; \' "'
     results = fake_results(prompts=4, samples=8) | dict(title=evil, seed=evil, settings={evil: evil})
-    for part in ("policies", "rewards", "divergences", "timing", "histograms", "scatter"):
+    for part in ("policies", "rewards", "divergences", "timing", "histograms", "scatter", "over_training"):
         results[part] = {evil: next(iter(results[part].values()))} | results[part]
     results["golden"] = dict(name=evil, heldout_accuracy=None, unit=evil)
     results["paired"][0]["name"] = evil
@@ -238,3 +240,134 @@ def test_colours_of_recipes_differ_and_are_known():
 ])
 def test_numbers_are_written_to_their_precision(arguments, expected):
     assert report.format_number(*arguments) == expected
+
+
+def many_methods(count=25):
+    """Results with so many policies and some variants of a reward."""
+    results, rng = fake_results(prompts=4, samples=64), np.random.default_rng(1)
+    groups = ["policy"] * 12 + ["adversarial"] * 9 + ["dpo"] * (count - 21)
+    roles = [f"{group}/total_variation{i}" for i, group in enumerate(groups)]
+    row = results["policies"].pop("policy/init_sft")
+    del results["policies"]["adversarial/init_sft"]
+    for i, role in enumerate(roles):
+        results["policies"][role] = row | dict(golden_mean=float(rng.uniform(0.4, 0.8)), kl_to_sft=0.2 * i - 0.01)
+        results["divergences"][role] = dict(forward_kl=3 + 0.1 * i, forward_kl_stderr=0.3, reverse_kl=14 - 0.2 * i, reverse_kl_stderr=1.0)
+        results["over_training"][role] = results["over_training"]["policy/init_sft"]
+    results["divergences"] |= {"demo": dict(coverage=0.9, coverage_stderr=0.01), "init": dict(forward_kl=99.0, reverse_kl=99.0)}
+    for i in range(10):
+        results["rewards"][f"variant{i}"] = results["rewards"]["init_demo"]
+    for source in roles:
+        for sources in results["histograms"].values():
+            sources[source] = sources["sft"]
+    return results, roles
+
+
+class Drawn:
+    """The figures of some results on bare axes: {name: (matplotlib figure, plot)}."""
+
+    def __init__(self, monkeypatch, results, curves=None):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self.figures, self.plots = {}, {}
+
+        def render(name, title, alt, caption, height, draw):
+            figure = Figure(figsize=(plot_style.WIDTH, height), layout="constrained")
+            FigureCanvasAgg(figure)
+            draw(figure, plots.LIGHT)
+            self.figures[name] = figure
+            return self.plots.setdefault(name, plots.Plot(name, title, alt, caption, b"", b""))
+
+        monkeypatch.setattr(plots, "_render", render)
+        plots.draw_all(results, curves or {})
+
+    def legend(self, name):
+        return [text.get_text() for legend in self.figures[name].legends for text in legend.get_texts()]
+
+
+def test_many_methods_stay_readable(monkeypatch):
+    results, roles = many_methods()
+    curves = {role: dict(reward=dict(step=[0, 1], value=[0.0, 1.0])) for role in roles}
+    drawn = Drawn(monkeypatch, results, curves)
+    lines = [name for name in drawn.figures if not name.startswith(("frontier", "divergences"))]
+    assert all(len(drawn.legend(name)) <= plot_style.MAX_LINES for name in lines)
+    told = [label for name in drawn.figures if name.startswith("training-") for label in drawn.legend(name)]
+    assert sorted(told) == sorted(role.partition("/")[2] for role in roles)  # every run, once
+    told = [label for name in drawn.figures if name.startswith("over_training") for label in drawn.legend(name)]
+    assert sorted(told) == sorted([*roles, "policy/init_sft"])
+    rewards = {label for name in drawn.figures if name.startswith("best_of_n") for label in drawn.legend(name)}
+    assert rewards == set(results["rewards"]) and "(1 of 3)" in drawn.plots["best_of_n"].title
+    for name, points in (("frontier", roles), ("divergences", [*results["divergences"]][:2] + roles)):
+        figure = drawn.figures[name]
+        key = [label for label in drawn.legend(name) if label.partition(" ")[0].isdigit()]
+        assert key == [f"{i} {role}" for i, role in enumerate(points, start=1)]
+        for axes in figure.axes:
+            numbers = [text for text in axes.texts if text.get_text().isdigit()]
+            assert [text.get_text() for text in numbers] == [str(i + 1) for i in range(len(points))]
+        figure.canvas.draw()
+        for box in (legend.get_window_extent() for legend in figure.legends):  # nothing is cut off
+            assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y0 >= 0
+        for axes in figure.axes:  # every policy within the axes
+            (low, high), farthest = axes.get_xlim(), max(line.get_xdata().max() for line in axes.lines if len(line.get_xdata()) == 1)
+            assert low <= farthest <= high
+
+
+def test_numbers_beside_points_do_not_cover_one_another(monkeypatch):
+    from matplotlib.text import Text
+
+    results = {"divergences": {f"dpo/m{i}": dict(forward_kl=3 + 0.001 * i, reverse_kl=14.0) for i in range(9)}}
+    figure = Drawn(monkeypatch, results | {"divergences": results["divergences"] | {"dpo/far": dict(forward_kl=9, reverse_kl=20)}}
+                   ).figures["divergences"]
+    figure.canvas.draw()
+    boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]  # of the numbers, without the lines to their points
+    assert len(boxes) == 10
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_reward_and_golden_of_one_run_share_steps(monkeypatch):
+    results = fake_results(prompts=4, samples=8)
+    drawn = Drawn(monkeypatch, results)
+    above, below = drawn.figures["over_training-policy"].axes
+    assert above.lines[0].get_ydata().tolist() == [0.1, 2.0] and below.lines[0].get_ydata().tolist() == [0.55, 0.5]
+    plot = drawn.plots["over_training-policy"]
+    assert "Over-optimisation" in plot.title and "reward 0.10 to 2.00, golden 0.55 to 0.50" in plot.alt
+    uneven = {"a": {"reward": [0.0, 1.0]}, "b": {"reward": [0.0, 90.0]}}
+    assert method_plots._uneven(uneven) and not method_plots._uneven({"a": {"reward": [1.0]}, "b": {"reward": [5.0]}})
+
+
+def test_cards_are_few_and_tables_whole(tmp_path, quick):
+    results, roles = many_methods()
+    page = read(report.write_report(tmp_path, results))
+    cards = re.search(r'<dl class="cards">.*?</dl>', page, re.S)[0]
+    assert cards.count("<dt>") == sum(report.CARDS) and "<dt>init</dt>" in cards and roles[-1] not in cards
+    more = len(results["policies"]) - report.CARDS[0] + 14 - report.CARDS[1]  # 4 recipes and 10 variants are learnt
+    assert f"{more} more stand in the tables" in page
+    text = Checker(page).text
+    assert all(role in text for role in roles) and "0.900 ± 0.010" in text
+
+
+def test_ensembles_have_a_table(tmp_path, quick):
+    results = fake_results(prompts=4, samples=8)
+    results["rewards"]["init_sft"] |= dict(
+        members=[dict(heldout_auc=0.7654, spearman_golden=0.4321, spearman_golden_stderr=0.0123), dict(heldout_auc=0.6543)],
+        disagreement=0.25,
+        best_of_agreed=dict(golden=0.6789, stderr=0.0111, mean_n=12.25, plain_golden=0.6667, plain_stderr=0.0122, max_n=32))
+    text = Checker(read(report.write_report(tmp_path, results))).text
+    for expected in ("init_sft, member 2", "0.765", "0.432 ± 0.012", "best of up to 32", "0.679 ± 0.011", "0.667 ± 0.012", "12.2"):
+        assert expected in text, expected
+    results["rewards"]["init_sft"]["best_of_agreed"] = None  # no judge, or too few samples
+    assert "best of up to" not in Checker(read(report.write_report(tmp_path, results))).text
+
+
+def test_many_comparisons_are_folded(tmp_path, quick):
+    results = fake_results(prompts=4, samples=8)
+    results["paired"] = [dict(name=f"comparison {i}", difference=0.1, stderr=0.01, z=10.0, n=4) for i in range(report.OPEN_COMPARISONS + 3)]
+    page = read(report.write_report(tmp_path, results))
+    assert "3 more comparisons" in page and page.count("comparison 42") == 1
+
+
+@pytest.mark.parametrize("count, sizes", [(0, []), (8, [8]), (9, [5, 4]), (25, [7, 6, 6, 6])])
+def test_parts_are_even_and_few(count, sizes):
+    names = [f"m{i}" for i in range(count)]
+    assert [len(part) for part in plot_style.parts(names)] == sizes
+    assert [name for part in plot_style.parts(names) for name in part] == names

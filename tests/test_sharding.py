@@ -1,5 +1,7 @@
 """The rule table at full size, the mesh's errors, padding, and compiled steps that keep shardings."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from irl_jax import roles, sharding, steps
+from irl_jax import policy_steps, roles, sharding, steps
 from irl_jax.errors import UserError
 from irl_jax.models.transformer import ModelConfig, init_response_cache, init_trunk, prefill
 from irl_jax.types import PolicyBatch, PromptBatch, RewardBatch, SampleBatch, TokenBatch, TrainState
@@ -20,6 +22,8 @@ LLAMA3_8B = ModelConfig(vocab_size=128256, num_layers=32, width=4096, num_heads=
                         activation="silu", use_bias=False, tie_embeddings=False)  # fmt: skip
 BATCH = TokenBatch(*(jax.ShapeDtypeStruct((16, 32), jnp.int32),) * 4)
 ROW = jax.ShapeDtypeStruct((16,), jnp.float32)
+SPECS = (roles.RewardSpec("frozen", "mlp", length_residual=True), roles.RewardSpec("trunk", ensemble=3, length_residual=True),
+         roles.RewardSpec("adapter", "mlp", ensemble=3))  # fmt: skip
 
 
 def abstract(data=1, fsdp=4, tensor=2):
@@ -35,6 +39,7 @@ def paths(tree):
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
 
 
+@functools.cache
 def everything(model):
     """Every kind of tree there is: states of all roles in both modes, with optimizer, batches, samples and caches."""
 
@@ -46,6 +51,13 @@ def everything(model):
             for role in ("init", "sft", "policy", "reward")
             for rank in (0, 8)
         }
+        for rank in (0, 8):  # the optional leaves: a value beside the policy, an ensemble, a body of its own kind, the length
+            policy = roles.init_leaves(jax.random.key(0), "policy", model, rank, trunk, value=True)
+            states[f"value{rank}"] = steps.init_state(policy, optimizer, policy_steps.init_control(0.1))
+            for spec in SPECS:
+                leaves = roles.init_leaves(jax.random.key(0), "reward", model, rank, trunk, reward=spec)
+                finished = roles.finished_leaves(jax.random.key(0), "reward", model, rank, trunk, reward=spec)
+                states[f"{rank}{spec}"] = steps.init_state(leaves, optimizer), finished
         tokens, lengths = jnp.zeros((8, 16), jnp.int32), jnp.ones(8, jnp.int32)
         _, prompt_cache = prefill(model, roles.variables(trunk, None), tokens, lengths)
         caches = {"prompt_cache": prompt_cache, "response_cache": init_response_cache(model, 8, 4, 16)}
@@ -56,22 +68,28 @@ def everything(model):
     return (*shapes, BATCH, RewardBatch(BATCH, ROW, ROW, ROW), PolicyBatch(BATCH, BATCH.mask, BATCH.mask, BATCH.mask, BATCH.mask, ROW, ROW))
 
 
+@functools.cache
+def all_leaves():
+    """(path, shape) of every leaf there is; one of each name and rank would do, but all are."""
+    return sorted({(path, leaf.shape) for model in (GPT2, LLAMA3_8B) for tree in everything(model) for path, leaf in paths(tree)})
+
+
 @pytest.mark.parametrize("model", [GPT2, LLAMA3_8B], ids=["gpt2", "llama3-8b"])
 def test_every_leaf_matches_one_rule_and_divides_at_full_size(model):
     trees = everything(model)
-    leaves = [pair for tree in trees for pair in paths(tree)]
-    assert len(leaves) > 300
-    for path, _ in leaves:
-        assert len(sharding.matching_rules(path)) == 1, (path, sharding.matching_rules(path))
-    for tree in trees:
+    assert sum(len(jax.tree.leaves(tree)) for tree in trees) > 300
+    for tree in trees:  # tree_shardings raises where not exactly one rule matches, and shard_shape where a dimension does not divide
         for leaf, spec in zip(jax.tree.leaves(tree), jax.tree.leaves(sharding.tree_shardings(tree, abstract())), strict=True):
-            spec.shard_shape(leaf.shape)  # raises where a dimension does not divide
+            spec.shard_shape(leaf.shape)
 
 
-def test_every_rule_is_used():
-    used = {rule for model in (GPT2, LLAMA3_8B) for tree in everything(model) for path, _ in paths(tree)
-            for rule in sharding.matching_rules(path)}  # fmt: skip
-    assert used == {pattern for pattern, _ in sharding.RULES}
+@pytest.mark.parametrize("rule", [pattern for pattern, _ in sharding.RULES])
+def test_every_rule_is_used(rule, monkeypatch):
+    """Without it, some leaf has none."""
+    monkeypatch.setattr(sharding, "RULES", tuple(pair for pair in sharding.RULES if pair[0] != rule))
+    with pytest.raises(ValueError, match="0 sharding rules"):
+        for leaf_path, shape in all_leaves():
+            sharding.spec_for(leaf_path, shape, abstract())
 
 
 @pytest.mark.parametrize("model", [GPT2, LLAMA3_8B], ids=["gpt2", "llama3-8b"])
@@ -103,6 +121,13 @@ def test_optimizer_state_is_split_as_its_parameters():
     ("rows/tokens", (16, 8), PartitionSpec(("data", "fsdp"))),
     ("weight", (16,), PartitionSpec(("data", "fsdp"))),
     ("prompt_cache/0/k", (8, 1, 16, 4), PartitionSpec(("data", "fsdp"), None)),
+    ("rows/returns", (16, 8), PartitionSpec(("data", "fsdp"))),
+    ("head/hidden/kernel", (64, 16), PartitionSpec()),
+    ("length/slope", (), PartitionSpec()),
+    ("leaves/members/length/slope", (3,), PartitionSpec(None)),
+    ("leaves/members/trunk/embed/tokens", (3, 512, 64), PartitionSpec(None, "tensor", "fsdp")),
+    ("opt_state/1/0/mu/members/adapter/blocks/mlp/up/b", (3, 2, 8, 64), PartitionSpec(None, None, None, "tensor")),
+    ("leaves/value/adapter/blocks/mlp/up/b", (2, 8, 64), PartitionSpec(None, None, "tensor")),
 ])  # fmt: skip
 def test_specs(path, shape, spec):
     assert sharding.spec_for(path, shape, abstract()) == spec

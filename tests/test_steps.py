@@ -92,7 +92,6 @@ def run(kind, batch, **kwargs):
 
 
 logprobs_of = jax.jit(functools.partial(steps.score_logprobs, MODEL))
-rewards_of = jax.jit(functools.partial(reward_steps.score_rewards, MODEL))
 
 
 def close(a, b, rtol=1e-6, atol=1e-7):
@@ -156,48 +155,6 @@ def test_sft_loss_is_the_mean_over_response_tokens_before_the_update():
     _, metrics = run("sft", batch)
     np.testing.assert_allclose(metrics["loss"], -logprobs.sum() / batch.mask.sum(), rtol=1e-6)
     assert float(metrics["tokens"]) == batch.mask.sum()
-
-
-def test_bce_loss_and_its_statistics_by_source():
-    batch = batch_of("bce")
-    h = np.asarray(rewards_of(TRUNK, make("bce")[1].leaves, batch), np.float64)
-    assert np.ptp(h) > 0.01
-    _, metrics = run("bce", batch)
-    w, positive = batch.weight.astype(np.float64), batch.label == 1
-    losses = np.log1p(np.exp(np.where(positive, -h, h)))
-    right = np.where(positive, h > 0, h < 0)
-    want = {
-        "loss": np.average(losses, weights=w),
-        "accuracy": np.average(right, weights=w),
-        "accuracy_positive": np.average(right[positive], weights=w[positive]),
-        "accuracy_negative": np.average(right[~positive], weights=w[~positive]),
-        "logit_positive": np.average(h[positive], weights=w[positive]),
-        "logit_negative": np.average(h[~positive], weights=w[~positive]),
-        "tokens": batch.rows.mask.sum(),
-    }
-    close({name: metrics[name] for name in want}, want, rtol=1e-5, atol=1e-6)
-
-
-def test_bradley_terry_compares_rows_half_a_batch_apart():
-    batch = batch_of("bradley_terry")
-    h = np.asarray(rewards_of(TRUNK, make("bce")[1].leaves, batch), np.float64)
-    difference, w = h[: B // 2] - h[B // 2 :], np.minimum(batch.weight[: B // 2], batch.weight[B // 2 :])
-    _, metrics = run("bradley_terry", batch)
-    np.testing.assert_allclose(metrics["loss"], np.average(np.log1p(np.exp(-difference)), weights=w), rtol=1e-6)
-    np.testing.assert_allclose(metrics["accuracy"], np.average(difference > 0, weights=w), rtol=1e-6)
-
-
-def test_reward_logit_is_read_at_the_last_response_token():
-    batch = batch_of("bce")
-    leaves = make("bce")[1].leaves
-    want = rewards_of(TRUNK, leaves, batch)
-    after = np.arange(T)[None] > batch.last[:, None]
-    changed = batch._replace(rows=batch.rows._replace(tokens=np.where(after, 7, batch.rows.tokens)))
-    np.testing.assert_array_equal(rewards_of(TRUNK, leaves, changed), want)
-    tokens = batch.rows.tokens.copy()
-    tokens[np.arange(B), batch.last] = tokens[np.arange(B), batch.last] % 12 + 1
-    changed = batch._replace(rows=batch.rows._replace(tokens=tokens))
-    assert np.all(np.asarray(rewards_of(TRUNK, leaves, changed)) != want)
 
 
 @pytest.mark.parametrize("kind", ["policy", "policy_k2"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from irl_jax.errors import UserError
-from irl_jax.models import adapters, heads, transformer
+from irl_jax.models import adapters, transformer
 from irl_jax.models.transformer import ModelConfig
 
 GPT2 = ModelConfig(
@@ -286,10 +286,51 @@ def test_bad_settings_are_the_users_mistake(change):
         dataclasses.replace(GPT2, **change)
 
 
-def test_head_starts_at_zero_and_is_affine():
-    head = heads.init_head(jax.random.key(0), GPT2)
-    hidden = jnp.arange(32.0).reshape(2, 16)
-    np.testing.assert_array_equal(heads.scalar(head, hidden), [0.0, 0.0])
-    head = {"kernel": jnp.ones((16, 1)), "bias": jnp.array([2.0])}
-    np.testing.assert_allclose(heads.scalar(head, hidden.astype(jnp.bfloat16)), [122.0, 378.0])
-    assert heads.scalar(head, hidden.astype(jnp.bfloat16)).dtype == jnp.float32
+@BOTH
+@pytest.mark.parametrize("chunk", [0, 5])
+def test_entropies_are_those_of_the_distributions_drawn_from(config, chunk):
+    trunk, batch = noisy_trunk(config), rows(config, (2, 9))
+    segments = np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0], [1] * 9], np.int32)
+    batch = (batch[0], batch[1], segments)
+    both = jax.jit(functools.partial(transformer.token_logprobs, with_entropy=True), static_argnums=0)
+    logprobs, entropies = both(dataclasses.replace(config, loss_chunk=chunk), {"params": trunk}, *batch)
+    np.testing.assert_allclose(logprobs, token_logprobs(config, {"params": trunk}, *batch), rtol=1e-5, atol=1e-6)
+    p = np.asarray(jax.nn.softmax(all_logits(config, {"params": trunk}, *batch)), np.float64)
+    want = np.pad(-(p * np.log(p)).sum(-1)[:, :-1], ((0, 0), (1, 0)))
+    counts = np.pad((segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0), ((0, 0), (1, 0)))
+    np.testing.assert_allclose(entropies, want * counts, rtol=1e-4, atol=1e-5)
+    assert not np.any(np.asarray(logprobs)[~counts]) and np.ptp(want[counts]) > 0.01
+
+
+@BOTH
+def test_a_shift_moves_the_input_embeddings(config):
+    """Shifting the table of tokens by d is a shift of every input by d; a zero shift is none. (Unembedding is not looked at.)"""
+    trunk, batch = noisy_trunk(config), rows(config, (2, 5))
+    step = 0.3 * np.random.default_rng(3).normal(size=config.width).astype(np.float32)
+    moved = {**trunk, "embed": {**trunk["embed"], "tokens": trunk["embed"]["tokens"] + step}}
+    shifted = hidden_states(config, {"params": trunk}, *batch, np.broadcast_to(step, (2, 5, config.width)))
+    np.testing.assert_allclose(shifted, hidden_states(config, {"params": moved}, *batch), atol=1e-5)
+    np.testing.assert_array_equal(hidden_states(config, {"params": trunk}, *batch, np.zeros((2, 5, config.width), np.float32)),
+                                  hidden_states(config, {"params": trunk}, *batch))  # fmt: skip
+
+
+@BOTH
+@pytest.mark.parametrize("change", [{}, {"scan_layers": True, "remat": "full"}, {"remat": "dots"}], ids=str)
+def test_the_squared_gradient_by_the_embeddings_can_be_differentiated(config, change):
+    """The second derivative, along a direction in all parameters, against differences of the first."""
+    config = dataclasses.replace(config, adapter_scale=0.5, **change)
+    variables = {"params": noisy_trunk(config), "adapter": noisy_adapter(config, 2)}
+    batch, probe = rows(config, (2, 6)), np.random.default_rng(4).normal(size=config.width).astype(np.float32)
+
+    @jax.jit
+    def squared(variables):
+        total = lambda shift: jnp.sum(transformer.hidden_states(config, variables, *batch, shift)[:, -1] @ probe)
+        return jnp.sum(jnp.square(jax.grad(total)(jnp.zeros((2, 6, config.width)))))
+
+    direction = jax.tree.map(lambda x: np.random.default_rng(5).normal(size=x.shape).astype(np.float32), variables)
+    slope = sum(jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (jax.jit(jax.grad(squared))(variables), direction)), strict=True))
+    at = lambda step: float(squared(jax.tree.map(lambda x, d: x + step * d, variables, direction)))
+    small = 1e-3  # Richardson: the error of the plain difference would be seen
+    difference = (8 * (at(small) - at(-small)) - (at(2 * small) - at(-2 * small))) / (12 * small)
+    np.testing.assert_allclose(slope, difference, rtol=1e-2)
+    assert abs(difference) > 0.1

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from irl_jax.types import Array, PyTree
 
-ITERATIONS = 16  # of the power method: from a fixed start, so that nothing has to be carried from step to step
+# Squarings of the small Gram matrix: the power method's 2 ** 12 iterations from scratch, so that nothing has to be carried from
+# step to step. Its sigma is never too large, and too small by at most about log(n) / 2 ** 14 of itself, however close the next is.
+SQUARINGS = 12
 
 
 def cap(leaves: PyTree, limit: float, adapter_scale: float) -> PyTree:
     """The leaves with every matrix of the head, and the product of every adapter, at most `limit` in spectral norm.
 
     W -> W / max(1, sigma(W) / limit): spectral normalisation (Miyato et al., arXiv 1802.05957) as a projection (Gouk et al.,
-    arXiv 1804.04368), which leaves a small matrix, and a fresh head of zeros, as it is. sigma is found by the power method, and
-    its singular vectors are held fixed in the gradient. A whole trunk is left alone: its pretrained kernels are far above any
-    such limit, so there it is the head that is capped.
+    arXiv 1804.04368), which leaves a small matrix, and a fresh head of zeros, as it is. sigma is found by the power method, to a
+    thousandth, and its singular vectors are held fixed in the gradient. A whole trunk is left alone: its pretrained kernels are far
+    above any such limit, so there it is the head that is capped.
 
     Args:
       leaves: of one reward (no members axis). limit: above 0. adapter_scale: alpha / rank; an adapter adds scale * A B to a kernel.
@@ -49,21 +53,43 @@ def _cap_pair(pair: PyTree, limit: float, scale: float) -> PyTree:
 
 def largest_singular_value(kernel) -> Array:
     """The spectral norm of a matrix [in, out], with the gradient u v^T of fixed singular vectors; 0 for a matrix of zeros."""
-    return _power(lambda v: kernel @ v, lambda u: kernel.T @ u, kernel.shape[1])
+    fixed = jax.lax.stop_gradient(kernel)
+    if kernel.shape[0] < kernel.shape[1]:
+        return largest_singular_value(kernel.T)
+    v = _direction(_dominant(_product(fixed.T, fixed)))
+    u = _direction(_product(fixed, v))
+    return _product(u, _product(kernel, v))
 
 
 def _of_product(a, b) -> Array:
-    """The spectral norm of A B, which is never formed."""
-    return _power(lambda v: a @ (b @ v), lambda u: b.T @ (a.T @ u), b.shape[1])
+    """The spectral norm of A B, which is never formed.
+
+    A y is its left singular vector where y is the dominant eigenvector of B B^T A^T A, which is as small as the rank.
+    """
+    fixed_a, fixed_b = jax.lax.stop_gradient((a, b))
+    y = _dominant(_product(_scaled(_product(fixed_b, fixed_b.T)), _scaled(_product(fixed_a.T, fixed_a))))
+    u = _direction(_product(fixed_a, y))
+    v = _direction(_product(fixed_b.T, _product(fixed_a.T, u)))
+    return _product(_product(u, a), _product(b, v))
 
 
-def _power(forward, backward, size: int) -> Array:
-    def direction(x):
-        return x / jnp.maximum(jnp.linalg.norm(x), 1e-12)
+_product = functools.partial(jnp.matmul, precision="highest")  # else a GPU takes ten bits of each factor
 
-    v = direction(jnp.cos(jnp.arange(1, size + 1, dtype=jnp.float32)))  # any start that is orthogonal to nothing in particular
-    for _ in range(ITERATIONS):
-        v = direction(backward(direction(forward(v))))
-    v = jax.lax.stop_gradient(v)
-    u = jax.lax.stop_gradient(direction(forward(v)))
-    return u @ forward(v)
+
+def _scaled(x):
+    return x / jnp.maximum(jnp.max(jnp.abs(x)), 1e-30)
+
+
+def _direction(x):
+    x = _scaled(x)
+    return x / jnp.maximum(jnp.linalg.norm(x), 1e-30)
+
+
+def _dominant(square) -> Array:
+    """A multiple of the dominant eigenvector of a matrix whose eigenvalues are not negative: a column of a high power of it."""
+    def twice(_, x):
+        x = _scaled(x)
+        return _product(x, x)
+
+    square = jax.lax.fori_loop(0, SQUARINGS, twice, square)
+    return square[:, jnp.argmax(jnp.sum(jnp.abs(_scaled(square)), axis=0))]

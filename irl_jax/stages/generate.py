@@ -109,7 +109,7 @@ def _context(args) -> tuple[Context, str]:
     role = args.role or "sft"
     if role in by_group:  # a group's name stands for its first method
         if not by_group[role]:
-            raise UserError(f"--role={role}: {args.workdir} has trained none (its {role}.recipes is empty)")
+            raise UserError(f"--role={role}: {args.workdir} has trained no {role} (its {role}.recipes is empty)")
         role = by_group[role][0]
     known = ("init", "sft", *(known_role for roles in by_group.values() for known_role in roles))
     if role not in known:

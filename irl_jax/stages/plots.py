@@ -27,6 +27,7 @@ from irl_jax.stages.plot_style import (
     counted,
     draw_points,
     golden_label,
+    legend_columns,
     legend_height,
     looks,
     number,
@@ -52,7 +53,8 @@ class Plot(NamedTuple):
 
 UNITS = {"length": "tokens", "random": "no unit", "golden": "golden's own"}  # of rewards; all others are logits, in nats
 METRIC_LABELS = {
-    "balanced_accuracy": "balanced accuracy, fresh samples", "loss": "loss (nats)", "heldout_loss": "held-out loss (nats)", "reward": "reward (nats)", "kl": "KL (nats/sequence)",
+    "balanced_accuracy": "balanced accuracy, fresh samples",
+    "loss": "loss (nats)", "heldout_loss": "held-out loss (nats)", "reward": "reward (nats)", "kl": "KL (nats/sequence)",
     "golden": "golden", "length": "length (tokens)", "entropy": "entropy (nats/token)", "grad_norm": "gradient norm",
     "auc": "AUC", "heldout_auc": "held-out AUC", "accuracy": "accuracy",
     "behaviour_gap": "behaviour gap (nats/token)", "learning_rate": "learning rate", "tokens_per_second": "tokens per second"}
@@ -109,10 +111,10 @@ def _line_style(recipe: str) -> str:
     return "--" if recipe in CONTROLS else "-"
 
 
-def _legend_below(figure, axes, columns: int = 3) -> None:
+def _legend_below(figure, axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(handles)), handlelength=2.6)
+        figure.legend(handles, labels, loc="outside lower center", ncols=legend_columns(labels), handlelength=2.6)
 
 
 def _curves(results: Mapping, key: str) -> dict[str, list]:
@@ -235,6 +237,7 @@ def _frontier(results: Mapping):
         for axes, (title, curves, key) in zip(rows, panels, strict=True):
             _draw_bands(axes, theme, curves, key, "golden", "stderr")
             _level_lines(axes, theme, results)
+            found = draw_points([axes], theme, points)
             axes.set_title(title, loc="left")
             axes.set_ylabel(golden_label(results))
             axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0.0)), np.square))
@@ -242,9 +245,9 @@ def _frontier(results: Mapping):
             axes.locator_params(axis="x", nbins=6)
         rows[-1].set_xlabel("KL to sft (nats per sequence, square-root scale)")
         handles = {label: handle for axes in rows for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        handles |= draw_points(figure, rows, theme, points)
-        small = dict(fontsize=7.5, columnspacing=1.0) if len(points) > MAX_LINES else {}
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(3, len(handles)), handlelength=2.6, **small)
+        handles |= found
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=legend_columns(list(handles)), handlelength=2.6,
+                      fontsize=8)
         number_points(figure, rows, theme, points)
 
     told = "; ".join(f"{point.name}: golden {point.y:.3f} at {point.x:.2f} nats" for point in points) or "no policies"
@@ -297,7 +300,7 @@ def _histograms(results: Mapping):
         for axes in panels[::2]:
             axes.set_ylabel("share of responses")
         handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=min(4, len(names)))
+        figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=legend_columns(names))
 
     return ("histograms", "Rewards by source",
             f"Histograms of the rewards {', '.join(found)} for responses of {', '.join(names)}.",
@@ -368,7 +371,7 @@ def _training(group: str, lines: Mapping, part: int = 1, of: int = 1):
             axes.set_xlabel("round" if group == "adversarial" else "optimizer step")
         handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
         if len(lines) > 1:
-            figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(3, len(handles)))
+            figure.legend(handles.values(), handles, loc="outside lower center", ncols=legend_columns(list(handles)))
 
     return (f"training-{_stem(group)}{_suffix(part)}", counted(f"Training: {group}", part, of),
             f"Training curves of {group}: {', '.join(metrics)} against the step.",

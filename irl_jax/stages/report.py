@@ -11,17 +11,24 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from irl_jax.config import CONTROLS
 from irl_jax.stages import STAGES
-from irl_jax.stages.plots import CONTROLS, DPI, Plot, draw_all, golden_label, number
+from irl_jax.stages.plot_style import DPI, golden_label, number
+from irl_jax.stages.plots import Plot, draw_all
 from irl_jax.workdir import read_json, read_jsonl, write_json
 
 TIMED = tuple(stage for stage in STAGES if stage != "report")
 MISSING = "–"
 BEST_OF = (4, 16, 50)  # columns of the best-of-n table, where measured
 OPEN_SAMPLES = 3  # prompts shown unfolded
+CARDS = 8, 4  # policies and best-of-n's at a glance; the others are in the tables
+OPEN_COMPARISONS = 40  # rows of paired comparisons shown unfolded
 LABELS = {"ended_share": "ended by EOS (share)", "init_logprob": "log-prob under init (nats/token)",
           "noise_rate": "noise (share of tokens)", "off_grammar_share": "off the grammar (share of tokens)",
-          "auc_sft_against_init": "AUC, sft against init"}  # of columns beyond the schema's
+          "auc_sft_against_init": "AUC, sft against init", "coverage": "coverage (share of the demonstrator's sentences)",
+          "coverage_unweighted": "coverage (mean over kinds)", "kind_entropy": "entropy over kinds (nats)",
+          "other_kinds": "other kinds (share of sentences)", "disagreement": "members' disagreement (deviations)",
+          "at_same_kl": "golden less policy/init_sft's at the same KL"}  # of columns beyond the schema's
 _STYLE = """
 :root{color-scheme:light dark;--fg:#1d2329;--soft:#57606a;--bg:#fff;--card:#f5f7f9;--line:#d8dde3;--link:#0b62a8}
 @media (prefers-color-scheme:dark){:root{
@@ -110,7 +117,8 @@ def write_report(directory: str | os.PathLike, results: Mapping, samples: Sequen
 
     Args:
       directory: of the report, W/report; made where missing.
-      results: results.json, plus `paired` [{name, difference, stderr, z, n}], `rewards[...]["tilting"]`, `histograms`
+      results: results.json, plus `over_training` {role: {step, reward, reward_stderr, golden, golden_stderr: lists}},
+        `paired` [{name, difference, stderr, z, n}], `rewards[...]["tilting"]`, `histograms`
         {recipe: {source: {edges, counts}}}, `scatter` {recipe: {length, reward, golden}}, `settings` (the config as nested
         dicts) and `title`. Any of them may be missing: their part of the page is then left out. Further numbers of a policy,
         reward or divergence become columns; `<key>_stderr` is shown with `<key>`.
@@ -220,21 +228,26 @@ def _headline(results: Mapping) -> str:
     """Golden of the policies and of best-of-16, at a glance."""
     golden, policies = results.get("golden") or {}, results.get("policies") or {}
     cards = [(name, numbers.get("golden_mean"), numbers.get("golden_stderr")) for name, numbers in policies.items() if numbers]
+    best = []
     for recipe, numbers in (results.get("rewards") or {}).items():
         rows = (numbers or {}).get("best_of_n") or []
         if recipe not in CONTROLS and rows:
             row = min(rows, key=lambda r: abs(r["n"] - 16))
-            cards.append((f"best-of-{row['n']} by {recipe}", row.get("golden"), row.get("stderr")))
+            best.append((f"best-of-{row['n']} by {recipe}", row.get("golden"), row.get("stderr")))
+    cards, best = ([card for card in some if math.isfinite(number(card[1]))] for some in (cards, best))
+    more = len(cards[CARDS[0]:]) + len(best[CARDS[1]:])
+    cards = cards[: CARDS[0]] + best[: CARDS[1]]
     shown = "".join(f"<div><dt>{_escape(name)}</dt><dd>{format_number(value)}"
                     + (f" <small>± {number(error):.3f}</small>" if math.isfinite(number(error)) else "") + "</dd></div>"
-                    for name, value, error in cards if math.isfinite(number(value)))
+                    for name, value, error in cards)
     accuracy = golden.get("heldout_accuracy")
     judge = {"testbed": "exact, by the testbed", "classifier": "by a text classifier", "none": "none: nothing was judged"}.get(
         golden.get("name"), str(golden.get("name") or "not given"))
     if accuracy is not None:
         judge += f", held-out accuracy {format_number(accuracy)}"
     seed = f" Seed {_escape(results['seed'])}." if results.get("seed") is not None else ""
-    note = "" if not shown else f" Below: {_escape(golden_label(results))}, mean ± one standard error over prompts."
+    note = "" if not shown else f" Below: {_escape(golden_label(results))}, mean ± one standard error over prompts." + (
+        f" {more} more stand in the tables." if more else "")
     return (f'<p class="soft">Golden reward: {_escape(judge)}; no training step sees it.{seed}{note}</p>'
             + (f'<dl class="cards">{shown}</dl>' if shown else ""))
 
@@ -276,7 +289,22 @@ def _rewards(results: Mapping) -> str:
     tilted = _table("Sft samples weighted by exp(h/β): the optimum of the KL-regularised objective, without reinforcement "
                     "learning.", ["reward", "KL to sft (nats/sequence)", golden_label(results), "effective samples a prompt",
                                   "trusted"], tilting)
-    return quality + _leak_check(rewards) + table + _details("Every n", every) + _details("Tilting", tilted)
+    return quality + _leak_check(rewards) + table + _ensembles(results) + _details("Every n", every) + _details("Tilting", tilted)
+
+
+def _ensembles(results: Mapping) -> str:
+    """The members of each ensemble, and best-of-n that stops where they disagree beside the plain one."""
+    ensembles = {name: numbers for name, numbers in (results.get("rewards") or {}).items() if (numbers or {}).get("members")}
+    members = {f"{name}, member {i}": member for name, numbers in ensembles.items() for i, member in enumerate(numbers["members"], start=1)}
+    known = [("heldout_auc", "held-out AUC", "heldout_auc_stderr"),
+             ("spearman_golden", "Spearman with golden, within prompts", "spearman_golden_stderr")]
+    agreed = {name: numbers.get("best_of_agreed") for name, numbers in ensembles.items()}
+    rows = [[f"{name}, best of up to {row['max_n']}", Cell(row.get("golden"), row.get("stderr")),
+             Cell(row.get("plain_golden"), row.get("plain_stderr")), Cell(row.get("mean_n"), digits=1)]
+            for name, row in agreed.items() if row]
+    return _number_table("Members of the ensembles, one by one.", "reward", members, known) + _table(
+        "Best-of-n that goes on to more samples only while the members agree on the gain, and without stopping, on the same samples.",
+        ["reward", golden_label(results), "without stopping", "samples looked at"], rows)
 
 
 def _leak_check(rewards: Mapping) -> str:
@@ -290,16 +318,20 @@ def _leak_check(rewards: Mapping) -> str:
 def _paired(results: Mapping) -> str:
     rows = [[row["name"], Cell(row.get("difference"), row.get("stderr")), Cell(row.get("z"), digits=1), row.get("n")]
             for row in results.get("paired") or []]
-    return _table("Differences on the same prompts, in golden reward unless the name says otherwise; z is the difference over "
-                  "its standard error.", ["comparison", "difference", "z", "prompts"], rows)
+    head = ["comparison", "difference", "z", "prompts"]
+    shown = _table("Differences on the same prompts, in golden reward unless the name says otherwise; z is the difference over "
+                   "its standard error.", head, rows[:OPEN_COMPARISONS])
+    rest = rows[OPEN_COMPARISONS:]
+    return shown + _details(f"{len(rest)} more comparisons", _table("Further differences on the same prompts.", head, rest))
 
 
 def _divergences(results: Mapping) -> str:
     known = [("forward_kl", "forward KL(demo‖policy) (nats/sequence)", "forward_kl_stderr"),
              ("reverse_kl", "reverse KL(policy‖demo) (nats/sequence)", "reverse_kl_stderr"),
              ("jensen_shannon", "Jensen-Shannon (nats, at most 0.693)", "jensen_shannon_stderr")]
-    return _number_table("From exact log-probabilities of the demonstrator. The reverse KL counts mostly tokens that the "
-                         "demonstrator writes only by noise.", "policy", results.get("divergences") or {}, known)
+    return _number_table("From exact log-probabilities of the demonstrator, and from the kinds of sentences responses are made of. The "
+                         "reverse KL counts mostly tokens that the demonstrator writes only by noise.", "policy",
+                         results.get("divergences") or {}, known)
 
 
 def _figures(plots: Sequence[Plot]) -> str:
