@@ -1,7 +1,6 @@
-"""The reward's losses against numpy, what they may not learn from, its penalties, ensembles, bodies and scores."""
+"""The reward's losses against numpy, what they may not learn from, its penalties, ensembles and bodies."""
 
 import functools
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,105 +8,32 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
+from reward_batches import (
+    EOS,
+    KEY,
+    MODEL,
+    TOKEN,
+    TRUNK,
+    B,
+    T,
+    batch_of,
+    close,
+    compiled,
+    gradient,
+    members_of,
+    prefix_by_loop,
+    random_batch,
+    run,
+    same_update,
+    start,
+    token_logits_of,
+)
 
 from irl_jax import reward_steps, roles, sharding, steps
 from irl_jax.errors import UserError
-from irl_jax.models.transformer import ModelConfig, hidden_states, init_trunk
+from irl_jax.models.transformer import hidden_states
 from irl_jax.reward_steps import RewardSettings
 from irl_jax.roles import RewardSpec
-from irl_jax.stages import reward as reward_stage
-from irl_jax.stages import scoring
-from irl_jax.types import Example, RewardBatch, TokenBatch
-
-MODEL = ModelConfig(vocab_size=13, num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_width=24,
-                    max_positions=16, positions="rotary", norm="rms", gated_mlp=True, activation="silu", use_bias=False,
-                    adapter_scale=2.0)  # fmt: skip
-TRUNK = jax.jit(lambda key: init_trunk(key, MODEL))(jax.random.key(1))
-B, T, EOS = 8, 10, 12
-KEY = jax.random.key(7)
-SPEC, PLAIN, TOKEN = RewardSpec(), RewardSettings(), RewardSettings("token", eos_ids=(EOS,))
-
-
-def batch_of(prompts, responses, weight=None):
-    """A batch of rows: the first half positives, the second the negatives of the same prompts."""
-    r = TokenBatch(*(np.zeros((len(prompts), T), dtype) for dtype in (np.int32, np.int32, np.int32, np.float32)))
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        n = len(prompt) + len(response)
-        r.tokens[row, :n], r.positions[row, :n], r.segments[row, :n] = [*prompt, *response], np.arange(n), 1
-        r.mask[row, len(prompt) : n] = 1
-    weight = np.ones(len(prompts), np.float32) if weight is None else np.asarray(weight, np.float32)
-    label = np.repeat([1.0, 0.0], len(prompts) // 2).astype(np.float32)
-    return RewardBatch(r, (r.segments.sum(1) - 1).astype(np.int32), label, weight)
-
-
-def random_batch(seed=0, weight=(1, 1, 0.5, 1) * 2):
-    """Uneven lengths; every other response ends with EOS, and one positive is the EOS alone: an empty common prefix."""
-    rng = np.random.default_rng(seed)
-    prompts = [rng.integers(1, 12, rng.integers(1, 4)) for _ in range(B // 2)] * 2
-    responses = [[*rng.integers(1, 12, rng.integers(1, 6)), *([EOS] if row % 2 else [])] for row in range(B)]
-    responses[1] = [EOS]
-    return batch_of(prompts, responses, weight)
-
-
-@functools.cache
-def start(spec=SPEC, rank=4):
-    """Leaves off the zeros of a fresh adapter and head; numpy, so that steps share them."""
-    leaves = jax.device_get(roles.init_leaves(jax.random.key(2), "reward", MODEL, rank, TRUNK, reward=spec))
-    rng = np.random.default_rng(3)
-    return jax.tree.map(lambda x: (x + 0.2 * rng.normal(size=x.shape)).astype(np.float32), leaves)
-
-
-@functools.cache
-def compiled(loss="bce", settings=PLAIN, accumulate=1, rate=0.1):
-    """With plain gradient descent the update is the gradient itself, whose size Adam's would hide."""
-    return jax.jit(reward_steps.make_reward_step(MODEL, optax.sgd(rate), accumulate, loss, settings))
-
-
-def run(batch, loss="bce", settings=PLAIN, leaves=None, accumulate=1):
-    leaves = start() if leaves is None else leaves
-    return compiled(loss, settings, accumulate)(steps.init_state(leaves, optax.sgd(0.1)), TRUNK, batch, KEY)
-
-
-def gradient(state, leaves):
-    return jax.tree.map(lambda new, old: (np.asarray(old, np.float64) - new) / 0.1, state.leaves, leaves)
-
-
-@functools.cache
-def _scorer(granularity):
-    return jax.jit(lambda leaves, batch: reward_steps.score_member_rewards(MODEL, TRUNK, leaves, batch, granularity))
-
-
-def members_of(leaves, batch, granularity="response"):
-    return np.asarray(_scorer(granularity)(leaves, batch), np.float64)
-
-
-_token_logits = jax.jit(lambda leaves, rows: reward_steps.token_logits(MODEL, TRUNK, leaves, rows))
-
-
-def token_logits_of(leaves, rows):
-    return np.asarray(_token_logits(leaves, rows), np.float64)
-
-
-def close(a, b, rtol=1e-5, atol=1e-6):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
-
-
-def same_update(new, other, old):
-    """Equal to float32's precision of the largest update."""
-    largest = max(np.abs(np.asarray(x) - y).max() for x, y in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True))
-    close(new, other, rtol=0, atol=1e-5 * max(1.0, largest))
-
-
-def prefix_by_loop(batch):
-    """The tokens that count in token rewards, written down as a loop."""
-    out, half = np.zeros((B, T)), B // 2
-    length = lambda row: int(batch.rows.mask[row].sum()) - (batch.rows.tokens[row, batch.last[row]] == EOS)
-    for pair in range(half):
-        for row in (pair, pair + half):
-            first = int(np.argmax(batch.rows.mask[row]))
-            for index in range(min(length(pair), length(pair + half))):
-                out[row, first + index] = 1
-    return out
 
 
 # ------------------------------------------------------------------------------------------------- the two losses
@@ -344,79 +270,6 @@ def test_only_the_body_is_trained_and_the_trunk_never(spec, names, rank):
         moved = jax.tree.map(lambda new, old: bool(np.any(new != old)), state.leaves, leaves)
         assert any(jax.tree.leaves((moved["members"] if spec.ensemble > 1 else moved)[name])), name
     assert jax.tree.map(lambda x: np.asarray(x).tobytes(), trunk) == before
-
-
-# ------------------------------------------------------------------------------------------------------- scores
-@pytest.mark.parametrize("granularity", ["response", "token"])
-def test_an_ensembles_score_is_made_of_its_members(granularity):
-    leaves, batch = start(RewardSpec(ensemble=3)), random_batch()
-    single = [jax.tree.map(lambda x, e=e: x[e], leaves["members"]) for e in range(3)]
-    want = np.concatenate([members_of(one, batch, granularity) for one in single])
-    assert want.shape == (3, B) and np.all(want.std(0) > 1e-4)
-    close(members_of(leaves, batch, granularity), want)
-    combine = {"mean": want.mean(0), "min": want.min(0), "mean_minus_std": want.mean(0) - want.std(0)}
-    for name, value in combine.items():
-        close(reward_steps.score_rewards(MODEL, TRUNK, leaves, batch, granularity, name), value)
-        close(reward_steps.combined(want, name, np), value)
-
-
-def test_a_token_rewards_score_is_the_mean_before_the_last_token():
-    batch = random_batch()
-    logits = token_logits_of(start(), batch.rows)
-    for row, got in enumerate(members_of(start(), batch, "token")[0]):
-        inside = np.flatnonzero(batch.rows.mask[row])
-        inside = inside[:-1] if len(inside) > 1 else inside  # a response of one token has its own
-        np.testing.assert_allclose(got, logits[row, inside].mean(), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("combine", ["mean", "min", "mean_minus_std"])
-def test_rewards_of_tokens_are_zero_outside_and_at_the_eos(combine):
-    leaves, batch = start(RewardSpec(ensemble=2)), random_batch()
-    ended = batch.rows.tokens[np.arange(B), batch.last] == EOS
-    got = np.asarray(reward_steps.score_token_rewards(MODEL, TRUNK, leaves, batch.rows, jnp.asarray(ended), combine))
-    members = np.stack([token_logits_of(jax.tree.map(lambda x, e=e: x[e], leaves["members"]), batch.rows) for e in range(2)])
-    counts = (batch.rows.mask > 0) & ~((np.arange(T) == batch.last[:, None]) & ended[:, None])
-    close(got, np.where(counts, reward_steps.combined(members, combine, np), 0.0))
-    assert ended.any() and not ended.all() and got.dtype == np.float32
-
-
-def test_the_length_leaf_takes_its_slope_off():
-    batch, leaves = random_batch(), start()
-    length = {"slope": np.float32(0.25), "centre": np.float32(3.0)}
-    want = members_of(leaves, batch) - 0.25 * (batch.rows.mask.sum(1) - 3.0)
-    close(members_of({**leaves, "length": length}, batch), want)
-
-
-@pytest.mark.parametrize("members", [1, 3])
-def test_the_length_residual_is_least_squares_within_the_classes(members):
-    rng = np.random.default_rng(0)
-    examples = [Example(np.array([1]), np.ones(n, np.int32), True) for n in rng.integers(2, 30, 40)]
-    parts = examples[:15], examples[15:]
-    lengths, label = np.array([len(e.response) for e in examples], float), np.repeat([1.0, 0.0], [15, 25])
-    logits = rng.normal(size=(members, 40)) + 2 * label + 0.1 * np.arange(1, members + 1)[:, None] * lengths
-    context = SimpleNamespace(scorer=SimpleNamespace(member_rewards=lambda leaves, examples: logits))
-    leaves = start(RewardSpec(ensemble=members))
-    got = reward_stage.without_length(context, leaves, parts)
-    own = got["members"]["length"] if members > 1 else jax.tree.map(lambda x: x[None], got["length"])
-    design = np.stack([np.ones(40), label, lengths], 1)
-    np.testing.assert_allclose(own["slope"], np.linalg.lstsq(design, logits.T, rcond=None)[0][2], rtol=1e-4)
-    np.testing.assert_allclose(own["centre"], lengths.mean(), rtol=1e-6)
-    spec = RewardSpec(ensemble=members, length_residual=True)
-    finished = roles.finished_leaves(KEY, "reward", MODEL, 4, TRUNK, reward=spec)
-    assert jax.tree.map(np.shape, finished) == jax.tree.map(np.shape, got)  # what a later run reads back
-
-
-@pytest.mark.parametrize("granularity", ["response", "token"])
-def test_the_scorer_keeps_the_order_of_unlike_lengths(granularity):
-    mesh = sharding.make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}), devices=jax.devices()[:1])
-    scorer = scoring.Scorer(MODEL, mesh, TRUNK, longest=T, rows=4)
-    batch, leaves = random_batch(), start(RewardSpec(ensemble=2))
-    examples = [Example(r.tokens[(r.segments == 1) & (r.mask == 0)], r.tokens[r.mask == 1], False)
-                for r in (TokenBatch(*rows) for rows in zip(*batch.rows, strict=True))]  # fmt: skip
-    want = members_of(leaves, batch, granularity)
-    close(scorer.member_rewards(leaves, examples, granularity), want)
-    close(scorer.rewards(leaves, examples, granularity, "min"), want.min(0))
-    assert scorer.member_rewards(start(), examples, granularity).shape == (1, B)
 
 
 # ----------------------------------------------------------------------------------------------------- settings

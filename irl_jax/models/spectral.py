@@ -76,13 +76,18 @@ def _of_product(a, b) -> Array:
 _product = functools.partial(jnp.matmul, precision="highest")  # else a GPU takes ten bits of each factor
 
 
+def _divided(x, size):
+    """x / size, and x itself (zeros) where the size is 0: a tiny floor would underflow where XLA joins two divisions."""
+    return x / jnp.where(size > 0, size, 1.0)
+
+
 def _scaled(x):
-    return x / jnp.maximum(jnp.max(jnp.abs(x)), 1e-30)
+    return _divided(x, jnp.max(jnp.abs(x)))
 
 
 def _direction(x):
     x = _scaled(x)
-    return x / jnp.maximum(jnp.linalg.norm(x), 1e-30)
+    return _divided(x, jnp.linalg.norm(x))
 
 
 def _dominant(square) -> Array:
