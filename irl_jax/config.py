@@ -175,7 +175,8 @@ def _policy() -> ConfigDict:
     p.samples = 8  # samples a prompt; batch_size counts prompts
     p.divergence = "reverse_kl"  # the reward as a function of the logit: the f-divergence that the adversarial loop minimises
     p.clip_logit = 5.0  # logits are cut to +- this where the divergence's reward is an exponential of them
-    p.normalise_rewards = False  # subtract the running mean of the rewards so far and divide by their running deviation
+    p.normalise_rewards = False  # subtract the running mean of the rewards so far and divide by their running deviation; for token
+    #   rewards, which make longer responses pay where most of them are positive
     p.advantage = "rloo"  # "reinforce" (batch baseline), "rloo" (leave one out), "grpo" (normalised in the prompt), "gae" (value head)
     p.gamma = 1.0  # discount a token, where rewards come token by token or advantage = "gae"
     p.gae_lambda = 0.95  # advantage = "gae": the weight of longer returns, 0 to 1

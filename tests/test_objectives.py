@@ -127,6 +127,39 @@ def tuples_gradient(estimator, samples):
     return -jax.grad(loss)(jnp.asarray(THETA))
 
 
+TOKEN_REWARDS = np.stack([np.array([0.4, -0.7, 1.3])[TOKENS[:, 0]], REWARDS], axis=1) * MASK  # none knows what comes after it
+
+
+def exact_token_return(theta):
+    return jnp.sum(probabilities(theta) * TOKEN_REWARDS.sum(1))
+
+
+@pytest.mark.parametrize(("kind", "biased"), [("rloo", False), ("reinforce", True), ("grpo", True)])
+def test_token_advantages_over_all_pairs(kind, biased):
+    """Leave-one-out at the same token is unbiased, for the other sample knows nothing of this one; the others hold their own return."""
+    returns = np.asarray(advantage.returns_to_go(TOKEN_REWARDS, MASK, 1.0))
+    pairs = np.array(list(itertools.product(range(7), repeat=2)))
+    one = jax.jit(lambda r, m: advantage.token_advantages(kind, r, m))
+    advantages = np.concatenate([np.asarray(one(returns[pair][None], MASK[pair][None])) for pair in pairs])
+    weights = np.prod(np.asarray(probabilities(jnp.asarray(THETA)))[pairs], axis=1)
+
+    def loss(theta):
+        logp = token_logprobs(theta)
+        return sum(policy.score_function(logp[pairs[:, k]], MASK[pairs[:, k]], advantages[:, k], weights)[0] for k in range(2)) / 2
+
+    error = np.abs(jax.grad(loss)(jnp.asarray(THETA)) + jax.grad(exact_token_return)(jnp.asarray(THETA))).max()
+    assert error > 1e-3 if biased else error < 1e-12
+
+
+@pytest.mark.parametrize("lam", [1.0, 0.9])
+def test_gae_is_unbiased_at_lambda_one_whatever_the_values_and_below_it_where_they_are_wrong_is_not(lam):
+    values = np.stack([np.full(7, 0.9), np.array([0.0, -1.1, 0.6])[TOKENS[:, 0]]], axis=1)  # of the prefix alone
+    advantages, _ = advantage.gae(TOKEN_REWARDS, values, MASK, 1.0, lam)
+    got = expected_gradient(lambda logp, w: policy.score_function(logp, MASK, advantages, w)[0])
+    error = np.abs(got + jax.grad(exact_token_return)(jnp.asarray(THETA))).max()
+    assert error < 1e-12 if lam == 1 else error > 1e-3
+
+
 def test_no_gradient_through_advantages_reference_or_penalised_reward():
     logp, ones = jnp.log(jnp.full((2, 2), 0.5)), jnp.ones(2)
     assert np.all(jax.grad(lambda a: policy.score_function(logp, jnp.ones((2, 2)), a[:, None], ones)[0])(ones) == 0)

@@ -10,7 +10,7 @@ from irl_jax.objectives import advantage, policy, preference, reward, statistics
 RNG = np.random.default_rng(0)
 MASK = np.array([[0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1], [0, 1, 0, 0, 0, 0]], np.float64)
 LOGP, OLD, REF = (np.where(MASK > 0, RNG.normal(-1.5, 0.7, MASK.shape), np.nan) for _ in range(3))  # NaN is for nobody to read
-ADVANTAGES, WEIGHTS = RNG.normal(size=MASK.shape), np.array([1.0, 0.5, 1.0])
+ADVANTAGES, WEIGHTS = np.where(MASK > 0, RNG.normal(size=MASK.shape), np.nan), np.array([1.0, 0.5, 1.0])
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +30,11 @@ def check(loss, by_hand, argument=LOGP):
     assert float(weight) == WEIGHTS.sum()
     gradient = np.asarray(jax.grad(lambda x: loss(x)[0])(jnp.asarray(argument)))
     assert np.all(gradient[MASK == 0] == 0) and np.all(np.isfinite(gradient)) and np.any(gradient)
+
+
+def test_score_function_and_k2():
+    check(lambda x: policy.score_function(x, MASK, ADVANTAGES, WEIGHTS), -sum(w * ADVANTAGES[b, t] * LOGP[b, t] for b, t, w in tokens()))
+    check(lambda x: policy.k2(x, REF, MASK, WEIGHTS), np.sum(WEIGHTS * np.nansum(LOGP - REF, axis=1) ** 2 / 2))
 
 
 def test_ppo_clip():
@@ -95,8 +100,9 @@ def test_weighted_k3_has_the_reverse_kl_s_gradient():
 
 
 def test_value_loss_and_entropy_bonus():
-    returns, values = RNG.normal(size=MASK.shape), np.where(MASK > 0, RNG.normal(size=MASK.shape), np.nan)
-    check(lambda x: policy.value_loss(x, returns, MASK, WEIGHTS), sum(w * 0.5 * (values[b, t] - returns[b, t]) ** 2 for b, t, w in tokens()), values)
+    returns, values = (np.where(MASK > 0, RNG.normal(size=MASK.shape), np.nan) for _ in range(2))
+    by_hand = sum(w * 0.5 * (values[b, t] - returns[b, t]) ** 2 for b, t, w in tokens())
+    check(lambda x: policy.value_loss(x, returns, MASK, WEIGHTS), by_hand, values)
     check(lambda x: policy.entropy_bonus(x, MASK, WEIGHTS), sum(w * values[b, t] for b, t, w in tokens()), values)
 
 
@@ -130,7 +136,8 @@ def test_returns_to_go(gamma):
 
 
 def test_a_terminal_reward_stands_at_the_last_token():
-    np.testing.assert_array_equal(advantage.terminal(np.array([1.0, 2, 3]), MASK), [[0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 2], [0, 3, 0, 0, 0, 0]])
+    got = advantage.terminal(np.array([1.0, 2, 3]), MASK)
+    np.testing.assert_array_equal(got, [[0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 2], [0, 3, 0, 0, 0, 0]])
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.9, 0.0)])

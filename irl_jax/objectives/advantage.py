@@ -94,6 +94,8 @@ def token_advantages(kind: str, returns_BxKxT: Array, mask_BxKxT: Array, epsilon
     - "grpo": the mean of all K there, over the standard deviation of the K whole returns, with 1/K.
     - "reinforce": one number, the mean over all response tokens of the batch.
 
+    The baselines of the last two hold this sample's own return, which biases the gradient, the less the more samples there are.
+
     Args:
         kind: see above. returns_BxKxT: from `returns_to_go`; a prompt's K samples begin in the same column.
         mask_BxKxT: 1 at response tokens. epsilon: keeps ties at 0 ("grpo"), reward units.
