@@ -70,11 +70,11 @@ def make_optimizer(stage_config, steps: int) -> optax.GradientTransformation:
 
 
 def _decayed(leaves: PyTree) -> PyTree:
-    """True at matrices: not at biases and norms, which under "blocks" have the layer as one axis more."""
+    """True at matrices: not at biases and norms, which have the layer (under "blocks") and the member as axes more."""
 
     def decays(path, leaf):
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-        return jnp.ndim(leaf) - ("blocks" in names) >= 2
+        return jnp.ndim(leaf) - ("blocks" in names) - ("members" in names) >= 2
 
     return jax.tree_util.tree_map_with_path(decays, leaves)
 

@@ -81,7 +81,7 @@ def test_a_residual_reward_has_nothing_of_length_within_the_classes(finished):
     _, context = finished
     assert set(context.leaves("reward/residual")) == {"adapter", "head", "length"}
     for part in recipe_data.data_of(context, "init_sft")[0]:
-        assert len({len(e.response) for e in part}) > 3
+        assert len({len(e.response) for e in part}) > 1
     lengths, logits = [], []
     for part in recipe_data.data_of(context, "init_sft")[0]:
         own, h = np.array([len(e.response) for e in part], float), scoring.rewards(context, "residual", part)

@@ -241,6 +241,7 @@ def test_weight_decay_is_for_matrices_only():
                   "blocks": {"mlp_norm": norm, "mlp": {"up": dense}}},
         "adapter": {"blocks": {"mlp": {"up": {"a": (3, 4, 2), "b": (3, 2, 4)}}}},
         "head": {"kernel": (4, 1), "bias": (1,)},
+        "members": {"head": {"kernel": (2, 4, 1), "bias": (2, 1)}, "adapter": {"blocks": {"mlp": {"up": {"a": (2, 3, 4, 2), "b": (2, 3, 2, 4)}}}}},
     }  # fmt: skip
     leaves = jax.tree.map(lambda shape: np.ones(shape, np.float32), shapes, is_leaf=lambda x: isinstance(x, tuple))
     optimizer = steps.make_optimizer(stage(weight_decay=0.5), 10)
