@@ -12,6 +12,7 @@ from reward_batches import (
     EOS,
     KEY,
     MODEL,
+    PLAIN,
     TOKEN,
     TRUNK,
     B,
@@ -135,6 +136,31 @@ def test_neither_length_nor_eos_can_be_learnt_token_by_token():
     assert max(others) < np.log(2) - 0.05, others
 
 
+def test_a_fresh_token_reward_has_no_reason_to_prefer_a_class():
+    batch, leaves = unlike_in_length_only(), roles.init_leaves(KEY, "reward", MODEL, 4, TRUNK)
+    state, metrics = run(batch, settings=TOKEN, leaves=leaves)
+    np.testing.assert_allclose(metrics["loss"], np.log(2), rtol=1e-6)
+    np.testing.assert_array_equal(state.leaves["head"]["bias"], 0.0)  # as many positives as negatives
+    np.testing.assert_allclose(gradient(state, leaves)["head"]["kernel"], 0.0, atol=1e-6)
+    state, _ = run(batch, leaves=leaves)
+    assert np.abs(gradient(state, leaves)["head"]["kernel"]).max() > 1e-2
+
+
+@pytest.mark.parametrize(("loss", "settings"), [
+    ("bce", PLAIN), ("bradley_terry", PLAIN._replace(label_smoothing=0.1)), ("bce", TOKEN), ("bce", TOKEN._replace(gradient_penalty=2.0))])
+def test_what_a_pair_of_weight_zero_holds_does_not_matter(loss, settings):
+    weight = (0, 1, 0.5, 1) * 2
+    first = random_batch(weight=weight)
+    other = random_batch(seed=5, weight=weight)
+    out = first.weight == 0
+    mix = lambda a, b: np.where(out.reshape(-1, *[1] * (a.ndim - 1)), b, a)
+    second = jax.tree.map(mix, first, other)
+    assert np.any(first.rows.tokens != second.rows.tokens) and prefix_by_loop(first)[out].any() and prefix_by_loop(second)[out].any()
+    (one, metrics_one), (two, metrics_two) = (run(batch, loss, settings) for batch in (first, second))
+    same_update(two.leaves, one.leaves, start())
+    close(metrics_two, metrics_one)
+
+
 # -------------------------------------------------------------------------------------------- gradient penalty
 @functools.cache
 def _shifted(kind):
@@ -182,6 +208,24 @@ def test_training_follows_the_penalty(kind):
         lambda x, d: (x + step * d / size).astype(np.float32), start(), g))[1]["loss"])
     small = 2e-3
     np.testing.assert_allclose((at(small) - at(-small)) / (2 * small), size, rtol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_attention_is_differentiated_twice(name):
+    """One entry of each projection's adapter: the slope of the penalised loss, whose penalty is most of it."""
+    batch, settings = random_batch(), RewardSettings(gradient_penalty=50.0)
+    state, _ = run(batch, settings=settings)
+    slopes = gradient(state, start())["adapter"]["blocks"]["attention"][name]["b"]
+    entry = np.unravel_index(np.argmax(np.abs(slopes)), slopes.shape)
+
+    def at(step, settings):
+        leaves = jax.tree.map(np.copy, start())
+        leaves["adapter"]["blocks"]["attention"][name]["b"][entry] += step
+        return float(run(batch, settings=settings, leaves=leaves)[1]["loss"])
+
+    slope = lambda settings: (at(5e-3, settings) - at(-5e-3, settings)) / 1e-2
+    np.testing.assert_allclose(slopes[entry], slope(settings), rtol=2e-2)
+    assert abs(slope(PLAIN)) < 0.2 * abs(slopes[entry])
 
 
 def test_micro_batches_keep_the_penalty_of_whole_responses():
@@ -270,6 +314,17 @@ def test_only_the_body_is_trained_and_the_trunk_never(spec, names, rank):
         moved = jax.tree.map(lambda new, old: bool(np.any(new != old)), state.leaves, leaves)
         assert any(jax.tree.leaves((moved["members"] if spec.ensemble > 1 else moved)[name])), name
     assert jax.tree.map(lambda x: np.asarray(x).tobytes(), trunk) == before
+
+
+def test_a_head_with_a_hidden_layer_learns_on_a_frozen_body():
+    batch, step = unlike_in_length_only(), compiled("bce", PLAIN, 1, 0.3)
+    leaves = roles.init_leaves(KEY, "reward", MODEL, 4, TRUNK, reward=RewardSpec("frozen", "mlp", 8))
+    state, losses = steps.init_state(leaves, optax.sgd(0.3)), []
+    for _ in range(40):
+        state, metrics = step(state, TRUNK, batch, KEY)
+        losses.append(float(metrics["loss"]))
+    assert losses[0] == pytest.approx(np.log(2)) and losses[-1] < 0.5, losses
+    assert np.any(state.leaves["head"]["hidden"]["kernel"] != leaves["head"]["hidden"]["kernel"])
 
 
 # ----------------------------------------------------------------------------------------------------- settings

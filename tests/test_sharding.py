@@ -112,6 +112,29 @@ def test_optimizer_state_is_split_as_its_parameters():
     assert adam.count.spec == PartitionSpec()
 
 
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_an_ensembles_leaves_and_moments_are_split_as_one_members_behind_a_whole_axis(spec):
+    trunk = jax.eval_shape(lambda: init_trunk(jax.random.key(0), GPT2))
+    specs = lambda tree: jax.tree.map(lambda one: one.spec, sharding.tree_shardings(tree, abstract()))
+
+    def state(members):
+        leaves = lambda t: roles.init_leaves(jax.random.key(0), "reward", GPT2, 8, t, reward=spec._replace(ensemble=members))
+        return specs(jax.eval_shape(lambda t: steps.init_state(leaves(t), optax.adamw(1e-3)), trunk))
+
+    one, many = state(1), state(3)
+    behind = jax.tree.map(lambda inner: PartitionSpec(None, *inner), one.leaves)
+    assert many.leaves == {"members": behind}
+    assert many.opt_state[0].mu == many.opt_state[0].nu == many.leaves
+    assert many.opt_state[0].count == many.step == PartitionSpec()
+
+
+def test_a_policys_control_is_on_every_device():
+    optimizer, leaves = optax.sgd(0.1), {"head": {"kernel": jnp.zeros((3, 1)), "bias": jnp.zeros(1)}}
+    state = steps.init_state(leaves, optimizer, policy_steps.init_control(0.1))
+    control = jax.tree.leaves(sharding.tree_shardings(state, abstract()).control)
+    assert len(control) == 4 and {one.spec for one in control} == {PartitionSpec()}
+
+
 @pytest.mark.parametrize(("path", "shape", "spec"), [
     ("trunk/embed/tokens", (50257, 768), PartitionSpec(None, "fsdp")),
     ("embed/tokens", (512, 64), PartitionSpec("tensor", "fsdp")),

@@ -100,3 +100,33 @@ def test_the_gradient_is_that_of_the_true_norm():
         return np.sum(np.asarray(weights) * moved / (np.linalg.svd(moved, compute_uv=False)[0] / 0.5))
 
     np.testing.assert_allclose(got, (exact(1e-5) - exact(-1e-5)) / 2e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(12, 7), (7, 12), (9, 1)])
+def test_the_largest_singular_value_has_the_gradient_u_v(shape):
+    kernel = draw(*shape)
+    u, _, v = np.linalg.svd(np.asarray(kernel, np.float64), full_matrices=False)
+    np.testing.assert_allclose(jax.grad(spectral.largest_singular_value)(kernel), np.outer(u[:, 0], v[0]), atol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_an_adapters_cap_is_differentiated_through_both_of_its_matrices(rank):
+    """Layers above the limit and below it at once; only B is scaled, but by a norm that A has a part in."""
+    pair = {"a": draw(2, 12, rank), "b": draw(2, rank, 9) * jnp.array([1.0, 1e-3])[:, None, None]}
+    direction, weights = jax.tree.map(lambda x: draw(*x.shape), pair), jax.tree.map(lambda x: draw(*x.shape), pair)
+    head = {"kernel": draw(3, 1), "bias": draw(1)}
+
+    def total(pair):
+        capped = spectral.cap({"adapter": {"blocks": {"mlp": {"up": pair}}}, "head": head}, 0.5, SCALE)["adapter"]["blocks"]["mlp"]["up"]
+        return sum(jnp.vdot(weights[name], capped[name]) for name in "ab")
+
+    gradient = jax.grad(total)(pair)
+    got = sum(float(jnp.vdot(gradient[name], direction[name])) for name in "ab")
+
+    def exact(step):
+        a, b = (np.asarray(pair[name], np.float64) + step * np.asarray(direction[name], np.float64) for name in "ab")
+        sigma = np.array([SCALE * np.linalg.svd(a[layer] @ b[layer], compute_uv=False)[0] for layer in range(2)])
+        scaled = b / np.maximum(1.0, sigma / 0.5)[:, None, None]
+        return np.sum(np.asarray(weights["a"]) * a) + np.sum(np.asarray(weights["b"]) * scaled)
+
+    np.testing.assert_allclose(got, (exact(1e-6) - exact(-1e-6)) / 2e-6, rtol=1e-3)

@@ -303,6 +303,20 @@ def test_entropies_are_those_of_the_distributions_drawn_from(config, chunk):
 
 
 @BOTH
+def test_entropies_in_chunks_have_the_same_gradient(config):
+    batch, weights = rows(config, (3, 9)), np.random.default_rng(6).normal(size=(2, 3, 9))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradient(config, trunk):
+        both = lambda trunk: jnp.stack(transformer.token_logprobs(config, {"params": trunk}, *batch, with_entropy=True))
+        return jax.grad(lambda trunk: jnp.sum(weights * both(trunk)))(trunk)
+
+    config = dataclasses.replace(config, num_layers=1)
+    whole, chunked = (gradient(dataclasses.replace(config, loss_chunk=chunk), noisy_trunk(config)) for chunk in (0, 7))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4), whole, chunked)
+
+
+@BOTH
 def test_a_shift_moves_the_input_embeddings(config):
     """Shifting the table of tokens by d is a shift of every input by d; a zero shift is none. (Unembedding is not looked at.)"""
     trunk, batch = noisy_trunk(config), rows(config, (2, 5))
