@@ -36,6 +36,8 @@ def batch_of(kind, number):
     weight = np.array([1, 1, 1, 0] * 2, np.float32)
     if kind == "sft":
         return rows
+    if kind in ("bce", "ensemble"):  # classes of one weight would make the bias's gradient nil, and Adam scales even its rounding up
+        weight[B // 2 :] /= 2
     if kind in ("bce", "bradley_terry", "ensemble"):
         return RewardBatch(rows, (length[:, 0] - 1).astype(np.int32), np.repeat([1, 0], B // 2).astype(np.float32), weight)
     reference = (rng.normal(size=(B, T)) * 0.1 - 3.5).astype(np.float32) * rows.mask
