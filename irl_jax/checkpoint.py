@@ -18,6 +18,7 @@ import zlib
 import jax
 import numpy as np
 
+from irl_jax import distributed
 from irl_jax.errors import UserError
 from irl_jax.types import PyTree
 
@@ -39,13 +40,22 @@ def save(directory, step: int, tree: PyTree, keep: int) -> None:
     if keep < 1:
         raise ValueError(f"keep must be at least 1, not {keep}")
     directory = pathlib.Path(directory).absolute()
+    unfinished = directory / f".unfinished-{step}"
+    flat = _flatten(tree)
+    distributed.primary_first(lambda: _begin(directory, unfinished))
+    _orbax_save(unfinished / "tree", flat)
+    distributed.primary_first(lambda: _finish(directory, unfinished, step, flat, keep))
+
+
+def _begin(directory: pathlib.Path, unfinished: pathlib.Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for leftover in directory.glob(".unfinished-*"):
         shutil.rmtree(leftover)
-    unfinished = directory / f".unfinished-{step}"
     unfinished.mkdir()
-    flat = _flatten(tree)
-    _orbax_save(unfinished / "tree", flat)
+
+
+def _finish(directory: pathlib.Path, unfinished: pathlib.Path, step: int, flat: dict, keep: int) -> None:
+    """Writes the manifest, which makes the checkpoint whole, puts it in its place, and removes what it replaces."""
     manifest = {"step": step, "leaves": _describe(flat), "files": _checksums(unfinished / "tree")}
     with open(unfinished / MANIFEST, "w", encoding="utf-8") as file:
         json.dump(manifest, file)
@@ -72,17 +82,21 @@ def restore_latest(directory, like: PyTree) -> tuple[int, PyTree] | None:
     Raises:
       UserError: the checkpoint's leaves are not those of `like`.
     """
-    directory = pathlib.Path(directory).absolute()
+    directory, flat_like = pathlib.Path(directory).absolute(), _flatten(like)
+    step = distributed.primary_first(lambda: _newest_whole(directory, _describe(flat_like)))
+    if step is None:
+        return None
+    flat = _orbax_restore(directory / str(step) / "tree", flat_like)
+    return step, jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in flat_like])
+
+
+def _newest_whole(directory: pathlib.Path, wanted: dict) -> int | None:
     for step in reversed(_steps(directory)):
-        folder = directory / str(step)
-        manifest, damage = _read_manifest(folder)
-        if damage:
-            print(f"irl_jax: {folder}: damaged checkpoint passed over: {damage}", file=sys.stderr)
-            continue
-        flat_like = _flatten(like)
-        _check_structure(folder, manifest["leaves"], _describe(flat_like))
-        flat = _orbax_restore(folder / "tree", flat_like)
-        return step, jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in flat_like])
+        manifest, damage = _read_manifest(directory / str(step))
+        if not damage:
+            _check_structure(directory / str(step), manifest["leaves"], wanted)
+            return step
+        print(f"irl_jax: {directory / str(step)}: damaged checkpoint passed over: {damage}", file=sys.stderr)
     return None
 
 

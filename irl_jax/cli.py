@@ -108,10 +108,25 @@ def _run(arguments, overrides) -> int:
     config = load_config(arguments.config)
     for key, text in overrides.items():
         override(config, key, text)
+    from irl_jax import distributed
     from irl_jax.stages import run_pipeline
 
+    _keep_compiled(arguments.compilation_cache)
+    if arguments.multihost:
+        distributed.initialize(arguments.coordinator, arguments.processes, arguments.process, arguments.patience)
+    elif arguments.coordinator or arguments.processes or arguments.process >= 0:
+        raise UserError("--coordinator, --processes and --process: need --multihost")
     run_pipeline(config, arguments.workdir, tuple(stage for stage in arguments.stages.split(",") if stage))
+    distributed.finish()
     return 0
+
+
+def _keep_compiled(directory: str | None) -> None:
+    """Turns jax's persistent compilation cache on, before jax is imported; "" turns it off."""
+    if directory is None:
+        directory = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.join("~", ".cache", "irl_jax"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.expanduser(directory)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
 def _generate(arguments, _) -> int:
@@ -193,6 +208,15 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     run.add_argument("--config", default="", metavar="FILE.py[:VARIANT]", help="a config file; default: the testbed")
     run.add_argument("--workdir", required=True, metavar="W", help="the run's folder, made where missing")
     run.add_argument("--stages", default="", metavar="A,B", help="only these stages, in the pipeline's order; default: all")
+    add = run.add_argument
+    add("--multihost", action="store_true", help="one process on each host of a pod, found by the environment (Cloud TPU, SLURM)")
+    add("--coordinator", default="", metavar="HOST:PORT", help="with --multihost: process 0's address, where the environment does not say")
+    add("--processes", type=_number(int, 1), default=0, metavar="N", help="... how many processes there are")
+    add("--process", type=_number(int, 0), default=-1, metavar="I", help="... and which of them this is, from 0")
+    add("--patience", type=_number(float, 20), default=60.0, metavar="S",
+        help="with --multihost: seconds after which the others end where one process dies or stands still; default 60")
+    add("--compilation_cache", metavar="DIR",
+        help="where compiled programs are kept for the next run; '' keeps none; default: $JAX_COMPILATION_CACHE_DIR or ~/.cache/irl_jax")
     run.epilog = f"{OVERRIDE}SECTION.KEY=VALUE sets one key of the config (irl_jax/config.py lists them); tuples as a,b,c."
     for verb in ("generate", "score"):
         add = verbs[verb].add_argument

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from irl_jax import checkpoint as checkpoints
+from irl_jax import distributed
 from irl_jax.errors import UserError
 from irl_jax.types import PyTree, TrainState
 from irl_jax.workdir import append_jsonl, read_jsonl, write_jsonl
@@ -101,7 +102,8 @@ def train(
     with clock.compiling, _Signals() as signals, _progress(name, steps, done) as bar:
         state, best, book = _updates(run, done, state, best, book, signals, bar)
     info = _info(clock, book, evaluate is not None)
-    print(_summary(name, info), file=sys.stderr)
+    if distributed.is_primary():
+        print(_summary(name, info), file=sys.stderr)
     return (state._replace(leaves=best) if evaluate else state), info
 
 
@@ -126,18 +128,19 @@ def _updates(run: _Run, done: int, state, best, book: Book, signals, bar) -> tup
     """The updates from `done` on; returns (state, best leaves or None, book)."""
     saved_at, saved_step, pending = time.monotonic(), done, None
     while done < book.stop_at:
+        distributed.at(run.name, done + 1)
         batch, extra = _split(run.feed(done, state))
         state, metrics = run.step(state, run.trunk, batch, jax.random.fold_in(run.key, done))
         done += 1
         book = _record(run, pending, book, bar)
         pending = (done, metrics, extra)
-        interrupted = signals.seen
+        interrupted = distributed.anyone(signals.seen)
         last = done == book.stop_at
         looks = run.evaluate and (last or (run.eval_every and done % run.eval_every == 0))
         saves = (
             (last or interrupted)
             or (run.checkpoint.every_steps and done - saved_step >= run.checkpoint.every_steps)
-            or time.monotonic() - saved_at >= run.checkpoint.every_seconds
+            or distributed.agree(time.monotonic() - saved_at >= run.checkpoint.every_seconds)
         )
         if looks or saves:
             book, pending = _record(run, pending, book, bar), None
@@ -308,7 +311,7 @@ class _Signals:
     """While entered (in the main thread), notes SIGTERM and SIGINT instead of dying in mid-step; a second one kills as usual."""
 
     def __init__(self):
-        self.seen = None
+        self.seen = 0
         self._before = {}
 
     def __enter__(self) -> _Signals:

@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from irl_jax import distributed
 from irl_jax.data.batching import PADDING_ID, bucket_length, prompt_batch
 from irl_jax.errors import UserError
 from irl_jax.models.transformer import ModelConfig, decode, init_response_cache, prefill, unstack
+from irl_jax.sharding import fetch
 from irl_jax.types import Array, PromptBatch, PyTree, SampleBatch
 
 Sampler = Callable[[PyTree, PromptBatch, Array], SampleBatch]
@@ -269,7 +271,8 @@ def sample_prompts(
         batches = tqdm.tqdm(batches, desc=progress, unit="batch", disable=None)
     whole: SampleBatch | None = None
     waiting: list[tuple[list[int], SampleBatch]] = []
-    for members, length in batches:
+    for number, (members, length) in enumerate(batches):
+        distributed.at(progress or "sampling", number)
         batch = prompt_batch([prompts[i] for i in members], [ids[i] for i in members], length, rows)
         waiting.append((members, sampler(variables, put(batch), key)))
         if len(waiting) > 1:  # fetched while the next one is computed
@@ -295,7 +298,7 @@ def _batches(lengths: Sequence[int], rows: int, max_prompt: int | None) -> Itera
 
 def _collect(whole: SampleBatch | None, number: int, members: list[int], batch: SampleBatch) -> SampleBatch:
     """Fetches a batch and writes its rows to their places."""
-    fetched = [None if part is None else np.asarray(part)[: len(members)] for part in batch]
+    fetched = [None if part is None else fetch(part)[: len(members)] for part in batch]
     if whole is None:
         whole = SampleBatch(*(None if part is None else np.zeros((number, *part.shape[1:]), part.dtype) for part in fetched))
     for all_rows, part in zip(whole, fetched, strict=True):

@@ -12,6 +12,7 @@ import re
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from irl_jax.errors import UserError
@@ -149,8 +150,31 @@ def tree_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def place(tree: PyTree, mesh: Mesh) -> PyTree:
-    """A tree of arrays, put on the mesh by the rule table. Raises: as `spec_for`."""
-    return jax.device_put(tree, tree_shardings(tree, mesh))
+    """A tree of arrays, put on the mesh by the rule table. Raises: as `spec_for`.
+
+    With many hosts each gives the same host arrays, of which its own devices take their parts.
+    """
+    shardings = tree_shardings(tree, mesh)
+    return jax.tree.map(_put_part, tree, shardings) if mesh.is_multi_process else jax.device_put(tree, shardings)
+
+
+def _put_part(leaf, sharding: NamedSharding):
+    """One leaf of which this host has only some parts."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
+
+
+def fetch(tree: PyTree) -> PyTree:
+    """The whole of every array, as numpy, on every host."""
+
+    def one(leaf):
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf)
+
+    return jax.tree.map(one, tree)
 
 
 def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
@@ -229,7 +253,7 @@ def compile_step(fn, mesh: Mesh, *, donate: tuple[int, ...] = ()):
             shardings = {index: tree_shardings(args[index], mesh) for index in donate}
             replicated = NamedSharding(mesh, PartitionSpec())
             jitted = jax.jit(counted, donate_argnums=donate, out_shardings=(*shardings.values(), replicated))
-            args = [jax.device_put(arg, shardings[i]) if i in shardings else arg for i, arg in enumerate(args)]
+            args = [place(arg, mesh) if i in shardings else arg for i, arg in enumerate(args)]
         return args
 
     def step(*args):

@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import irl_jax
+from irl_jax import distributed
 from irl_jax.config import default
 from irl_jax.errors import UserError
 
@@ -40,8 +41,15 @@ class Workdir:
     def __init__(self, path, config: ConfigDict):
         self.path = pathlib.Path(path).expanduser()
         self.config = config
+        self._lock = self._made_folder = self._made_config = False
+        distributed.primary_first(self._open)
+        if not distributed.is_primary():  # a folder that the hosts do not share would fail here
+            _refuse_other_config(self.path, config)
+
+    def _open(self) -> None:
+        config = self.config
         _refuse_foreign(self.path)
-        self._made_folder, self._made_config = not self.path.exists(), False
+        self._made_folder = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / LOCK, "a")
@@ -58,7 +66,7 @@ class Workdir:
             if (self.path / CONFIG).exists():
                 _refuse_other_config(self.path, config)
             else:
-                write_json(self.path / CONFIG, _describe_run(config))
+                _replace(self.path / CONFIG, _json(_describe_run(config)))
                 self._made_config = True
         except UserError:
             self.close()
@@ -66,7 +74,8 @@ class Workdir:
 
     def close(self) -> None:
         """Releases the lock; the process's end does so too."""
-        self._lock.close()
+        if self._lock:
+            self._lock.close()
 
     def __enter__(self) -> Workdir:
         return self
@@ -153,12 +162,19 @@ def read_json(path) -> dict:
 
 def write_json(path, obj) -> None:
     """Writes `obj` as JSON, whole or not at all; numpy numbers become numbers, NaN and infinities null."""
+    _write(pathlib.Path(path), _json(obj))
+
+
+def _json(obj):
+    """What fills a file with `obj`."""
     text = json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    _write(pathlib.Path(path), lambda file: file.write(text.encode()))
+    return lambda file: file.write(text.encode())
 
 
 def append_jsonl(path, *records: dict) -> None:
-    """Appends one line a record."""
+    """Appends one line a record (of process 0's; nobody reads them while they are being written)."""
+    if not distributed.is_primary():
+        return
     with open(path, "a", encoding="utf-8") as file:
         file.write("".join(_line(record) for record in records))
 
@@ -198,7 +214,25 @@ def load_arrays(path, stage: str = "") -> dict[str, np.ndarray]:
 
 
 def _write(path: pathlib.Path, fill) -> None:
-    """Fills a temporary file beside `path`, then puts it in its place."""
+    """Fills a temporary file beside `path`, then puts it in its place.
+
+    With many hosts process 0 does, between two barriers: all have looked before at what was there, and find the file after.
+    """
+    distributed.barrier()
+    if distributed.is_primary():
+        _replace(path, fill)
+    distributed.barrier()
+
+
+def remove(path) -> None:
+    """Removes a file, once for all hosts."""
+    distributed.barrier()
+    if distributed.is_primary():
+        pathlib.Path(path).unlink()
+    distributed.barrier()
+
+
+def _replace(path: pathlib.Path, fill) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -10,12 +10,12 @@ FLOORS = {
     "cli": 8, "__main__": 9,
     "stages": 7,
     "loop": 6,
-    "checkpoint": 5, "workdir": 5, "distributed": 5, "hf": 5, "evaluation": 5, "rollouts": 5,
+    "checkpoint": 5, "workdir": 5, "hf": 5, "evaluation": 5, "rollouts": 5,
     "reward_steps": 4.5, "policy_steps": 4.5, "preference_steps": 4.5,
     "steps": 4, "sampler": 4,
     "sharding": 3, "roles": 3,
     "objectives": 2, "models": 2, "data": 2,
-    "checks": 1.5, "variants": 1, "types": 1,
+    "checks": 1.5, "variants": 1, "types": 1, "distributed": 1,
     "config": 0.5, "overrides": 0.5,
     "errors": 0, "": 0,  # the package itself: its version
 }  # fmt: skip

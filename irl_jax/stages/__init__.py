@@ -6,6 +6,7 @@ import importlib
 import time
 from pathlib import Path
 
+from irl_jax import distributed
 from irl_jax.checks import check
 from irl_jax.errors import UserError
 from irl_jax.workdir import Workdir
@@ -29,16 +30,22 @@ def run_pipeline(config, path, stages: tuple[str, ...] = ()) -> Path | None:
     check(config)
     wanted = [stage for stage in STAGES if not stages or stage in stages]
     with Workdir(path, config) as workdir:
-        left = [stage for stage in wanted if not workdir.is_done(stage)]
+        left = distributed.agree([stage for stage in wanted if not workdir.is_done(stage)])
         report = workdir.path / "report" / "index.html"
         if not left:
-            print(f"nothing to do: {', '.join(wanted)} done already")
+            say(f"nothing to do: {', '.join(wanted)} done already")
         else:
             _run(config, workdir, left)
         if report.exists():
-            print(f"report: {report}")
+            say(f"report: {report}")
             return report
     return None
+
+
+def say(line: str) -> None:
+    """One line to the user, of one process."""
+    if distributed.is_primary():
+        print(line, flush=True)
 
 
 def _run(config, workdir, left) -> None:
@@ -52,4 +59,4 @@ def _run(config, workdir, left) -> None:
         workdir.mark_done(stage, timing)
         speed = f", {timing['tokens_per_second']:,.0f} tokens/s" if timing.get("tokens_per_second") else ""
         compiled = f", {timing['compile_seconds']:.1f} s compiling" if timing.get("compile_seconds") else ""
-        print(f"{stage}: done in {timing['seconds']:.1f} s{compiled}{speed}")
+        say(f"{stage}: done in {timing['seconds']:.1f} s{compiled}{speed}")

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from irl_jax import checkpoint, hf, roles, sharding, variants
+from irl_jax import checkpoint, distributed, hf, roles, sharding, variants
 from irl_jax.data import sources, tokenize
 from irl_jax.errors import UserError
 from irl_jax.models import families, transformer
@@ -60,7 +60,8 @@ class Context:
 
     def say(self, line: str) -> None:
         """One line to the user."""
-        print(line, flush=True)
+        if distributed.is_primary():
+            print(line, flush=True)
 
     # ------------------------------------------------------------------ data
 
@@ -254,7 +255,7 @@ class Context:
 
     def save(self, name: str, tree) -> None:
         """Keeps a role's finished leaves under W/<name>/leaves."""
-        checkpoint.save_tree(self.directory(name) / "leaves", tree)
+        checkpoint.save_tree(self.directory(name) / "leaves", self.place(tree))
 
     def load(self, name: str, like):
         """What `save` kept under the name, shaped and placed as `like`."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from irl_jax import policy_steps, rollouts, sampler, steps, workdir
+from irl_jax import policy_steps, rollouts, sampler, sharding, steps, workdir
 from irl_jax.data import batching
 from irl_jax.stages import training
 from irl_jax.types import Example, PromptBatch
@@ -83,7 +83,7 @@ class PolicyGradient:
 
     def examples(self, drawn, fed: Round) -> list:
         """The samples on the host, `source` the prompt's number."""
-        tokens, mask, ended = (np.asarray(part) for part in (drawn.rows.tokens, drawn.rows.mask, drawn.ended))
+        tokens, mask, ended = sharding.fetch((drawn.rows.tokens, drawn.rows.mask, drawn.ended))
         sources = np.repeat(fed.chosen, self.config.samples)
         out = []
         for source, row, count, over in zip(sources, tokens, mask.sum(-1).astype(int), ended, strict=True):
@@ -108,8 +108,8 @@ def _without_value(leaves):
 
 def _keep(path, drawn, batch) -> None:
     """Rows for the report's reward-against-golden curve: written whole, and again the same where a run is resumed."""
-    mask = np.asarray(drawn.rows.mask)
-    ratio = (np.asarray(drawn.behaviour_logprobs) - np.asarray(drawn.reference_logprobs)).sum(-1)
-    lengths = np.asarray(drawn.last) + 1
-    workdir.save_arrays(path, tokens=np.asarray(drawn.rows.tokens), prompt_lengths=lengths - mask.sum(-1).astype(lengths.dtype),
-                        lengths=lengths, ended=np.asarray(drawn.ended), reward=np.asarray(batch.reward), kl=ratio)
+    drawn, reward = sharding.fetch((drawn, batch.reward))
+    lengths = drawn.last + 1
+    workdir.save_arrays(path, tokens=drawn.rows.tokens, prompt_lengths=lengths - drawn.rows.mask.sum(-1).astype(lengths.dtype),
+                        lengths=lengths, ended=drawn.ended, reward=reward,
+                        kl=(drawn.behaviour_logprobs - drawn.reference_logprobs).sum(-1))

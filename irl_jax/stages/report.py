@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from irl_jax import distributed
 from irl_jax.config import CONTROLS
 from irl_jax.stages import STAGES
 from irl_jax.stages.plot_style import DPI, golden_label, number
@@ -92,8 +93,8 @@ def run(context) -> dict:
     write_json(path / "results.json", results)
     material = read_json(path / "evaluate" / "report.json")
     title = "irl_jax: " + ("the embedded testbed" if context.is_testbed else context.config.data.source)
-    write_report(path / "report", {**results, **material, "settings": context.config.to_dict(), "title": title},
-                 material["samples"], _training_curves(path))
+    everything = {**results, **material, "settings": context.config.to_dict(), "title": title}
+    distributed.primary_first(lambda: write_report(path / "report", everything, material["samples"], _training_curves(path)))
     return {}
 
 

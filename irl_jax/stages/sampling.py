@@ -54,13 +54,13 @@ def draw_into(context, path, variables, prompts, count: int, purpose: str) -> in
                 draw_group, variables, prompts, list(range(len(prompts))), scoring.round_up(rows, context.mesh),
                 context.key(f"{purpose}/{first}"), max_prompt=context.config.data.max_prompt_tokens, put=context.put,
                 progress=f"{purpose}, {first} of {count}")
-            workdir.save_arrays(piece, **{name: np.asarray(getattr(drawn, field)) for name, field in FIELDS.items()})
+            workdir.save_arrays(piece, **{name: getattr(drawn, field) for name, field in FIELDS.items()})
         parts.append((piece, workdir.load_arrays(piece)))
     arrays = {name: np.concatenate([arrays[name] for _, arrays in parts], axis=1) for name in FIELDS}
     _write_text(context, path.with_suffix(".jsonl"), prompts, arrays)
     workdir.save_arrays(path, **arrays)  # last: its presence says that the part is whole
     for piece, _ in parts:
-        piece.unlink()
+        workdir.remove(piece)
     return int(arrays["mask"].sum())
 
 

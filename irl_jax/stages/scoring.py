@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import tqdm
 
-from irl_jax import reward_steps, sharding, steps, variants
+from irl_jax import distributed, reward_steps, sharding, steps, variants
 from irl_jax.data import batching
 from irl_jax.types import Example
 
@@ -88,12 +88,13 @@ class Scorer:
         order = np.argsort(sizes, kind="stable")
         pending = None
         for start in tqdm.trange(0, len(order), self.rows, desc="score", unit="batch", leave=False, disable=None):
+            distributed.at("scoring", start // self.rows)
             chosen = order[start : start + self.rows]
             length = batching.bucket_length(int(sizes[chosen].max()), self.longest)
             result = score([examples[i] for i in chosen], length)
             if pending is not None:  # read one batch late, so that the device never waits for the host
-                out[pending[0]] = np.asarray(pending[1])[: len(pending[0])]
+                out[pending[0]] = sharding.fetch(pending[1])[: len(pending[0])]
             pending = (chosen, result)
         if pending is not None:
-            out[pending[0]] = np.asarray(pending[1])[: len(pending[0])]
+            out[pending[0]] = sharding.fetch(pending[1])[: len(pending[0])]
         return out
