@@ -110,17 +110,23 @@ def train(kind, rank, mesh):
     return {"losses": losses, "split": int(split), "kept": kept, "traces": step.traces}
 
 
-def main():
-    """Prints a JSON object: "kind/rank" -> [one device, eight devices]."""
+def main(argv):
+    """Prints a JSON object: "kind/rank" -> [one device, eight devices], or one of them: "alone", or as one of many processes."""
+    flags = dict(argument[2:].partition("=")[::2] for argument in argv if argument.startswith("--"))
+    if "multihost" in flags:
+        from irl_jax import distributed
+
+        distributed.initialize(flags["coordinator"], int(flags["processes"]), int(flags["process"]), patience=600)
     import jax
     from ml_collections import ConfigDict
 
     from irl_jax import sharding
 
-    meshes = [
-        sharding.make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}), devices=jax.devices()[:1]),
-        sharding.make_mesh(ConfigDict({"data": -1, "fsdp": 4, "tensor": 2})),
-    ]
+    meshes = []
+    if not flags:
+        meshes.append(sharding.make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}), devices=jax.devices()[:1]))
+    if argv != ["alone"]:
+        meshes.append(sharding.make_mesh(ConfigDict({"data": -1, "fsdp": 4, "tensor": 2})))
     out = {f"{kind}/{rank}": [train(kind, rank, mesh) for mesh in meshes] for kind, rank in CASES}
     print(json.dumps(out))
 
@@ -146,4 +152,4 @@ def test_eight_devices_equal_one(results, kind, rank):
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
