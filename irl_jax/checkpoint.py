@@ -7,12 +7,14 @@ and optax states come back as what they were: `like` says how.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import pathlib
 import shutil
 import sys
+import threading
 import zlib
 
 import jax
@@ -25,26 +27,104 @@ from irl_jax.types import PyTree
 MANIFEST = "manifest.json"
 
 
-def save(directory, step: int, tree: PyTree, keep: int) -> None:
-    """Writes `tree` as the checkpoint of `step` and leaves the newest `keep` checkpoints, this one included.
+class Saver:
+    """Writes the checkpoints of one folder while the caller goes on: `save` returns once the arrays are copied to the host.
 
-    A kill at any moment leaves either the whole checkpoint or none. Checkpoints at or past `step` are replaced: they
-    belong to a run that this one overtakes.
+    A kill at any moment leaves each checkpoint whole or absent. Checkpoints at or past the step being saved are replaced: they
+    belong to a run that this one overtakes. Of the others the newest `keep` stay, the new one included.
 
     Args:
-      directory: folder of checkpoints, made if missing.
-      step: optimizer updates done.
-      tree: pytree of jax or numpy arrays, at least one.
-      keep: checkpoints to leave, at least 1.
+      directory: folder of checkpoints, made if missing. keep: checkpoints to leave, at least 1.
     """
-    if keep < 1:
-        raise ValueError(f"keep must be at least 1, not {keep}")
-    directory = pathlib.Path(directory).absolute()
-    unfinished = directory / f".unfinished-{step}"
-    flat = _flatten(tree)
-    distributed.primary_first(lambda: _begin(directory, unfinished))
-    _orbax_save(unfinished / "tree", flat)
-    distributed.primary_first(lambda: _finish(directory, unfinished, step, flat, keep))
+
+    def __init__(self, directory, keep: int):
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, not {keep}")
+        self.directory, self.keep = pathlib.Path(directory).absolute(), keep
+        ocp = _orbax()
+        self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+        self._background, self._failure = None, None
+
+    def save(self, step: int, tree: PyTree) -> None:
+        """Begins to write `tree` (jax or numpy arrays, at least one) as the checkpoint of `step` (updates done).
+
+        Raises:
+          UserError: this checkpoint, or the one that was still being written, could not be (a full disk, say).
+        """
+        self.wait()
+        unfinished = self.directory / f".unfinished-{step}"
+        flat = _flatten(tree)
+        distributed.primary_first(lambda: self._guarded(step, lambda: _begin(self.directory, unfinished)))
+        leaves = {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for name, leaf in flat.items()}
+        described = _describe(flat)
+        self._guarded(step, lambda: self._checkpointer.save(unfinished / "tree", args=_orbax().args.PyTreeSave(leaves)))
+        self._background = threading.Thread(target=self._complete, args=(step, unfinished, described), name=f"checkpoint {step}")
+        self._background.start()
+
+    def wait(self) -> None:
+        """Returns when what `save` began is written. Raises: as `save`."""
+        if self._background is None:
+            return
+        self._background.join()
+        self._background, failure, self._failure = None, self._failure, None
+        if failure is not None and not isinstance(failure, UserError):
+            raise failure
+        distributed.primary_first(lambda: _raise(failure))
+
+    def close(self) -> None:
+        """`wait`, and an end of orbax's own threads."""
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
+
+    def _complete(self, step: int, unfinished: pathlib.Path, described: dict) -> None:
+        """In the background: waits for orbax on all hosts, then makes the checkpoint a whole one."""
+        try:
+            self._guarded(step, self._checkpointer.wait_until_finished)
+            if distributed.is_primary():
+                self._guarded(step, lambda: _finish(self.directory, unfinished, step, described, self.keep))
+        except BaseException as error:  # noqa: BLE001 - raised again in the main thread
+            self._failure = error
+
+    def _guarded(self, step: int, write):
+        """write(), its failures for want of room or right made the user's one line."""
+        try:
+            return write()
+        except Exception as error:  # noqa: BLE001 - orbax wraps the system's errors in several of its own
+            reason = _system_reason(error)
+            if not reason:
+                raise
+            if distributed.is_primary():
+                shutil.rmtree(self.directory / f".unfinished-{step}", ignore_errors=True)
+            raise UserError(f"{self.directory}: the checkpoint of step {step} could not be written ({reason}); earlier ones are as they "
+                            "were: make room and start the same command again") from None
+
+
+def _raise(failure) -> None:
+    if failure is not None:
+        raise failure
+
+
+def _system_reason(error: BaseException) -> str:
+    """What the system said no to, in its own words: "No space left on device"; "" where the failure is none of the system's."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return os.strerror(error.errno)
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+            if os.strerror(code) in str(error):  # tensorstore's, whose type says nothing
+                return os.strerror(code)
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def save(directory, step: int, tree: PyTree, keep: int) -> None:
+    """Writes `tree` as the checkpoint of `step` and returns when it is there; see `Saver`."""
+    saver = Saver(directory, keep)
+    try:
+        saver.save(step, tree)
+    finally:
+        saver.close()
 
 
 def _begin(directory: pathlib.Path, unfinished: pathlib.Path) -> None:
@@ -54,9 +134,9 @@ def _begin(directory: pathlib.Path, unfinished: pathlib.Path) -> None:
     unfinished.mkdir()
 
 
-def _finish(directory: pathlib.Path, unfinished: pathlib.Path, step: int, flat: dict, keep: int) -> None:
+def _finish(directory: pathlib.Path, unfinished: pathlib.Path, step: int, described: dict, keep: int) -> None:
     """Writes the manifest, which makes the checkpoint whole, puts it in its place, and removes what it replaces."""
-    manifest = {"step": step, "leaves": _describe(flat), "files": _checksums(unfinished / "tree")}
+    manifest = {"step": step, "leaves": described, "files": _checksums(unfinished / "tree")}
     with open(unfinished / MANIFEST, "w", encoding="utf-8") as file:
         json.dump(manifest, file)
         file.flush()
@@ -180,13 +260,6 @@ def _check_structure(folder: pathlib.Path, stored: dict, wanted: dict) -> None:
 
 def _words(description) -> str:
     return f"{description[1]} {description[0]}" if description else "absent"
-
-
-def _orbax_save(path: pathlib.Path, flat: dict) -> None:
-    ocp = _orbax()
-    leaves = {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for name, leaf in flat.items()}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(path, args=ocp.args.PyTreeSave(leaves))
 
 
 def _orbax_restore(path: pathlib.Path, flat_like: dict) -> dict:

@@ -60,7 +60,7 @@ def load_folder(
     )
     with contextlib.ExitStack() as stack:
         home = {}
-        for file in _weight_files(folder):
+        for file in weight_files(folder):
             handle = _open(file, stack)
             for name in handle.keys():
                 if name in home:
@@ -69,7 +69,8 @@ def load_folder(
         return config, families.import_tensors(config, home, lambda name: home[name].get_tensor(name), str(folder))
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder. Raises: UserError where there are none."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():

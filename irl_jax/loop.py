@@ -98,8 +98,9 @@ def train(
     done, state, best, book = _restore(directory, state, steps, evaluate is not None)
     _drop_lines_past(directory / METRICS, done)
     clock = _Clock(book)
-    run = _Run(step, trunk, feed, key, directory, checkpoint, name, evaluate, eval_every, patience, stop, clock)
-    with clock.compiling, _Signals() as signals, _progress(name, steps, done) as bar:
+    run = _Run(step, trunk, feed, key, directory, checkpoint, name, evaluate, eval_every, patience, stop, clock,
+               checkpoints.Saver(directory / CHECKPOINTS, checkpoint.keep))
+    with clock.compiling, _Signals() as signals, _progress(name, steps, done) as bar, contextlib.closing(run.saver):
         state, best, book = _updates(run, done, state, best, book, signals, bar)
     info = _info(clock, book, evaluate is not None)
     if distributed.is_primary():
@@ -122,6 +123,7 @@ class _Run(NamedTuple):
     patience: int
     stop: object
     clock: object
+    saver: checkpoints.Saver
 
 
 def _updates(run: _Run, done: int, state, best, book: Book, signals, bar) -> tuple:
@@ -148,9 +150,10 @@ def _updates(run: _Run, done: int, state, best, book: Book, signals, bar) -> tup
             best, book = _look(run, done, state, best, book)
         if saves or done == book.stop_at:
             tree = {"state": state, "book": run.clock.into(book)} | ({"best": best} if run.evaluate else {})
-            checkpoints.save(run.directory / CHECKPOINTS, done, tree, run.checkpoint.keep)
+            run.saver.save(done, tree)
             saved_at, saved_step = time.monotonic(), done
         if interrupted:
+            run.saver.wait()
             _leave(run.name, done, interrupted)
     return state, best, book
 
@@ -189,6 +192,7 @@ def _record(run: _Run, pending, book: Book, bar) -> Book:
 
 def _diverged(run: _Run, key: str, value: float, done: int) -> str:
     """What to say of a number that is not finite; nothing after the last good checkpoint is kept."""
+    run.saver.wait()
     section = run.name.split("/")[0]
     last = checkpoints.latest_step(run.directory / CHECKPOINTS)
     kept = f"the last good checkpoint is {run.directory / CHECKPOINTS / str(last)}" if last else "there is no checkpoint before it"

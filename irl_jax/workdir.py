@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -20,7 +22,7 @@ from irl_jax import distributed
 from irl_jax.config import default
 from irl_jax.errors import UserError
 
-CONFIG, LOCK, DONE = "config.json", ".lock", "done.json"
+CONFIG, LOCK, DONE, TRUNK = "config.json", ".lock", "done.json", "trunk.json"
 FREE = ("checkpoint.", "mesh.")  # a workdir may be continued with others: no result changes, or (mesh) by rounding alone
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
 
@@ -88,11 +90,12 @@ class Workdir:
     def _unbind(self) -> None:
         """Forgets the config of a run that failed on its input before it made anything, so that a corrected one may follow.
 
-        A stage that left its done mark and nothing else (an imported model's `pretrain`) has made nothing.
+        A stage that left its done mark and nothing else (an imported model's `pretrain`) has made nothing, nor has a note of the
+        trunk's files.
         """
         made = [path for path in self.path.rglob("*") if not path.is_dir()]
         kept = (self.path / CONFIG, self.path / LOCK)
-        if any(path not in kept and path.name != DONE for path in made):
+        if any(path not in kept and path.name not in (DONE, TRUNK) for path in made):
             return
         for path in made:
             if path != self.path / LOCK:
@@ -117,9 +120,40 @@ class Workdir:
         """Marks the stage as finished; `timing` is what results.json says under timing.<stage>."""
         write_json(self.stage(stage) / DONE, {"timing": timing})
 
+    def refer_to(self, files) -> None:
+        """Notes in W/trunk.json, by content, the weight files that the run's adapters stand on and that it does not copy.
+
+        Raises: as `same_trunk`.
+        """
+        distributed.primary_first(lambda: _replace(self.path / TRUNK, _json({"files": same_trunk(self.path, files)})))
+
     def timing(self, stage: str) -> dict:
         """The timing given to `mark_done`."""
         return read_json(self.path / stage / DONE)["timing"]
+
+
+def same_trunk(path, files) -> dict:
+    """What W/trunk.json says of the weight files: {path: bytes, when changed (ns), sha256}.
+
+    Args:
+      path: the workdir. files: paths. They are read whole once, and again only where size or time of change differ.
+
+    Raises:
+      UserError: a file's content is not what it was when the workdir was begun.
+    """
+    noted = read_json(pathlib.Path(path) / TRUNK)["files"] if (pathlib.Path(path) / TRUNK).exists() else {}
+    found = {}
+    for file in map(pathlib.Path, files):
+        status, before = file.stat(), noted.get(file.name, {})
+        looks = {"path": str(file), "bytes": status.st_size, "changed": status.st_mtime_ns}
+        if any(before.get(key) != value for key, value in looks.items()):
+            with open(file, "rb") as content:
+                looks["sha256"] = hashlib.file_digest(content, "sha256").hexdigest()
+        found[file.name] = before | looks
+        if noted and found[file.name]["sha256"] != before.get("sha256"):
+            raise UserError(f"{file}: not the weights that this workdir was begun with ({pathlib.Path(path) / TRUNK} has their SHA-256), to "
+                            "which its adapters belong; bring those back or choose another --workdir")
+    return found
 
 
 def read_config(path) -> ConfigDict:
@@ -175,7 +209,7 @@ def append_jsonl(path, *records: dict) -> None:
     """Appends one line a record (of process 0's; nobody reads them while they are being written)."""
     if not distributed.is_primary():
         return
-    with open(path, "a", encoding="utf-8") as file:
+    with _no_room(path), open(path, "a", encoding="utf-8") as file:
         file.write("".join(_line(record) for record in records))
 
 
@@ -232,11 +266,21 @@ def remove(path) -> None:
     distributed.barrier()
 
 
+@contextlib.contextmanager
+def _no_room(path):
+    """Turns the system's refusal to write into the user's one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); what was there before is whole: make room and start the same "
+                        "command again") from None
+
+
 def _replace(path: pathlib.Path, fill) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with _no_room(path), open(temporary, "wb") as file:
             fill(file)
             file.flush()
             os.fsync(file.fileno())

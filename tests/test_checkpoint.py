@@ -1,6 +1,7 @@
 """Checkpoints: exact round trips, keep-last-n, damage, misfits."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -168,3 +169,47 @@ def test_restores_onto_another_mesh(tmp_path):
     command = [sys.executable, "-c", RESHARD, str(tmp_path)]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+FULL = """
+import resource, sys
+import jax.numpy as jnp
+from irl_jax import checkpoint
+from irl_jax.errors import UserError
+checkpoint.save(sys.argv[1], 1, {"w": jnp.arange(8.0)}, keep=3)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))  # stands for a full disk
+saver = checkpoint.Saver(sys.argv[1], keep=3)
+try:
+    saver.save(2, {"w": jnp.arange(1e6)})
+    saver.close()
+except UserError as error:
+    print(error)
+found, tree = checkpoint.restore_latest(sys.argv[1], {"w": jnp.zeros(8)})
+assert found == 1 and tree["w"][7] == 7
+"""
+
+
+def test_a_full_disk_is_one_line_and_earlier_checkpoints_are_whole(tmp_path):
+    root = os.path.dirname(os.path.dirname(__file__))
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "the checkpoint of step 2 could not be written (" in done.stdout and len(done.stdout.strip().splitlines()) == 1, done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_saving_goes_on_while_the_arrays_are_donated(tmp_path):
+    """What is written is what the arrays held when `save` was called, whatever becomes of their buffers."""
+    update = jax.jit(lambda x: x * 1.5 + 1, donate_argnums=0)
+    saver, x = checkpoint.Saver(tmp_path, keep=4), jnp.ones((512, 512))
+    expected = {}
+    for step in range(4):
+        expected[step] = np.array(x, copy=True)
+        saver.save(step, {"x": x})
+        for _ in range(3):
+            x = update(x)
+    saver.close()
+    for step in reversed(range(4)):
+        found, tree = checkpoint.restore_latest(tmp_path, {"x": jnp.zeros((512, 512))})
+        assert found == step
+        np.testing.assert_array_equal(tree["x"], expected[step])
+        shutil.rmtree(tmp_path / str(step))

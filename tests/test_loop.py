@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -233,8 +234,14 @@ def test_signals_finish_the_step_and_save(tmp_path, number, capfd):
 
 def test_saves_by_time(tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(loop.checkpoints, "save", lambda directory, step, tree, keep: saved.append((step, keep)))
-    slow_feed = lambda number, state: (time.sleep(0.06), feed(number, state))[1]
+    monkeypatch.setattr(loop.checkpoints.Saver, "save", lambda saver, step, tree: saved.append((step, saver.keep)))
+    clock = types.SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(loop, "time", clock)
+
+    def slow_feed(number, state):
+        clock.now += 0.06
+        return feed(number, state)
+
     run(tmp_path, steps=6, feed=slow_feed, checkpoint=checkpointing(every_seconds=0.1, keep=7))
     assert saved == [(2, 7), (4, 7), (6, 7)]
 

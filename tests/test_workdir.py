@@ -1,7 +1,9 @@
 """The workdir: one config, one process, atomic files."""
 
+import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -13,7 +15,7 @@ import irl_jax
 from irl_jax import workdir as workdirs
 from irl_jax.config import default
 from irl_jax.errors import UserError
-from irl_jax.workdir import Workdir
+from irl_jax.workdir import Workdir, write_json
 
 
 def snapshot(folder):
@@ -196,7 +198,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     workdirs.save_arrays(tmp_path / "a.npz", x=np.arange(3))
     with monkeypatch.context() as patch:
         patch.setattr(workdirs.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(UserError, match="disk full"):
             workdirs.save_arrays(tmp_path / "a.npz", x=np.arange(9))
     np.testing.assert_array_equal(workdirs.load_arrays(tmp_path / "a.npz")["x"], np.arange(3))
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
@@ -224,3 +226,34 @@ def test_jsonl_appends_and_forgets_a_half_written_line(tmp_path):
         file.write('{"step": 4, "lo')
     assert [r["step"] for r in workdirs.read_jsonl(path)] == [1, 2, 3]
     assert workdirs.read_jsonl(path)[0]["text"] == "a\u2028b"
+
+
+def test_the_trunk_is_noted_by_content(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"first")
+    with Workdir(tmp_path / "w", default()) as opened:
+        opened.refer_to([weights])
+        noted = json.loads((tmp_path / "w" / "trunk.json").read_text())["files"]["model.safetensors"]
+        assert noted["sha256"] == hashlib.sha256(b"first").hexdigest() and noted["bytes"] == 5
+        moved = tmp_path / "elsewhere" / "model.safetensors"
+        moved.parent.mkdir()
+        moved.write_bytes(b"first")
+        opened.refer_to([moved])  # the same content under another path is the same trunk
+        moved.write_bytes(b"other")
+        with pytest.raises(UserError, match="not the weights that this workdir was begun with"):
+            opened.refer_to([moved])
+    assert json.loads((tmp_path / "w" / "trunk.json").read_text())["files"]["model.safetensors"]["path"] == str(moved)
+
+
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path):
+    """RLIMIT_FSIZE stands for the full disk: the system refuses to write on."""
+    path = tmp_path / "results.json"
+    write_json(path, {"a": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(UserError, match="results.json: cannot be written"):
+            write_json(path, {"a": list(range(100))})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert json.loads(path.read_text()) == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["results.json"]

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from irl_jax import checkpoint, distributed, hf, roles, sharding, variants
+from irl_jax import checkpoint, distributed, hf, roles, sharding, variants, workdir
 from irl_jax.data import sources, tokenize
 from irl_jax.errors import UserError
 from irl_jax.models import families, transformer
@@ -30,6 +30,10 @@ class Reader:
     def stage(self, name: str) -> Path:
         """A stage's folder."""
         return self.path / name
+
+    def refer_to(self, files) -> None:
+        """Checks that the trunk's weight files are those of the run; see `irl_jax.workdir.same_trunk`."""
+        workdir.same_trunk(self.path, files)
 
 
 class Context:
@@ -202,6 +206,8 @@ class Context:
     def trunk(self):
         """The initial model's weights on the mesh: pretrained by this run (testbed) or imported."""
         if not self.is_testbed:
+            if self.workdir is not None:  # `generate --model` has none
+                self.workdir.refer_to(hf.weight_files(self.folder))
             return sharding.place(self._imported[1], self.mesh)
         return self.load("pretrain", self.like(lambda: transformer.init_trunk(jax.random.key(0), self.model)))
 

@@ -1,0 +1,153 @@
+"""SIGKILL at random moments of every stage: the same command goes on and ends bitwise where a run that nobody disturbed ends.
+
+Each trial starts from what the undisturbed run had before the stage, is killed in it and started again. Run with -s to see the moments.
+"""
+
+import filecmp
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from hosts import environment
+
+from irl_jax.stages import STAGES
+
+CONFIG = """
+from tiny import tiny_config
+def get_config(name=""):
+    return tiny_config(checkpoint__every_steps=1, pretrain__steps=30, sft__steps=20, reward__recipes=("init_sft",), reward__steps=12,
+                       policy__steps=6, policy__keep_rollouts_every=2, adversarial__recipes=("demo",), adversarial__rounds=6,
+                       adversarial__warmup_rounds=2, dpo__recipes=("sft_demo",), dpo__steps=12, spin__recipes=("demo",), spin__steps=6,
+                       spin__prompts=16, rejection__recipes=("init_sft",), rejection__prompts=12, rejection__samples=4)
+"""
+MOMENTS = {stage: 2 for stage in STAGES}  # and two more while a checkpoint is written
+VOLATILE = ("timing", "seconds", "compile_seconds", "tokens_per_second")
+
+
+def command(config, workdir, stage):
+    return [sys.executable, "-m", "irl_jax", "run", f"--config={config}", f"--workdir={workdir}", f"--stages={stage}"]
+
+
+def run(config, workdir, stage):
+    start = time.monotonic()
+    done = subprocess.run(command(config, workdir, stage), env=environment(1), capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return time.monotonic() - start
+
+
+def kill_at(config, workdir, stage, moment):
+    """Starts the stage and kills it after `moment` seconds, or when moment() says so; False where it had ended before."""
+    process = subprocess.Popen(command(config, workdir, stage), env=environment(1), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    start = time.monotonic()
+    while process.poll() is None and not (moment() if callable(moment) else time.monotonic() - start > moment):
+        time.sleep(0.0005 if callable(moment) else 0.01)
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(config file, {stage: the workdir as it was before it}, {stage: seconds it took}, the finished workdir)."""
+    folder = tmp_path_factory.mktemp("kills")
+    config, workdir, before, seconds = folder / "killed_run.py", folder / "w", {}, {}
+    config.write_text(CONFIG)
+    for stage in STAGES:
+        if workdir.exists():
+            before[stage] = shutil.copytree(workdir, folder / f"before-{stage}")
+        seconds[stage] = run(config, workdir, stage)
+    return config, before, seconds, workdir
+
+
+def plain(value):
+    """JSON without times."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items() if key not in VOLATILE}
+    return [plain(inner) for inner in value] if isinstance(value, list) else value
+
+
+def leaves(folder):
+    """{name: bytes} of the newest checkpoint in a folder of them, less the book's times."""
+    import numpy as np
+
+    from irl_jax import checkpoint
+
+    described = json.loads((folder / str(checkpoint.latest_step(folder)) / "manifest.json").read_text())["leaves"]
+    _, tree = checkpoint.restore_latest(folder, {name: np.zeros(shape, dtype) for name, (shape, dtype) in described.items()})
+    return {name: leaf.tobytes() for name, leaf in tree.items() if not any(word in name for word in VOLATILE)}
+
+
+def differences(one, two, stage):
+    """What differs between two workdirs in all that a stage leaves."""
+    found = []
+    for path in sorted(path for path in one.rglob("*") if path.is_file() or path.name in ("leaves", "checkpoints")):
+        name, other = path.relative_to(one), two / path.relative_to(one)
+        if any(part in ("leaves", "checkpoints") for part in name.parts[:-1]) or path.name in (".lock", "index.html") or path.suffix == ".png":
+            continue
+        if not other.exists():
+            found.append(f"{name} is missing")
+        elif path.is_dir():
+            found += [f"{name}: {leaf}" for leaf, content in leaves(path).items() if leaves(other).get(leaf) != content]
+        elif path.suffix == ".json":
+            found += [str(name)] * (plain(json.loads(path.read_text())) != plain(json.loads(other.read_text())))
+        elif path.suffix != ".npz":
+            found += [str(name)] * (not filecmp.cmp(path, other, shallow=False))
+        else:
+            found += arrays_that_differ(path, other, name)
+    left = [str(path.relative_to(two)) for path in two.rglob("*") if path.name.endswith((".tmp", ".part")) or ".part" in path.stem]
+    return found + [f"{name} is left over" for name in left if not (one / name).exists()]
+
+
+def arrays_that_differ(path, other, name):
+    import numpy as np
+
+    with np.load(path) as a, np.load(other) as b:
+        return [f"{name}: {key}" for key in a.files if a[key].tobytes() != b[key].tobytes()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_twice_in_every_stage(undisturbed, stage, tmp_path):
+    config, before, seconds, workdir = undisturbed
+    draws = random.Random(stage)
+    for trial in range(MOMENTS[stage]):
+        mine = tmp_path / str(trial)
+        while True:
+            shutil.rmtree(mine, ignore_errors=True)
+            if stage in before:
+                shutil.copytree(before[stage], mine)
+            # the second half of a stage's time is where its work is: the first goes into imports and loading
+            moment = seconds[stage] * draws.uniform(0.3 + 0.3 * trial, 0.98)
+            if kill_at(config, mine, stage, moment):
+                break
+        run(config, mine, stage)
+        print(f"\n{stage}: killed after {moment:.2f} s of {seconds[stage]:.2f} s, went on and ended", end="")
+        after = list(before.values())[list(before).index(stage) + 1] if stage in before and stage != STAGES[-1] else (
+            before[STAGES[1]] if stage == STAGES[0] else workdir)
+        assert differences(after, mine, stage) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "adversarial"])
+def test_killed_while_a_checkpoint_is_written(undisturbed, stage, tmp_path):
+    config, before, seconds, workdir = undisturbed
+    after = list(before.values())[list(before).index(stage) + 1]
+    for trial in range(5):
+        mine = tmp_path / str(trial)
+        shutil.copytree(before[stage], mine)
+        begun = time.monotonic()
+        writing = lambda mine=mine, trial=trial, begun=begun: sum(1 for _ in mine.glob(f"{stage}/**/.unfinished-{3 + trial}"))
+        assert kill_at(config, mine, stage, writing)
+        if list(mine.glob(f"{stage}/**/.unfinished-*")):
+            break
+    else:
+        pytest.fail("no kill met a checkpoint while it was being written")
+    run(config, mine, stage)
+    print(f"\n{stage}: killed while checkpoint {3 + trial} was being written, went on and ended", end="")
+    assert differences(after, mine, stage) == []
+    assert os.listdir(mine)
