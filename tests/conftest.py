@@ -1,13 +1,17 @@
 """Fixtures and settings that every test shares."""
 
+import atexit
 import os
 import pathlib
+import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # halves the time: most of it is compiling
-# Programs that several processes or runs of one session compile are compiled once; a fresh folder, so that no old one is trusted.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), "irl_jax_tests_" + os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid())))
+if "IRL_JAX_TESTS_CACHE" not in os.environ:  # in the process that starts the workers, which inherit it
+    # Programs that several processes of one session compile are compiled once; a fresh folder, so that no old one is trusted.
+    os.environ["IRL_JAX_TESTS_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="irl_jax_tests_")
+    atexit.register(shutil.rmtree, os.environ["IRL_JAX_TESTS_CACHE"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 

@@ -75,6 +75,7 @@ def wait_for(workdir, stage, step, running, seconds=300):
     raise AssertionError(f"{stage} did not reach step {step}")
 
 
+@pytest.mark.slow
 def test_two_processes_give_one_processs_losses_and_samples(config, together, tmp_path):
     run_alone(config, tmp_path / "w", devices=2)
     for stage in ("pretrain", "sft"):
@@ -89,6 +90,7 @@ def test_two_processes_give_one_processs_losses_and_samples(config, together, tm
     assert not list(together.rglob("*.tmp")) and not list(together.rglob(".unfinished*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_where_one_process_dies_the_other_ends_and_a_new_pair_goes_on(config, together, tmp_path, lost):
     """The restarted pair ends bitwise as the one that nobody disturbed; process 0 coordinates, so both are tried."""
@@ -107,6 +109,7 @@ def test_where_one_process_dies_the_other_ends_and_a_new_pair_goes_on(config, to
         assert metrics(tmp_path / "w", stage) == metrics(together, stage)
 
 
+@pytest.mark.slow
 def test_where_one_process_hangs_both_end(config, tmp_path):
     running = start(command(config, tmp_path / "w"), 2, 1, stdout=subprocess.DEVNULL)
     wait_for(tmp_path / "w", "pretrain", 10, running)
@@ -135,6 +138,7 @@ distributed.barrier()
     assert status == 75 and "process 0 at sft, step 3: process 1 has stood still for" in said
 
 
+@pytest.mark.slow
 def test_preemption_of_one_host_saves_and_ends_all(config, together, tmp_path):
     running = start(command(config, tmp_path / "w"), 2, 1, stdout=subprocess.DEVNULL)
     wait_for(tmp_path / "w", "pretrain", 25, running)
