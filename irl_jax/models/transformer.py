@@ -1,4 +1,4 @@
-"""One decoder for the GPT-2 and the Llama architectures: training, scoring and cached decoding.
+"""One decoder for the GPT-2, Llama and Gemma architectures: training, scoring and cached decoding.
 
 Parameters are plain nested dictionaries, float32, kernels [in, out]. The blocks are stored stacked: every leaf under
 trunk["blocks"] (and adapter["blocks"]) has the layer as its first axis. `Block` is a Flax module that is applied layer by
@@ -93,7 +93,8 @@ def _embed(config: ModelConfig, trunk, tokens, positions):
     x = trunk["embed"]["tokens"][tokens]
     if config.positions == "learned":
         x = x + trunk["embed"]["positions"][positions]
-    return x.astype(config.dtype)
+    x = x.astype(config.dtype)
+    return x * jnp.asarray(config.width**0.5, x.dtype) if config.embed_scale else x  # rounded to the dtype, as checkpoints were trained
 
 
 def _rematerialised(config: ModelConfig, function):
