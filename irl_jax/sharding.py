@@ -199,6 +199,11 @@ def _halves(rows):
     return slice(0, rows // 2), slice(rows // 2, rows)
 
 
+def _placed(tree, shardings):
+    abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+    return tree if abstract else jax.device_put(tree, shardings)
+
+
 def compile_step(fn, mesh: Mesh, *, donate: tuple[int, ...] = ()):
     """`jax.jit` of a step, with shardings kept and a count of traces.
 
@@ -212,14 +217,16 @@ def compile_step(fn, mesh: Mesh, *, donate: tuple[int, ...] = ()):
         fn: positional arguments, arrays in, arrays out. mesh: from `make_mesh`. donate: arguments whose buffers are reused.
 
     Returns:
-        The compiled function. Its `traces` counts how often fn was traced: once a shape; `lower(*args)` is jit's.
+        The compiled function. Its `traces` counts how often fn was traced: once a shape; `lower(*args)` is jit's, and
+        takes ShapeDtypeStructs with shardings too.
     """
 
     jitted = None
 
     def counted(*args):
         step.traces += 1
-        return fn(*args)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for the model's activations, see models.layers.by_rows
+            return fn(*args)
 
     def prepare(args):
         nonlocal jitted
@@ -229,7 +236,7 @@ def compile_step(fn, mesh: Mesh, *, donate: tuple[int, ...] = ()):
             shardings = {index: tree_shardings(args[index], mesh) for index in donate}
             replicated = NamedSharding(mesh, PartitionSpec())
             jitted = jax.jit(counted, donate_argnums=donate, out_shardings=(*shardings.values(), replicated))
-            args = [jax.device_put(arg, shardings[i]) if i in shardings else arg for i, arg in enumerate(args)]
+            args = [_placed(arg, shardings[i]) if i in shardings else arg for i, arg in enumerate(args)]
         return args
 
     def step(*args):

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from irl_jax.errors import UserError
 from irl_jax.types import Array
@@ -169,6 +170,20 @@ class Block(nn.Module):
     def finish(self, x, attended):
         x = x + self.attention.output(attended)
         return x + self.mlp(self.mlp_norm(x))
+
+
+def by_rows(x: Array) -> Array:
+    """Holds the first axis of an activation, its rows, to the mesh axes `data` and `fsdp`; the other axes are the compiler's choice.
+
+    Parameters are split over `fsdp` too. Left alone, the compiler may then split activations along their width instead, sum
+    partial products of all rows on every device, and need the memory and the network of the whole batch. Without a mesh in
+    context (`sharding.compile_step` sets one), or where the rows do not divide, x comes back as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x
+    free = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
+    return lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp"), *free))
 
 
 def kernel_std(config: ModelConfig) -> float:
