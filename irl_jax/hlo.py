@@ -290,7 +290,8 @@ def product_flops(one: Instruction, operands) -> float:
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.text)[1]
         return 2.0 * math.prod(one.arrays[0].dims) * math.prod(left.dims[int(d)] for d in contracted.split(",") if d)
     a, b, c = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.text).groups()
-    window = {key: values.split("x") for key, values in re.findall(r"(\w+)=([\w\-]+)", (re.search(r"window=\{([^}]*)\}", one.text) or " ")[0])}
+    written = re.search(r"window=\{([^}]*)\}", one.text)
+    window = {key: values.split("x") for key, values in re.findall(r"(\w+)=([\w\-]+)", written[1] if written else "")}
     groups = {key: int((re.search(rf"{key}_group_count=(\d+)", one.text) or (0, 1))[1]) for key in ("feature", "batch")}
     total = 2.0 * left.dims[a.index("f")] / groups["feature"] * right.dims[b.index("o")] * left.dims[a.index("b")] / groups["batch"]
     for number, label in enumerate(sorted(set(c) - {"b", "f"})):

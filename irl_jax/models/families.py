@@ -66,7 +66,11 @@ _TABLES: dict[str, tuple[Tensor, ...]] = {
 }
 _TABLES["gemma"] = _TABLES["llama"]  # the same tensors; what differs is how they are computed with
 _PREFIX = {"gpt2": "transformer.", "llama": "model.", "gemma": "model."}  # left out where the model without its head was saved
-_BUFFERS = {"gpt2": (".attn.bias", ".attn.masked_bias"), "llama": (".rotary_emb.inv_freq",), "gemma": (".rotary_emb.inv_freq",)}  # constants, not parameters
+_BUFFERS = {  # constants, not parameters
+    "gpt2": (".attn.bias", ".attn.masked_bias"),
+    "llama": (".rotary_emb.inv_freq",),
+    "gemma": (".rotary_emb.inv_freq",),
+}
 
 _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",

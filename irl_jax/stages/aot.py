@@ -5,6 +5,7 @@ Nothing is loaded but shapes. libtpu compiles for a topology it is told of, as i
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import os
@@ -33,7 +34,7 @@ def run(config, topology: str, slices: int = 1, out: str = "aot", names: tuple[s
     Raises:
         UserError: no libtpu, an unknown topology or program, a mesh that does not fit it, or anything wrong in the config.
     """
-    from irl_jax.stages import aot_steps, aot_table
+    from irl_jax.stages import aot_advice, aot_steps, aot_table
 
     unknown = [name for name in names if name not in aot_steps.NAMES]
     if unknown:
@@ -50,9 +51,8 @@ def run(config, topology: str, slices: int = 1, out: str = "aot", names: tuple[s
         print(f"aot: compiling {name} for {len(devices)} chips", flush=True)
         row = measure(planner, name, chip, len(devices) // slices if slices > 1 else 0)
         if not row["fits"]:
-            from irl_jax.stages import aot_advice
-
-            row["advice"] = aot_advice.advise(row, planner, chip, lambda changed: _again(config, changed, devices, slices, name, chip))
+            again = functools.partial(_again, config, devices=devices, slices=slices, name=name, chip=chip)
+            row["advice"] = aot_advice.advise(row, planner, chip, again)
         plan["steps"].append(row)
         workdir.write_json(folder / "plan.json", plan)  # a plan cut short is one of the steps so far
     print(aot_table.render(plan))

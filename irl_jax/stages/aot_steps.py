@@ -60,7 +60,8 @@ class Planner:
     def like(self, make):
         """Shapes, dtypes and shardings of what make() would return."""
         shapes = jax.eval_shape(make)
-        return jax.tree.map(lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), shapes, sharding.tree_shardings(shapes, self.mesh))
+        shardings = sharding.tree_shardings(shapes, self.mesh)
+        return jax.tree.map(lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), shapes, shardings)
 
     def program(self, name: str) -> Program:
         """The program of one of NAMES."""
@@ -249,7 +250,11 @@ class Planner:
     def _unstacked(self):
         """The policy's variables layer by layer, each split as it is in the stack."""
         stacked = roles.variables(self.trunk, self.policy_leaves())
-        take = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=NamedSharding(self.mesh, PartitionSpec(*leaf.sharding.spec[1:])))
+
+        def take(leaf):
+            own = NamedSharding(self.mesh, PartitionSpec(*leaf.sharding.spec[1:]))
+            return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=own)
+
         blocks = lambda tree: {**tree, "blocks": (jax.tree.map(take, tree["blocks"]),) * self.model.num_layers}
         return {name: blocks(tree) for name, tree in stacked.items()}
 
