@@ -237,13 +237,13 @@ def test_what_libtpu_does_not_know_and_what_does_not_fit(libtpu, capsys):
         aot.describe("v5e:3x5")
     code, said = status(capsys, "--topology=v5e:4x4", "--config.mesh.fsdp=3")
     assert code == 2 and "mesh.fsdp * mesh.tensor = 3 * 1 does not divide the 16 devices" in said
-    with pytest.raises(UserError, match="so that only `data` crosses them"):
-        aot.make_planner(tiny_config(mesh__fsdp=16), aot.describe("v5e:2x2", 2), 2)
+    with pytest.raises(UserError, match="each of the 2 slices of 4 devices, so that only mesh.data crosses them"):
+        aot.make_planner(tiny_config(mesh__fsdp=8), aot.describe("v5e:2x2", 2))
 
 
 def test_a_mesh_over_slices(libtpu):
     devices = aot.describe("v5e:2x2", 2)
-    mesh = aot.make_planner(tiny_config(mesh__fsdp=4, policy__batch_size=8), devices, 2).mesh
+    mesh = aot.make_planner(tiny_config(mesh__fsdp=4, policy__batch_size=8), devices).mesh
     assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
     assert [{device.slice_index for device in row.flat} for row in mesh.devices] == [{0}, {1}]
     assert sharding.row_multiple(mesh) == 8

@@ -42,7 +42,7 @@ def run(config, topology: str, slices: int = 1, out: str = "aot", names: tuple[s
     check(config)
     chip = chips.chip_of(topology)
     devices = describe(topology, slices)
-    planner = make_planner(config, devices, slices)
+    planner = make_planner(config, devices)
     plan = {"topology": topology, "slices": slices, "chips": len(devices), "chip": chip._asdict(), "mesh": dict(planner.mesh.shape),
             "model": planner.model.__dict__, "steps": []}  # fmt: skip
     folder = Path(out).expanduser()
@@ -60,6 +60,12 @@ def run(config, topology: str, slices: int = 1, out: str = "aot", names: tuple[s
     return plan
 
 
+_QUIET = {  # libtpu neither asks the network which TPU machine this is, nor minds another process that has it loaded
+    "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3",
+}  # fmt: skip
+
+
 def describe(topology: str, slices: int = 1) -> list:
     """The devices of a topology, without any being there.
 
@@ -69,9 +75,8 @@ def describe(topology: str, slices: int = 1) -> list:
     found = importlib.util.find_spec("libtpu")
     if found is None or found.origin is None:
         raise UserError("aot compiles with libtpu, which is not installed: pip install 'irl_jax[tpu]'")
-    for key, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_ACCELERATOR_TYPE", "v5litepod-1"),
-                       ("TPU_STDERR_LOG_LEVEL", "3"), ("TPU_MIN_LOG_LEVEL", "3")):  # fmt: skip
-        os.environ.setdefault(key, value)  # else libtpu asks the network which TPU machine this is
+    for key, value in _QUIET.items():
+        os.environ.setdefault(key, value)
     import jax
     from jax.experimental import topologies
 
@@ -81,17 +86,16 @@ def describe(topology: str, slices: int = 1) -> list:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **how).devices)
     except (RuntimeError, ValueError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:200]
+        if "topology" not in reason.lower():
+            raise UserError(f"libtpu does not start: {reason}") from None
         raise UserError(f"--topology={topology}: libtpu knows no such topology ({reason}); examples: {chips.EXAMPLES}") from None
 
 
-def make_planner(config, devices, slices: int = 1):
-    """The planner of a config over devices. Raises: UserError where the mesh does not fit them, or slices do not lie along `data`."""
+def make_planner(config, devices):
+    """The planner of a config over devices. Raises: as `sharding.make_mesh`."""
     from irl_jax import sharding
     from irl_jax.stages import aot_steps, context
 
-    if slices > 1 and (len(devices) // (config.mesh.fsdp * config.mesh.tensor)) % slices:
-        raise UserError(f"config.mesh: fsdp * tensor = {config.mesh.fsdp * config.mesh.tensor} must fit into one of {slices} slices of "
-                        f"{len(devices) // slices} chips, so that only `data` crosses them")
     mesh = sharding.make_mesh(config.mesh, devices)
     return aot_steps.Planner(config, context.as_configured(architecture(config), config), mesh)
 
@@ -115,7 +119,7 @@ def _again(config, changed: dict, devices, slices: int, name: str, chip) -> dict
     other = ConfigDict(config.to_dict())
     other.update_from_flattened_dict(changed)
     print(f"aot: {name} does not fit; compiling with {', '.join(f'{k}={v}' for k, v in changed.items())}", flush=True)
-    return measure(make_planner(other.lock(), devices, slices), name, chip, len(devices) // slices if slices > 1 else 0)
+    return measure(make_planner(other.lock(), devices), name, chip, len(devices) // slices if slices > 1 else 0)
 
 
 def measure(planner, name: str, chip, slice_devices: int = 0) -> dict:
