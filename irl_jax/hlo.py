@@ -21,6 +21,7 @@ COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "coll
 _FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id", "custom-call",
          "iota", "opt-barrier", "domain"}  # fmt: skip
 _CALLS = {"fusion", "call", "async-start"}
+_PASSES = {"custom-call", "parameter", "get-tuple-element", "tuple"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
 
 
@@ -87,13 +88,13 @@ class Program:
         name = computation or self.entry
         if name not in self._costs:
             total, channels = self._own(name)
-            for kind, sent in channels.values():
-                total = total.add(Cost(network={kind: sent}))
+            for kind, sent, memory in channels.values():
+                total = total.add(Cost(memory=memory, network={kind: sent}))
             self._costs[name] = total
         return self._costs[name]
 
     def _own(self, name: str):
-        """(cost without this computation's collectives, {channel: (kind, bytes sent)}).
+        """(cost without this computation's collectives, {channel: (kind, bytes sent, bytes of memory)}).
 
         A collective that runs beside other work stands in several fusions (its start, its middle, its end) under one channel.
         """
@@ -108,11 +109,12 @@ class Program:
                 inner, sends = self._own(called)
                 total = total.add(inner._replace(memory=inner.memory if one.opcode == "call" else 0.0))
                 if called.startswith("all-reduce-scatter"):  # one operation of the network, written as two
-                    sends = {key: (("reduce-scatter", far), sent / 2) for key, ((_, far), sent) in sends.items()}
+                    sends = {key: (("reduce-scatter", far), sent / 2, moved) for key, ((_, far), sent, moved) in sends.items()}
                 channels |= sends
             elif kind in COLLECTIVES and not one.opcode.endswith("-done"):
                 key = re.search(r"channel_id=(\d+)", one.text)
-                channels[key[1] if key else one.name] = self._sent(name, one, kind)
+                channels[key[1] if key else one.name] = (*self._sent(name, one, kind), self._through(name, one))
+                continue
             elif one.opcode in ("dot", "convolution"):
                 total = total.add(Cost(flops=product_flops(one, [self._arrays(name, o)[0] for o in one.operands[:2]])))
             total = total.add(Cost(memory=self._memory(name, one)))
@@ -180,6 +182,11 @@ class Program:
     def _far(self, groups) -> bool:
         return bool(self.slice_devices) and any(len({int(i) // self.slice_devices for i in group}) > 1 for group in groups)
 
+    def _through(self, computation: str, one: Instruction) -> float:
+        """Bytes of main memory that a collective reads and writes; the start of one that runs on its own has operand and result."""
+        results = one.arrays[len(one.operands) :] if one.opcode.endswith("-start") else one.arrays
+        return _main(results) + sum(_main(self._arrays(computation, operand)) for operand in one.operands)
+
     # ------------------------------------------------------------------------------------------------------ memory
     def _memory(self, computation: str, one: Instruction) -> float:
         """Bytes of main memory that an instruction outside of fusions reads and writes."""
@@ -208,6 +215,8 @@ class Program:
         total = 0.0
         for user in (one for one in lines if own.name in one.operands):
             place = user.operands.index(own.name)
+            if user.opcode in COLLECTIVES or user.opcode in _PASSES:
+                continue  # counted by its channel, or handed on
             if user.opcode in _SLICES and place == 0:
                 total += sum(array.bytes for array in user.arrays)
             elif user.opcode == "fusion":
@@ -225,7 +234,7 @@ class Program:
             made = self.symbols[called].get(name)
             while made and made.opcode == "bitcast":
                 made = self.symbols[called].get(made.operands[0])
-            if array.space == 0:
+            if array.space == 0 and not (made and (made.opcode in COLLECTIVES or made.opcode in _PASSES)):
                 updates = made is not None and made.opcode == "dynamic-update-slice"
                 total += sum(a.bytes for a in self._arrays(called, made.operands[1])) if updates else array.bytes
         return total
