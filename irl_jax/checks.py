@@ -14,7 +14,7 @@ KL_FORMS = ("k1_reward", "k2_loss", "k3_weighted_loss", "k3_loss")
 
 _CHOICES = {
     "data.kind": ("pairs", "continuations"),
-    "model.architecture": ("gpt2", "llama"),
+    "model.architecture": ("gpt2", "llama", "gemma"),
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "full", "dots"),
     "golden.kind": GOLDEN_KINDS,

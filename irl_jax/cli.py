@@ -21,7 +21,7 @@ from irl_jax.config import default
 from irl_jax.errors import UserError
 from irl_jax.overrides import keys_of, nearest, override
 
-VERBS = ("run", "generate", "score")
+VERBS = ("run", "generate", "score", "aot")
 OVERRIDE = "--config."
 
 
@@ -74,8 +74,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         flags = [flag for flag in verbs[arguments.verb]._option_string_actions if flag.startswith("--")]
         name = unknown[0].split("=")[0]
         raise UserError(f"{arguments.verb}: unknown argument '{name}'{nearest(name, flags)}; its flags are {', '.join(flags)}")
-    if overrides and arguments.verb != "run":
-        raise UserError(f"{OVERRIDE}{next(iter(overrides))}: only run takes a config; {arguments.verb} reads the workdir's own")
+    if overrides and arguments.verb not in ("run", "aot"):
+        raise UserError(f"{OVERRIDE}{next(iter(overrides))}: only run and aot take a config; {arguments.verb} reads the workdir's own")
     return arguments, overrides
 
 
@@ -104,10 +104,23 @@ def load_config(text: str) -> ConfigDict:
     return config.lock()
 
 
-def _run(arguments, overrides) -> int:
+def _configured(arguments, overrides) -> ConfigDict:
     config = load_config(arguments.config)
     for key, text in overrides.items():
         override(config, key, text)
+    return config
+
+
+def _aot(arguments, overrides) -> int:
+    config = _configured(arguments, overrides)
+    from irl_jax.stages import aot
+
+    aot.run(config, arguments.topology, arguments.slices, arguments.out, tuple(step for step in arguments.steps.split(",") if step))
+    return 0
+
+
+def _run(arguments, overrides) -> int:
+    config = _configured(arguments, overrides)
     from irl_jax import distributed
     from irl_jax.stages import run_pipeline
 
@@ -153,7 +166,7 @@ def _score(arguments, _) -> int:
     return 0
 
 
-_DISPATCH = {"run": _run, "generate": _generate, "score": _score}
+_DISPATCH = {"run": _run, "generate": _generate, "score": _score, "aot": _aot}
 
 
 def _check_source(arguments, records: str, flag: str) -> None:
@@ -202,6 +215,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "run": "the pipeline, from demonstrations to a policy and a report; goes on where it was stopped",
         "generate": "responses to prompts",
         "score": "log-probabilities (and rewards) of responses",
+        "aot": "what a run needs of TPUs that are not there: memory, operations, network and time of each step",
     }
     verbs = {verb: subparsers.add_parser(verb, help=helps[verb], description=helps[verb], allow_abbrev=False) for verb in VERBS}
     run = verbs["run"]
@@ -237,6 +251,12 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     add("--top_p", type=mass, default=1.0, metavar="P", help="only the likeliest tokens of mass P; 1 is all")
     add("--max_tokens", type=_number(int, 1), metavar="T", help="tokens a response; default: the run's limit, or 64")
     add("--seed", type=_number(int, 0, 2**31 - 1), default=0, metavar="S", help="default 0")
+    add = verbs["aot"].add_argument
+    add("--config", default="", metavar="FILE.py[:VARIANT]", help="a config file; default: the testbed")
+    add("--topology", required=True, metavar="CHIP:SHAPE", help="v5e:4x4, v6e:8x8, v5p:2x4x4, ...")
+    add("--slices", type=_number(int, 1), default=1, metavar="N", help="so many of them, joined by the data centre's network; default 1")
+    add("--steps", default="", metavar="A,B", help="only these, such as sft,policy; default: all")
+    add("--out", default="aot", metavar="DIR", help="where plan.json goes; default: aot")
     add = verbs["score"].add_argument
     add("--data", required=True, metavar="D.jsonl", help="records with a prompt and a response")
     add("--eos", action="store_true", help="count the EOS that ends each response")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from irl_jax.errors import UserError
-from irl_jax.models import families
+from irl_jax.models import families, published
 from irl_jax.models.transformer import ModelConfig
 from irl_jax.types import PyTree
 
@@ -36,6 +36,27 @@ def resolve(name: str | Path) -> Path:
         return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=patterns))
     except (OSError, ValueError) as error:  # the hub's own errors are subclasses of these
         raise UserError(f"{name}: neither a folder nor a model the Hugging Face hub gives ({_line(error)})") from error
+
+
+def read_config(name: str | Path) -> ModelConfig:
+    """The architecture of a folder, of a model in `models.published`, or of one on the hub, whose config.json alone is fetched.
+
+    Raises: UserError where there is none, or one beyond what this decoder does.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and str(name) in published.HF_CONFIGS:
+        return families.from_hf_config(published.HF_CONFIGS[str(name)], str(name))
+    file = folder / "config.json"
+    if not folder.is_dir():
+        import huggingface_hub
+
+        try:
+            file = Path(huggingface_hub.hf_hub_download(str(name), "config.json"))
+        except (OSError, ValueError) as error:
+            listed = ", ".join(published.HF_CONFIGS)
+            raise UserError(f"{name}: neither a folder nor a model whose config the Hugging Face hub gives ({_line(error)}); without "
+                            f"network these are known: {listed}") from error
+    return families.from_hf_config(_read_json(file), str(file))
 
 
 def load_folder(

@@ -12,7 +12,7 @@ import re
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from irl_jax.errors import UserError
@@ -61,7 +61,7 @@ def make_mesh(mesh_config, devices=None) -> Mesh:
         A mesh with axes ("data", "fsdp", "tensor"), all of them automatic (the compiler propagates shardings).
 
     Raises:
-        UserError: the axes do not multiply to the number of devices.
+        UserError: the axes do not multiply to the number of devices, or fsdp and tensor do not fit into one slice of several.
     """
     devices = jax.devices() if devices is None else list(devices)
     data, fsdp, tensor = mesh_config.data, mesh_config.fsdp, mesh_config.tensor
@@ -81,7 +81,24 @@ def make_mesh(mesh_config, devices=None) -> Mesh:
             f"config mesh.data * mesh.fsdp * mesh.tensor = {data} * {fsdp} * {tensor}, but there are {count} devices: "
             "set --config.mesh.data=-1 to use them all"
         )
-    return jax.make_mesh((data, fsdp, tensor), AXES, (AxisType.Auto,) * 3, devices=devices)
+    slices = _by_slice(devices)
+    if len(slices) == 1:
+        return jax.make_mesh((data, fsdp, tensor), AXES, (AxisType.Auto,) * 3, devices=devices)
+    if data % len(slices):
+        raise UserError(
+            f"config mesh.fsdp * mesh.tensor = {fsdp} * {tensor} must fit into each of the {len(slices)} slices of {count // len(slices)} "
+            "devices, so that only mesh.data crosses them: lower --config.mesh.fsdp"
+        )
+    parts = [mesh_utils.create_device_mesh((data // len(slices), fsdp, tensor), one, allow_split_physical_axes=True) for one in slices]
+    return Mesh(np.concatenate(parts), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _by_slice(devices) -> list[list]:
+    """Devices grouped by what the slow network joins: `data` alone crosses it, for its sums are once a step."""
+    slices = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
+    return [slices[index] for index in sorted(slices)]
 
 
 def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
@@ -223,6 +240,11 @@ def _halves(rows):
     return slice(0, rows // 2), slice(rows // 2, rows)
 
 
+def _placed(tree, mesh: Mesh):
+    abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+    return tree if abstract else place(tree, mesh)
+
+
 def compile_step(fn, mesh: Mesh, *, donate: tuple[int, ...] = ()):
     """`jax.jit` of a step, with shardings kept and a count of traces.
 
@@ -236,14 +258,16 @@ def compile_step(fn, mesh: Mesh, *, donate: tuple[int, ...] = ()):
         fn: positional arguments, arrays in, arrays out. mesh: from `make_mesh`. donate: arguments whose buffers are reused.
 
     Returns:
-        The compiled function. Its `traces` counts how often fn was traced: once a shape; `lower(*args)` is jit's.
+        The compiled function. Its `traces` counts how often fn was traced: once a shape; `lower(*args)` is jit's, and
+        takes ShapeDtypeStructs with shardings too.
     """
 
     jitted = None
 
     def counted(*args):
         step.traces += 1
-        return fn(*args)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for the model's activations, see models.layers.by_rows
+            return fn(*args)
 
     def prepare(args):
         nonlocal jitted
@@ -253,7 +277,7 @@ def compile_step(fn, mesh: Mesh, *, donate: tuple[int, ...] = ()):
             shardings = {index: tree_shardings(args[index], mesh) for index in donate}
             replicated = NamedSharding(mesh, PartitionSpec())
             jitted = jax.jit(counted, donate_argnums=donate, out_shardings=(*shardings.values(), replicated))
-            args = [place(arg, mesh) if i in shardings else arg for i, arg in enumerate(args)]
+            args = [_placed(arg, mesh) if i in shardings else arg for i, arg in enumerate(args)]
         return args
 
     def step(*args):

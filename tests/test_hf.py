@@ -24,12 +24,14 @@ LLAMA = ModelConfig(
     vocab_size=13, num_layers=2, width=8, num_heads=4, num_kv_heads=2, head_dim=6, mlp_width=12, max_positions=10,
     positions="rotary", rope_theta=500.0, norm="rms", norm_eps=1e-4, gated_mlp=True, activation="silu", use_bias=False,
 )  # fmt: skip
+GEMMA = dataclasses.replace(LLAMA, num_kv_heads=1, activation="gelu_tanh", unit_offset=True, embed_scale=True)
 VARIANTS = {
     "gpt2": GPT2,
     "gpt2-untied": dataclasses.replace(GPT2, tie_embeddings=False, activation="gelu"),
     "llama": LLAMA,
     "llama-untied": dataclasses.replace(LLAMA, tie_embeddings=False),
     "llama-biases": dataclasses.replace(LLAMA, use_bias=True),
+    "gemma": GEMMA,
 }
 
 
@@ -105,7 +107,7 @@ def test_torch_transformers_reads_what_we_write(variant, tmp_path, torch):
     assert (generation.eos_token_id, generation.pad_token_id) == (2, 1)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma"])
 def test_we_read_what_torch_transformers_writes(kind, tmp_path, torch):
     import transformers
 
@@ -115,6 +117,11 @@ def test_we_read_what_torch_transformers_writes(kind, tmp_path, torch):
             vocab_size=13, n_positions=10, n_embd=8, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
         )
         model = transformers.GPT2LMHeadModel(hf_config)
+    elif kind == "gemma":
+        hf_config = transformers.GemmaConfig(
+            vocab_size=13, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1, head_dim=6
+        )
+        model = transformers.GemmaForCausalLM(hf_config)
     else:
         hf_config = transformers.LlamaConfig(
             vocab_size=13, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
@@ -255,6 +262,8 @@ def test_a_hub_name_is_fetched_and_a_folder_is_not(tmp_path, monkeypatch):
         (LLAMA, {"attention_bias": True}, "attention_bias and mlp_bias differ"),
         (LLAMA, {"num_key_value_heads": 3}, "4 attention heads cannot share 3"),
         (LLAMA, {"head_dim": 5}, "even head_dim"),
+        (GEMMA, {"hidden_activation": "gelu"}, "Gemma with the activation 'gelu' is not supported"),
+        (GEMMA, {"hidden_activation": "relu"}, "hidden_activation 'relu' is not supported"),
     ],
 )
 def test_configs_beyond_this_decoder_are_refused(config, changes, message):
@@ -268,6 +277,12 @@ def test_older_configs_have_the_rotary_base_at_the_top():
     raw = families.to_hf_config(LLAMA) | {"rope_theta": 250.0}
     del raw["rope_parameters"]
     assert families.from_hf_config(raw) == dataclasses.replace(LLAMA, rope_theta=250.0)
+
+
+def test_old_gemma_configs_say_gelu_and_mean_its_tanh_form():
+    raw = families.to_hf_config(GEMMA) | {"hidden_act": "gelu"}
+    for old in (raw | {"hidden_activation": None}, {k: v for k, v in raw.items() if k != "hidden_activation"}):
+        assert families.from_hf_config(old) == GEMMA
 
 
 # ---------------------------------------------------------------- tokenizers and special ids
@@ -314,7 +329,7 @@ def test_eos_and_pad_ids(tmp_path):
 # ---------------------------------------------------------------- from scratch
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma"])
 def test_from_size_is_a_model_of_its_family(architecture):
     section = ConfigDict(default().model.to_dict() | {"architecture": architecture})
     config = families.from_size(section, 100, 64)

@@ -10,16 +10,15 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from irl_jax import policy_steps, roles, sharding, steps
+from irl_jax import hf, policy_steps, roles, sharding, steps
 from irl_jax.errors import UserError
-from irl_jax.models.transformer import ModelConfig, init_response_cache, init_trunk, prefill
+from irl_jax.models.layers import by_rows
+from irl_jax.models.transformer import init_response_cache, init_trunk, prefill
 from irl_jax.types import PolicyBatch, PromptBatch, RewardBatch, SampleBatch, TokenBatch, TrainState
 
-GPT2 = ModelConfig(vocab_size=50257, num_layers=12, width=768, num_heads=12, num_kv_heads=12, head_dim=64, mlp_width=3072,
-                   max_positions=1024)  # fmt: skip
-LLAMA3_8B = ModelConfig(vocab_size=128256, num_layers=32, width=4096, num_heads=32, num_kv_heads=8, head_dim=128,
-                        mlp_width=14336, max_positions=8192, positions="rotary", rope_theta=5e5, norm="rms", gated_mlp=True,
-                        activation="silu", use_bias=False, tie_embeddings=False)  # fmt: skip
+GPT2, LLAMA3_8B, GEMMA_2B, GEMMA_7B = map(hf.read_config, ("gpt2", "meta-llama/Meta-Llama-3-8B", "google/gemma-2b", "google/gemma-7b"))
+MODELS = {"gpt2": GPT2, "llama3-8b": LLAMA3_8B, "gemma-2b": GEMMA_2B, "gemma-7b": GEMMA_7B}
+MESHES = {"fsdp": (1, 16, 1), "fsdp-tensor": (1, 8, 2), "replicas": (2, 8, 1)}
 BATCH = TokenBatch(*(jax.ShapeDtypeStruct((16, 32), jnp.int32),) * 4)
 ROW = jax.ShapeDtypeStruct((16,), jnp.float32)
 SPECS = (roles.RewardSpec("frozen", "mlp", length_residual=True), roles.RewardSpec("trunk", ensemble=3, length_residual=True),
@@ -58,10 +57,10 @@ def everything(model):
                 leaves = roles.init_leaves(jax.random.key(0), "reward", model, rank, trunk, reward=spec)
                 finished = roles.finished_leaves(jax.random.key(0), "reward", model, rank, trunk, reward=spec)
                 states[f"{rank}{spec}"] = steps.init_state(leaves, optimizer), finished
-        tokens, lengths = jnp.zeros((8, 16), jnp.int32), jnp.ones(8, jnp.int32)
+        tokens, lengths = jnp.zeros((16, 16), jnp.int32), jnp.ones(16, jnp.int32)
         _, prompt_cache = prefill(model, roles.variables(trunk, None), tokens, lengths)
-        caches = {"prompt_cache": prompt_cache, "response_cache": init_response_cache(model, 8, 4, 16)}
-        samples = SampleBatch(*(jnp.zeros((8, 4, 16)),) * 2, jnp.zeros((8, 4)), *(jnp.zeros((8, 4, 16)),) * 2)
+        caches = {"prompt_cache": prompt_cache, "response_cache": init_response_cache(model, 16, 4, 16)}
+        samples = SampleBatch(*(jnp.zeros((16, 4, 16)),) * 2, jnp.zeros((16, 4)), *(jnp.zeros((16, 4, 16)),) * 2)
         return trunk, states, caches, samples, PromptBatch(tokens, lengths, lengths)
 
     shapes = jax.eval_shape(make)
@@ -74,13 +73,36 @@ def all_leaves():
     return sorted({(path, leaf.shape) for model in (GPT2, LLAMA3_8B) for tree in everything(model) for path, leaf in paths(tree)})
 
 
-@pytest.mark.parametrize("model", [GPT2, LLAMA3_8B], ids=["gpt2", "llama3-8b"])
-def test_every_leaf_matches_one_rule_and_divides_at_full_size(model):
-    trees = everything(model)
+@pytest.mark.parametrize("axes", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_every_leaf_matches_one_rule_and_divides_at_full_size(model, axes):
+    trees, mesh = everything(model), abstract(*axes)
     assert sum(len(jax.tree.leaves(tree)) for tree in trees) > 300
     for tree in trees:  # tree_shardings raises where not exactly one rule matches, and shard_shape where a dimension does not divide
-        for leaf, spec in zip(jax.tree.leaves(tree), jax.tree.leaves(sharding.tree_shardings(tree, abstract())), strict=True):
+        for leaf, spec in zip(jax.tree.leaves(tree), jax.tree.leaves(sharding.tree_shardings(tree, mesh)), strict=True):
             spec.shard_shape(leaf.shape)
+
+
+@pytest.mark.parametrize(("model", "axes", "flag"), [
+    (GPT2, (1, 7, 1), "mesh.fsdp = 7 does not divide"), (GEMMA_2B, (1, 3, 1), "--config.mesh.fsdp to a divisor of 2048"),
+    (GEMMA_7B, (1, 1, 5), "mesh.tensor = 5 does not divide"), (LLAMA3_8B, (1, 1, 3), "--config.mesh.tensor to a divisor of"),
+], ids=["gpt2", "gemma-2b", "gemma-7b", "llama3-8b"])  # fmt: skip
+def test_full_size_on_a_mesh_that_does_not_divide_names_the_flag(model, axes, flag):
+    trunk = jax.eval_shape(lambda: init_trunk(jax.random.key(0), model))
+    with pytest.raises(UserError, match=flag):
+        sharding.tree_shardings(trunk, abstract(*axes))
+
+
+def test_activations_are_held_to_their_rows_under_a_mesh():
+    """By rows where a mesh is in context and they divide; without one a model is what it is."""
+    constraints = lambda rows: str(jax.make_jaxpr(by_rows)(jnp.zeros((rows, 4, 6)))).count("sharding_constraint")
+    assert constraints(8) == 0
+    with jax.sharding.use_abstract_mesh(abstract(2, 4, 1)):
+        assert constraints(8) == 1 and constraints(12) == 0
+    counts = []
+    step = sharding.compile_step(lambda x: counts.append(constraints(8)) or x, sharding.make_mesh(config(), devices=jax.devices()[:1]))
+    step(jnp.ones(3))
+    assert counts == [1]
 
 
 @pytest.mark.parametrize("rule", [pattern for pattern, _ in sharding.RULES])

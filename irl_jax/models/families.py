@@ -1,10 +1,11 @@
-"""The families of checkpoints: how the Hugging Face configs and tensors of GPT-2 and Llama map to ours.
+"""The families of checkpoints: how the Hugging Face configs and tensors of GPT-2, Llama and Gemma map to ours.
 
 One table a family says which tensor holds which of our leaves; import and export both read it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -63,8 +64,13 @@ _TABLES: dict[str, tuple[Tensor, ...]] = {
         Tensor("lm_head.weight", ("unembed/kernel",), transposed=True),
     ),
 }
-_PREFIX = {"gpt2": "transformer.", "llama": "model."}  # left out where the model without its head was saved
-_BUFFERS = {"gpt2": (".attn.bias", ".attn.masked_bias"), "llama": (".rotary_emb.inv_freq",)}  # constants, not parameters
+_TABLES["gemma"] = _TABLES["llama"]  # the same tensors; what differs is how they are computed with
+_PREFIX = {"gpt2": "transformer.", "llama": "model.", "gemma": "model."}  # left out where the model without its head was saved
+_BUFFERS = {  # constants, not parameters
+    "gpt2": (".attn.bias", ".attn.masked_bias"),
+    "llama": (".rotary_emb.inv_freq",),
+    "gemma": (".rotary_emb.inv_freq",),
+}
 
 _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -78,13 +84,17 @@ _HF_ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "silu": "silu"}
 
 
 def family(config: ModelConfig) -> str:
-    """The family that can hold this architecture, "gpt2" or "llama"; ValueError where none can."""
-    if (config.positions, config.norm, config.gated_mlp, config.use_bias) == ("learned", "layer", False, True):
+    """The family that can hold this architecture, "gpt2", "llama" or "gemma"; ValueError where none can."""
+    gemma = (config.unit_offset, config.embed_scale)
+    if not any(gemma) and (config.positions, config.norm, config.gated_mlp, config.use_bias) == ("learned", "layer", False, True):
         if config.num_kv_heads == config.num_heads and config.head_dim * config.num_heads == config.width:
             return "gpt2"
     if (config.positions, config.norm, config.gated_mlp) == ("rotary", "rms", True):
-        return "llama"
-    raise ValueError(f"neither GPT-2 nor Llama has this architecture: {config}")
+        if not any(gemma):
+            return "llama"
+        if all(gemma) and config.activation == "gelu_tanh":
+            return "gemma"
+    raise ValueError(f"neither GPT-2 nor Llama nor Gemma has this architecture: {config}")
 
 
 def from_size(model: Any, vocab_size: int, max_positions: int) -> ModelConfig:
@@ -104,7 +114,7 @@ def from_size(model: Any, vocab_size: int, max_positions: int) -> ModelConfig:
             raise UserError(f"config.model.{key}: {model[key]} is not positive")
     if model.width % model.num_heads:
         raise UserError(f"config.model.width: {model.width} is not a multiple of num_heads = {model.num_heads}")
-    llama, head_dim = model.architecture == "llama", model.width // model.num_heads
+    llama, head_dim = model.architecture != "gpt2", model.width // model.num_heads
     if model.num_heads % model.num_kv_heads or not (llama or model.num_heads == model.num_kv_heads):
         rule = "must divide num_heads" if llama else "must equal num_heads in GPT-2"
         raise UserError(f"config.model.num_kv_heads: {model.num_kv_heads} {rule} = {model.num_heads}")
@@ -113,6 +123,8 @@ def from_size(model: Any, vocab_size: int, max_positions: int) -> ModelConfig:
     architecture = (
         {"positions": "rotary", "norm": "rms", "gated_mlp": True, "activation": "silu", "use_bias": False} if llama else {}
     )
+    if model.architecture == "gemma":
+        architecture |= {"activation": "gelu_tanh", "unit_offset": True, "embed_scale": True}
     return ModelConfig(
         vocab_size=vocab_size,
         num_layers=model.num_layers,
@@ -139,7 +151,7 @@ def from_hf_config(hf: dict, where: str = "config.json") -> ModelConfig:
     Returns: the architecture, computed in float32.
     Raises: UserError naming the field that is missing, malformed or beyond what this decoder does.
     """
-    readers = {"gpt2": _from_gpt2, "llama": _from_llama}
+    readers = {"gpt2": _from_gpt2, "llama": _from_llama, "gemma": _from_gemma}
     if hf.get("model_type") not in readers:
         raise UserError(f"{where}: model_type {hf.get('model_type')!r} is not supported, only {', '.join(readers)}")
     config = readers[hf["model_type"]](hf, where)
@@ -196,6 +208,19 @@ def _from_llama(hf: dict, where: str) -> ModelConfig:
     )
 
 
+def _from_gemma(hf: dict, where: str) -> ModelConfig:
+    """Gemma 1: Llama's fields; configs as old as the model say hidden_act "gelu" and mean the tanh form that it was trained with."""
+    if hf.get("hidden_activation") is not None:
+        activation = _activation(hf, "hidden_activation", "gelu_pytorch_tanh", where)
+    else:
+        activation = _activation(hf, "hidden_act", "gelu_pytorch_tanh", where)
+        activation = "gelu_tanh" if activation == "gelu" else activation
+    if activation != "gelu_tanh":
+        raise UserError(f"{where}: Gemma with the activation {activation!r} is not supported, only gelu_pytorch_tanh")
+    base = _from_llama({**hf, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": hf.get("tie_word_embeddings", True)}, where)
+    return dataclasses.replace(base, unit_offset=True, embed_scale=True)
+
+
 def _rope_theta(hf: dict, where: str) -> float:
     """The base of the rotary angles; older configs have it at the top level and the scaling in rope_scaling."""
     rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
@@ -242,6 +267,8 @@ def to_hf_config(config: ModelConfig) -> dict:
             "activation_function": activation,
             "layer_norm_epsilon": config.norm_eps,
         }
+    gemma = {"model_type": "gemma", "architectures": ["GemmaForCausalLM"], "hidden_act": "gelu_pytorch_tanh",
+             "hidden_activation": "gelu_pytorch_tanh"} if family(config) == "gemma" else {}
     return common | {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -258,7 +285,7 @@ def to_hf_config(config: ModelConfig) -> dict:
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "attention_bias": config.use_bias,
         "mlp_bias": config.use_bias,
-    }
+    } | gemma
 
 
 def _flat_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

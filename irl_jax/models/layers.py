@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from irl_jax.errors import UserError
 from irl_jax.types import Array
@@ -19,7 +20,8 @@ class ModelConfig:
     """The architecture and how it is computed.
 
     mlp_width counts the hidden units; max_positions, tokens. use_bias: every kernel has a bias (layer norms always do,
-    RMS norms never). dtype is that of the computation. scan_layers, remat and loss_chunk do not change the function:
+    RMS norms never). Gemma's: unit_offset, norms multiply by 1 + scale; embed_scale, the token embeddings are multiplied by
+    sqrt(width). dtype is that of the computation. scan_layers, remat and loss_chunk do not change the function:
     lax.scan over the layers; what the backward pass recomputes ("none", "full", or "dots": all but the products with
     parameters); tokens, over all rows, whose vocabulary logits exist at one time (0: all). adapter_scale: alpha / rank.
     """
@@ -40,6 +42,8 @@ class ModelConfig:
     activation: str = "gelu_tanh"  # "gelu_tanh", "gelu" or "silu"
     use_bias: bool = True
     tie_embeddings: bool = True
+    unit_offset: bool = False
+    embed_scale: bool = False
     dtype: str = "float32"
     scan_layers: bool = False
     remat: str = "none"
@@ -91,7 +95,9 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        offset = self.config.unit_offset
+        start = nn.initializers.zeros if offset else nn.initializers.ones
+        scale = self.param("scale", start, (x.shape[-1],), jnp.float32) + (1.0 if offset else 0.0)
         y = x.astype(jnp.float32)
         if self.config.norm == "layer":
             y = y - y.mean(-1, keepdims=True)
@@ -124,7 +130,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """down(f(up(x))), or down(f(gate(x)) * up(x)) where gated (SwiGLU with f = SiLU)."""
+    """down(f(up(x))), or down(f(gate(x)) * up(x)) where gated (SwiGLU with f = SiLU, GeGLU with f = GELU)."""
 
     config: ModelConfig
 
@@ -164,6 +170,20 @@ class Block(nn.Module):
     def finish(self, x, attended):
         x = x + self.attention.output(attended)
         return x + self.mlp(self.mlp_norm(x))
+
+
+def by_rows(x: Array) -> Array:
+    """Holds the first axis of an activation, its rows, to the mesh axes `data` and `fsdp`; the other axes are the compiler's choice.
+
+    Parameters are split over `fsdp` too. Left alone, the compiler may then split activations along their width instead, sum
+    partial products of all rows on every device, and need the memory and the network of the whole batch. Without a mesh in
+    context (`sharding.compile_step` sets one), or where the rows do not divide, x comes back as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x
+    free = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
+    return lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp"), *free))
 
 
 def kernel_std(config: ModelConfig) -> float:

@@ -1,4 +1,4 @@
-"""One decoder for the GPT-2 and the Llama architectures: training, scoring and cached decoding.
+"""One decoder for the GPT-2, Llama and Gemma architectures: training, scoring and cached decoding.
 
 Parameters are plain nested dictionaries, float32, kernels [in, out]. The blocks are stored stacked: every leaf under
 trunk["blocks"] (and adapter["blocks"]) has the layer as its first axis. `Block` is a Flax module that is applied layer by
@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from irl_jax.models.layers import Block, ModelConfig, Norm, kernel_std, rotation_of
+from irl_jax.models.layers import Block, ModelConfig, Norm, by_rows, kernel_std, rotation_of
 from irl_jax.types import Array, PyTree
 
 MASKED = -1e30  # attention score of a masked key; finite, so that a row without any key gives no NaN
@@ -93,7 +93,8 @@ def _embed(config: ModelConfig, trunk, tokens, positions):
     x = trunk["embed"]["tokens"][tokens]
     if config.positions == "learned":
         x = x + trunk["embed"]["positions"][positions]
-    return x.astype(config.dtype)
+    x = by_rows(x.astype(config.dtype))
+    return x * jnp.asarray(config.width**0.5, x.dtype) if config.embed_scale else x  # rounded to the dtype, as checkpoints were trained
 
 
 def _rematerialised(config: ModelConfig, function):
@@ -122,7 +123,7 @@ def hidden_states(config: ModelConfig, variables: PyTree, tokens_BxT, positions_
 
     @functools.partial(_rematerialised, config)
     def layer(x, layer_variables):
-        return Block(config).apply(layer_variables, x, rotation, mask)[0]
+        return by_rows(Block(config).apply(layer_variables, by_rows(x), rotation, mask)[0])
 
     if config.scan_layers:
         stacked = {name: collection["blocks"] for name, collection in variables.items() if collection is not None}
@@ -143,9 +144,9 @@ def vocab_logits(config: ModelConfig, variables: PyTree, hidden) -> Array:
     """Vocabulary logits of states after the final norm: [..., D] -> float32 [..., V]."""
     trunk = variables["params"]
     kernel = trunk["embed"]["tokens"].T if config.tie_embeddings else trunk["unembed"]["kernel"]
-    rows_NxD = hidden.reshape(-1, config.width).astype(config.dtype)
+    rows_NxD = by_rows(hidden).reshape(-1, config.width).astype(config.dtype)
     logits_NxV = jnp.matmul(rows_NxD, kernel.astype(config.dtype), preferred_element_type=jnp.float32)
-    return logits_NxV.reshape(*hidden.shape[:-1], config.vocab_size)
+    return by_rows(logits_NxV.reshape(*hidden.shape[:-1], config.vocab_size))
 
 
 def token_logprobs(config: ModelConfig, variables: PyTree, tokens, positions, segments, with_entropy: bool = False):
@@ -204,6 +205,7 @@ def prefill(config: ModelConfig, variables: PyTree, tokens_BxS, lengths_B) -> tu
     cache = []
     for index in range(config.num_layers):
         x_BxSxD, (k, v) = Block(config).apply(_layer(variables, index), x_BxSxD, rotation, mask)
+        x_BxSxD = by_rows(x_BxSxD)
         cache.append(LayerCache(k.swapaxes(1, 2), v.swapaxes(1, 2)))
     last_BxD = jnp.take_along_axis(x_BxSxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
     hidden = Norm(config).apply({"params": variables["params"]["final_norm"]}, last_BxD)
@@ -242,7 +244,7 @@ def decode(
             lax.dynamic_update_slice_in_dim(response.v, v[:, :, :, None], t, axis=3),
         )
         attended = _attend_prompt_and_response(q, prompt, response, lengths_B, t)
-        x_BxKxD = Block(config).apply(layer, x_BxKxD, attended, method="finish")
+        x_BxKxD = by_rows(Block(config).apply(layer, x_BxKxD, attended, method="finish"))
         caches.append(response)
     hidden = Norm(config).apply({"params": variables["params"]["final_norm"]}, x_BxKxD)
     return vocab_logits(config, variables, hidden), tuple(caches)

@@ -21,6 +21,13 @@ from irl_jax.models import families, transformer
 from irl_jax.stages import scoring
 
 
+def as_configured(base: transformer.ModelConfig, config) -> transformer.ModelConfig:
+    """An architecture, with how a run of this config computes it."""
+    m, adapter = config.model, config.adapter
+    return dataclasses.replace(base, dtype=m.dtype, scan_layers=m.scan_layers, remat=m.remat, loss_chunk=m.loss_chunk,
+                               adapter_scale=adapter.alpha / adapter.rank if adapter.rank else 0.0)
+
+
 class Reader:
     """A finished run's folder, read and never written: what stands in for a Workdir in `generate` and `score`."""
 
@@ -189,9 +196,7 @@ class Context:
         else:
             base = self._imported[0]
             self._check_context(base)
-        scale = c.adapter.alpha / c.adapter.rank if c.adapter.rank else 0.0
-        return dataclasses.replace(base, dtype=c.model.dtype, scan_layers=c.model.scan_layers, remat=c.model.remat,
-                                   loss_chunk=c.model.loss_chunk, adapter_scale=scale)
+        return as_configured(base, c)
 
     def _check_context(self, base):
         if self._longest_by_config > base.max_positions:

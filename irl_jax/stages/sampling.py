@@ -43,7 +43,7 @@ def draw_into(context, path, variables, prompts, count: int, purpose: str) -> in
     """
     if path.exists():
         return 0
-    group = _group(context.config.sample, count)
+    group = group_size(context.config.sample, count)
     rows = max(1, context.config.sample.rows // group)
     draw_group = _compiled(context, group)
     parts = []
@@ -68,7 +68,7 @@ def _path(context, role: str, part: str):
     return context.directory("samples") / role.replace("/", "_") / f"{part}.npz"
 
 
-def _group(config, count: int) -> int:
+def group_size(config, count: int) -> int:
     """Samples of a prompt decoded together: they share its prompt part, and where it divides the count, the run's one trace."""
     common = _divisor(math.gcd(config.reward_samples, config.eval_samples, config.policy_samples))
     return common if count % common == 0 else _divisor(count)

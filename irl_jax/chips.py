@@ -1,0 +1,48 @@
+"""Published figures of TPU chips, for plans that are made without one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from irl_jax.errors import UserError
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """One chip.
+
+    memory: bytes that XLA gives to programs, as libtpu 0.0.52 names them where a program does not fit; a little less than published.
+    flops: peak bfloat16 operations a second. bandwidth: of main memory, bytes a second. ici: bytes a second sent over all links to
+    other chips of the slice together, one way (half of what is published as bidirectional). dcn: bytes a second a chip to other slices.
+    """
+
+    name: str
+    memory: float
+    flops: float
+    bandwidth: float
+    ici: float
+    dcn: float
+
+
+# Sources: the tables of specifications at https://cloud.google.com/tpu/docs/v5e, .../v6e and .../v5p, read in 2025: peak compute a
+# chip in bf16 (197, 918, 459 TFLOPs), HBM capacity (16, 32, 95 GB) and bandwidth (819, 1600, 2765 GB/s), interconnect (1600 and 3200
+# Gbit/s one way; 1200 GB/s both ways), data centre network (6.4 and 25.6 Tbit/s a pod of 256; 50 Gbit/s a chip).
+CHIPS = {
+    "v5e": Chip("v5e", 15.75 * GIB, 197e12, 819e9, 200e9, 6.4e12 / 8 / 256),
+    "v6e": Chip("v6e", 31.24 * GIB, 918e12, 1600e9, 400e9, 25.6e12 / 8 / 256),
+    "v5p": Chip("v5p", 95.73 * GIB, 459e12, 2765e9, 600e9, 50e9 / 8),
+}
+EXAMPLES = "v5e:4x4 (16 chips), v5e:16x16 (256), v6e:8x8 (64), v5p:2x4x4 (32, sold as v5p-64)"
+
+
+def chip_of(topology: str) -> Chip:
+    """The chip that a topology such as "v5e:4x4" is made of.
+
+    Raises:
+        UserError: a chip that is not in the table.
+    """
+    name = topology.split(":")[0]
+    if name not in CHIPS:
+        raise UserError(f"--topology={topology}: unknown chip '{name}'; write CHIP:SHAPE, such as {EXAMPLES}")
+    return CHIPS[name]

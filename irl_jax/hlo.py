@@ -1,0 +1,379 @@
+"""What a compiled program does, read off its HLO text: floating-point operations, bytes over the network and to memory.
+
+XLA's own `cost_analysis` counts the body of a loop once; here every loop counts as often as it runs, so that a scan over layers
+costs its layers. All figures are of one device, whose program the text of a partitioned module is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from typing import NamedTuple
+
+_WIDTH = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4,
+          "f64": 8, "s64": 8, "u64": 8, "c64": 8, "c128": 16}  # fmt: skip
+_ARRAY = re.compile(r"\b(pred|bf16|f8\w+|[fsuc]\d+)\[([\d,]*)\](?:\{([^}]*)\})?")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)")
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_NAME = re.compile(r"%([\w.\-]+)")
+COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+_FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id", "custom-call",
+         "iota", "opt-barrier", "domain"}  # fmt: skip
+_CALLS = {"fusion", "call", "async-start"}
+_PASSES = {"custom-call", "parameter", "get-tuple-element", "tuple"}
+_SLICES = {"dynamic-slice", "slice", "gather"}
+
+
+class Array(NamedTuple):
+    """One array of a type. space: 0 is the device's main memory, 1 and up are its caches and counters."""
+
+    dtype: str
+    dims: tuple[int, ...]
+    space: int
+
+    @property
+    def bytes(self) -> float:
+        """Its size without padding."""
+        return math.prod(self.dims) * _WIDTH.get(self.dtype, 1)
+
+
+class Instruction(NamedTuple):
+    """One line of a computation. operands: names. text: the line from the operands on."""
+
+    name: str
+    opcode: str
+    arrays: tuple[Array, ...]
+    operands: tuple[str, ...]
+    text: str
+    root: bool
+
+
+class Cost(NamedTuple):
+    """Of one run of a program, on one device.
+
+    flops: floating-point operations of products (dots and convolutions; a fused multiply-add counts 2). memory: bytes read from
+    and written to main memory, if every operation outside of loops and fusions reads its operands once and writes its results once.
+    network: {(kind, crosses slices): bytes that the device sends} with kinds from COLLECTIVES.
+    """
+
+    flops: float = 0.0
+    memory: float = 0.0
+    network: dict = {}
+
+    def add(self, other: Cost, times: float = 1.0) -> Cost:
+        """This cost and `times` the other."""
+        network = dict(self.network)
+        for key, value in other.network.items():
+            network[key] = network.get(key, 0.0) + times * value
+        return Cost(self.flops + times * other.flops, self.memory + times * other.memory, network)
+
+
+class Program:
+    """A parsed module.
+
+    Args:
+        text: `compiled.as_text()`, in HLO's syntax. dynamic_trips: what a loop that no constant bounds counts as.
+        slice_devices: devices a slice, for telling collectives that cross slices; 0 is one slice.
+    """
+
+    def __init__(self, text: str, dynamic_trips: float = 1.0, slice_devices: int = 0):
+        self.computations, self.entry = parse(text)
+        self.symbols = {name: {one.name: one for one in lines} for name, lines in self.computations.items()}
+        self.dynamic_trips, self.slice_devices = dynamic_trips, slice_devices
+        self._costs: dict[str, Cost] = {}
+
+    def cost(self, computation: str | None = None) -> Cost:
+        """The cost of one run of a computation, the entry unless named, with everything it calls."""
+        name = computation or self.entry
+        if name not in self._costs:
+            total, channels = self._own(name)
+            for kind, sent, memory in channels.values():
+                total = total.add(Cost(memory=memory, network={kind: sent}))
+            self._costs[name] = total
+        return self._costs[name]
+
+    def _own(self, name: str):
+        """(cost without this computation's collectives, {channel: (kind, bytes sent, bytes of memory)}).
+
+        A collective that runs beside other work stands in several fusions (its start, its middle, its end) under one channel.
+        """
+        total, channels = Cost(), {}
+        for one in self.computations[name]:
+            kind = one.opcode.removesuffix("-start")
+            if one.opcode == "while":
+                total = total.add(self.cost(_attribute(one, "body")), self.trips(name, one))
+            elif one.opcode == "conditional":
+                total = total.add(max(map(self.cost, _branches(one)), key=lambda c: (c.flops, c.memory)))
+            elif one.opcode in _CALLS and (called := _attribute(one, "calls") or _attribute(one, "to_apply")):
+                inner, sends = self._own(called)
+                total = total.add(inner._replace(memory=inner.memory if one.opcode == "call" else 0.0))
+                if called.startswith("all-reduce-scatter"):  # one operation of the network, written as two
+                    sends = {key: (("reduce-scatter", far), sent / 2, moved) for key, ((_, far), sent, moved) in sends.items()}
+                channels |= sends
+            elif kind in COLLECTIVES and not one.opcode.endswith("-done"):
+                key = re.search(r"channel_id=(\d+)", one.text)
+                channels[key[1] if key else one.name] = (*self._sent(name, one, kind), self._through(name, one))
+                continue
+            elif one.opcode in ("dot", "convolution"):
+                total = total.add(Cost(flops=product_flops(one, [self._arrays(name, o)[0] for o in one.operands[:2]])))
+            total = total.add(Cost(memory=self._memory(name, one)))
+        return total, channels
+
+    def _arrays(self, computation: str, operand: str) -> tuple[Array, ...]:
+        found = self.symbols[computation].get(operand)
+        return found.arrays if found else ()
+
+    # ------------------------------------------------------------------------------------------------------- loops
+    def trips(self, computation: str, loop: Instruction) -> float:
+        """How often a while loop runs: by XLA's note, else by its counter's start, step and bound; else `dynamic_trips`."""
+        noted = re.search(r'known_trip_count[\\"]*:\{[\\"]*n[\\"]*:[\\"]*(\d+)', loop.text)
+        if noted:
+            return float(noted[1])
+        counted = self._counted(computation, loop)
+        return self.dynamic_trips if counted is None else counted
+
+    def _counted(self, computation: str, loop: Instruction) -> float | None:
+        condition, body = _attribute(loop, "condition"), _attribute(loop, "body")
+        test = _root(self.computations[condition])
+        if test.opcode != "compare" or "direction=LT" not in test.text:
+            return None
+        counter = _element(self.symbols[condition].get(test.operands[0]))
+        start = self.symbols[computation].get(loop.operands[0])
+        if counter is None or start is None or start.opcode != "tuple":
+            return None
+        bound = self._constant(condition, test.operands[1])
+        if bound is None:  # kept in the loop's state
+            index = _element(self.symbols[condition].get(test.operands[1]))
+            bound = None if index is None else self._constant(computation, start.operands[index])
+        if bound is None:
+            return None
+        first = self._constant(computation, start.operands[counter])
+        step = self._step(body, counter)
+        return float(max(0, math.ceil((bound - (first or 0)) / step)))
+
+    def _step(self, body: str, counter: int) -> int:
+        """What a round adds to the counter; 1 where it cannot be seen."""
+        root = _root(self.computations[body])
+        added = self.symbols[body].get(root.operands[counter]) if root.opcode == "tuple" else None
+        if added is None or added.opcode != "add":
+            return 1
+        return next((c for c in (self._constant(body, operand) for operand in added.operands) if c), 1)
+
+    def _constant(self, computation: str, name: str) -> int | None:
+        found = self.symbols[computation].get(name)
+        while found and found.opcode in ("copy", "bitcast", "convert", "copy-done", "copy-start"):
+            found = self.symbols[computation].get(found.operands[0])
+        value = re.match(r"\((-?\d+)\)", found.text) if found and found.opcode == "constant" else None
+        return int(value[1]) if value else None
+
+    # ----------------------------------------------------------------------------------------------------- network
+    def _sent(self, computation: str, one: Instruction, kind: str):
+        """((kind, crosses slices), bytes that this device sends), by the ring algorithms, which are optimal in bytes."""
+        size = sum(array.bytes for operand in one.operands for array in self._arrays(computation, operand))
+        if kind == "collective-permute":
+            pairs = re.findall(r"\{(\d+),(\d+)\}", one.text)
+            return (kind, self._far(pairs)), size
+        group = replica_group(one.text)
+        n = len(group) or 1
+        factor = {"all-gather": n - 1, "reduce-scatter": (n - 1) / n, "all-reduce": 2 * (n - 1) / n, "all-to-all": (n - 1) / n}[kind]
+        return (kind, self._far([group])), size * factor
+
+    def _far(self, groups) -> bool:
+        return bool(self.slice_devices) and any(len({int(i) // self.slice_devices for i in group}) > 1 for group in groups)
+
+    def _through(self, computation: str, one: Instruction) -> float:
+        """Bytes of main memory that a collective reads and writes; the start of one that runs on its own has operand and result."""
+        results = one.arrays[len(one.operands) :] if one.opcode.endswith("-start") else one.arrays
+        return _main(results) + sum(_main(self._arrays(computation, operand)) for operand in one.operands)
+
+    # ------------------------------------------------------------------------------------------------------ memory
+    def _memory(self, computation: str, one: Instruction) -> float:
+        """Bytes of main memory that an instruction outside of fusions reads and writes."""
+        if one.opcode in _FREE or one.opcode.endswith("-done") or one.opcode in ("while", "conditional", "call", "async-start"):
+            return 0.0
+        if one.opcode in _SLICES or one.opcode == "slice-start":
+            moved = one.arrays[-1] if one.opcode != "slice-start" else min(one.arrays, key=lambda a: (a.space not in (0, 1), a.bytes))
+            reads = moved.bytes if any(a.space == 0 for a in self._arrays(computation, one.operands[0])) else 0.0
+            return reads + (moved.bytes if moved.space == 0 else 0.0)
+        if one.opcode == "dynamic-update-slice":
+            return 2 * _main(self._arrays(computation, one.operands[1]))
+        if one.opcode == "copy-start":
+            return sum(array.bytes for array in one.arrays[:2] if array.space == 0)
+        if one.opcode == "fusion":
+            called = _attribute(one, "calls")
+            reads = (_main(self._arrays(computation, operand)) and self._reads(called, index) for index, operand in enumerate(one.operands))
+            return sum(reads) + self._writes(called, one)
+        return _main(one.arrays) + sum(_main(self._arrays(computation, operand)) for operand in one.operands)
+
+    def _reads(self, called: str, index: int) -> float:
+        """Bytes of a fusion's operand that it reads: where it takes slices of it, only those."""
+        lines = self.computations[called]
+        own = next((one for one in lines if one.opcode == "parameter" and one.text.startswith(f"({index})")), None)
+        if own is None:
+            return 0.0
+        total = 0.0
+        for user in (one for one in lines if own.name in one.operands):
+            place = user.operands.index(own.name)
+            if user.opcode in COLLECTIVES or user.opcode in _PASSES:
+                continue  # counted by its channel, or handed on
+            if user.opcode in _SLICES and place == 0:
+                total += sum(array.bytes for array in user.arrays)
+            elif user.opcode == "fusion":
+                total += self._reads(_attribute(user, "calls"), place)
+            elif not (user.opcode == "dynamic-update-slice" and place == 0):
+                return sum(array.bytes for array in own.arrays)
+        return min(total, sum(array.bytes for array in own.arrays))
+
+    def _writes(self, called: str, one: Instruction) -> float:
+        """Bytes that a fusion writes: where it updates an operand in place, only the update."""
+        root = _root(self.computations[called])
+        names = root.operands if root.opcode == "tuple" else (root.name,)
+        total = 0.0
+        for name, array in zip(names, one.arrays, strict=False):
+            made = self.symbols[called].get(name)
+            while made and made.opcode == "bitcast":
+                made = self.symbols[called].get(made.operands[0])
+            if array.space == 0 and not (made and (made.opcode in COLLECTIVES or made.opcode in _PASSES)):
+                updates = made is not None and made.opcode == "dynamic-update-slice"
+                total += sum(a.bytes for a in self._arrays(called, made.operands[1])) if updates else array.bytes
+        return total
+
+
+def largest(text: str, count: int = 1) -> list[Array]:
+    """The biggest arrays that a program mentions anywhere, biggest first."""
+    found = {Array(dtype, tuple(int(d) for d in dims.split(",") if d), 0) for dtype, dims, _ in _ARRAY.findall(text)}
+    return sorted(found, key=lambda array: -array.bytes)[:count]
+
+
+def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """({computation: its instructions}, name of the entry) of a module.
+
+    Raises: ValueError where the text has no entry computation.
+    """
+    computations, entry, lines = {}, None, None
+    for line in text.splitlines():
+        if header := _COMPUTATION.match(line):
+            lines = computations[header[2]] = []
+            entry = header[2] if header[1] else entry
+        elif lines is not None and (found := _INSTRUCTION.match(line)):
+            lines.append(_instruction(found))
+    if entry is None:
+        raise ValueError("the text has no ENTRY computation: not an HLO module")
+    return computations, entry
+
+
+def _instruction(found) -> Instruction:
+    rest = found[3]
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    opcode, _, _ = rest[end:].strip().partition("(")
+    text = rest[rest.index(opcode + "(", end) + len(opcode) :]
+    close = _closing(text, 0)
+    operands = tuple(_NAME.findall(text[: close + 1]))
+    return Instruction(found[2], opcode, arrays_of(rest[:end]), operands, text, bool(found[1]))
+
+
+def _closing(text: str, start: int) -> int:
+    """Where the bracket that opens at `start` closes."""
+    depth = 0
+    for index in range(start, len(text)):
+        depth += (text[index] == "(") - (text[index] == ")")
+        if not depth:
+            return index
+    return len(text) - 1
+
+
+def arrays_of(text: str) -> tuple[Array, ...]:
+    """The arrays of a type, a tuple's in order."""
+    arrays = []
+    for dtype, dims, layout in _ARRAY.findall(text):
+        space = re.search(r"S\((\d+)\)", layout)
+        arrays.append(Array(dtype, tuple(int(d) for d in dims.split(",") if d), int(space[1]) if space else 0))
+    return tuple(arrays)
+
+
+def product_flops(one: Instruction, operands) -> float:
+    """Operations of a dot or a convolution: 2 for each multiply-add whose factors both exist, as XLA's HloCostAnalysis counts."""
+    left, right = operands
+    if one.opcode == "dot":
+        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.text)[1]
+        return 2.0 * math.prod(one.arrays[0].dims) * math.prod(left.dims[int(d)] for d in contracted.split(",") if d)
+    a, b, c = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.text).groups()
+    written = re.search(r"window=\{([^}]*)\}", one.text)
+    window = {key: values.split("x") for key, values in re.findall(r"(\w+)=([\w\-]+)", written[1] if written else "")}
+    groups = {key: int((re.search(rf"{key}_group_count=(\d+)", one.text) or (0, 1))[1]) for key in ("feature", "batch")}
+    total = 2.0 * left.dims[a.index("f")] / groups["feature"] * right.dims[b.index("o")] * left.dims[a.index("b")] / groups["batch"]
+    for number, label in enumerate(sorted(set(c) - {"b", "f"})):
+        at = lambda key, default, number=number: window.get(key, [default] * (number + 1))[number]
+        low, _ = at("pad", "0_0").split("_")
+        total *= _valid(left.dims[a.index(label)], right.dims[b.index(label)], one.arrays[0].dims[c.index(label)], int(at("stride", "1")),
+                        int(low), int(at("lhs_dilate", "1")), int(at("rhs_dilate", "1")))
+    return total
+
+
+def _valid(size: int, kernel: int, out: int, stride: int, low: int, dilate: int, kernel_dilate: int) -> int:
+    """Pairs of an output position and a kernel position of one dimension that meet an entry of the input."""
+    end, total = (size - 1) * dilate, 0
+    for k in range(kernel):
+        first = k * kernel_dilate - low  # where output 0 looks; output o looks stride further each time
+        if dilate == 1:
+            lowest, highest = max(0, -(first // stride)), min(out - 1, (end - first) // stride)
+            total += max(0, highest - lowest + 1)
+        else:
+            total += sum(1 for o in range(out) if 0 <= first + o * stride <= end and (first + o * stride) % dilate == 0)
+    return total
+
+
+def replica_group(text: str) -> list[int]:
+    """The first group of devices of a collective, in any of HLO's three notations; [] where all are one."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
+        return [int(i) for i in listed[1].split(",") if i]
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        dims = [int(d) for d in iota[3].split(",")]
+        order = [int(d) for d in iota[4].split(",")] if iota[4] else list(range(len(dims)))
+        return _transposed(dims, order)[: int(iota[2])]
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
+        sizes = [(name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])]
+        split, grouped = [], set()
+        for name, size in sizes:
+            parts = {(int(p), int(s)) for p, s in re.findall(rf"'{re.escape(name)}':\((\d+)\)(\d+)", mesh[2])}
+            if parts:  # a part of an axis: (what stands before it) its size
+                before, width = min(parts)
+                split += [before, width, size // before // width]
+                grouped.add(len(split) - 2)
+            else:
+                split.append(size)
+                grouped |= {len(split) - 1} if f"'{name}'" in mesh[2] else set()
+        order = [d for d in range(len(split)) if d not in grouped] + sorted(grouped)
+        return _transposed(split, order)[: math.prod(split[d] for d in grouped)]
+    return []
+
+
+def _transposed(dims: list[int], order: list[int]) -> list[int]:
+    """0, 1, 2, ... laid out in `dims`, read with the axes in `order`."""
+    strides = [math.prod(dims[axis + 1 :]) for axis in range(len(dims))]
+    return [sum(i * strides[axis] for i, axis in zip(index, order, strict=True)) for index in
+            itertools.product(*(range(dims[axis]) for axis in order))]  # fmt: skip
+
+
+def _attribute(one: Instruction, key: str) -> str | None:
+    found = re.search(rf"\b{key}=%?([\w.\-]+)", one.text)
+    return found[1] if found else None
+
+
+def _branches(one: Instruction) -> list[str]:
+    listed = re.search(r"branch_computations=\{([^}]*)\}", one.text)
+    return _NAME.findall(listed[1]) if listed else [_attribute(one, f"{which}_computation") for which in ("true", "false")]
+
+
+def _element(one: Instruction | None) -> int | None:
+    found = re.search(r"index=(\d+)", one.text) if one and one.opcode == "get-tuple-element" else None
+    return int(found[1]) if found else None
+
+
+def _root(lines: list[Instruction]) -> Instruction:
+    return next((one for one in lines if one.root), lines[-1])
+
+
+def _main(arrays) -> float:
+    return sum(array.bytes for array in arrays if array.space == 0)

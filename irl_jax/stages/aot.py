@@ -1,0 +1,213 @@
+"""Plans a run for TPUs that are not there: compiles its programs for a topology and says what each needs of a chip.
+
+Nothing is loaded but shapes. libtpu compiles for a topology it is told of, as it would on the machine itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+import os
+import re
+import time
+from pathlib import Path
+
+from irl_jax import chips, hf, hlo, workdir
+from irl_jax.checks import check
+from irl_jax.errors import UserError
+from irl_jax.overrides import nearest
+
+GIB = chips.GIB
+
+
+def run(config, topology: str, slices: int = 1, out: str = "aot", names: tuple[str, ...] = ()) -> dict:
+    """Compiles a config's programs for a topology; prints a table and writes OUT/plan.json.
+
+    Args:
+        config: locked ConfigDict; model.path may be a hub name of `models.published`. topology: such as "v5e:4x4". slices: that many
+            of them, joined by the data centre's network. out: folder. names: programs, of `aot_steps.NAMES`; () is all.
+
+    Returns:
+        The plan: {"topology", "chip", "mesh", "steps": [one row a program]}, bytes and operations of one chip.
+
+    Raises:
+        UserError: no libtpu, an unknown topology or program, a mesh that does not fit it, or anything wrong in the config.
+    """
+    from irl_jax.stages import aot_advice, aot_steps, aot_table
+
+    unknown = [name for name in names if name not in aot_steps.NAMES]
+    if unknown:
+        raise UserError(f"--steps: unknown step '{unknown[0]}'{nearest(unknown[0], aot_steps.NAMES)}; one of {', '.join(aot_steps.NAMES)}")
+    check(config)
+    chip = chips.chip_of(topology)
+    devices = describe(topology, slices)
+    planner = make_planner(config, devices)
+    plan = {"topology": topology, "slices": slices, "chips": len(devices), "chip": chip._asdict(), "mesh": dict(planner.mesh.shape),
+            "model": planner.model.__dict__, "steps": []}  # fmt: skip
+    folder = Path(out).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names or aot_steps.NAMES:
+        print(f"aot: compiling {name} for {len(devices)} chips", flush=True)
+        row = measure(planner, name, chip, len(devices) // slices if slices > 1 else 0)
+        if not row["fits"]:
+            again = functools.partial(_again, config, devices=devices, slices=slices, name=name, chip=chip)
+            row["advice"] = aot_advice.advise(row, planner, chip, again)
+        plan["steps"].append(row)
+        workdir.write_json(folder / "plan.json", plan)  # a plan cut short is one of the steps so far
+    print(aot_table.render(plan))
+    print(f"plan: {folder / 'plan.json'}")
+    return plan
+
+
+_QUIET = {  # libtpu neither asks the network which TPU machine this is, nor minds another process that has it loaded
+    "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3",
+}  # fmt: skip
+
+
+def describe(topology: str, slices: int = 1) -> list:
+    """The devices of a topology, without any being there.
+
+    Raises:
+        UserError: libtpu is not installed, or knows no such topology.
+    """
+    found = importlib.util.find_spec("libtpu")
+    if found is None or found.origin is None:
+        raise UserError("aot compiles with libtpu, which is not installed: pip install 'irl_jax[tpu]'")
+    for key, value in _QUIET.items():
+        os.environ.setdefault(key, value)
+    import jax
+    from jax.experimental import topologies
+
+    jax.config.update("jax_platforms", "cpu")  # the machine's own accelerators are left alone
+    try:
+        how = {"num_slices": slices} if slices > 1 else {}
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **how).devices)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:200]
+        if "topology" not in reason.lower():
+            raise UserError(f"libtpu does not start: {reason}") from None
+        raise UserError(f"--topology={topology}: libtpu knows no such topology ({reason}); examples: {chips.EXAMPLES}") from None
+
+
+def make_planner(config, devices):
+    """The planner of a config over devices. Raises: as `sharding.make_mesh`."""
+    from irl_jax import sharding
+    from irl_jax.stages import aot_steps, context
+
+    mesh = sharding.make_mesh(config.mesh, devices)
+    return aot_steps.Planner(config, context.as_configured(architecture(config), config), mesh)
+
+
+def architecture(config):
+    """The initial model's ModelConfig, from model.path or, for the testbed, from the config's sizes."""
+    if config.data.source != "testbed":
+        return hf.read_config(config.model.path)
+    from irl_jax.data import testbed
+    from irl_jax.models import families
+
+    longest = config.data.max_prompt_tokens + config.data.max_response_tokens
+    vocabulary = len(testbed.build_world(config.data.testbed, config.seed).tokenizer)
+    return families.from_size(config.model, vocabulary, max(config.pretrain.row_tokens, config.sft.row_tokens, longest))
+
+
+def _again(config, changed: dict, devices, slices: int, name: str, chip) -> dict:
+    """The row of the program under changed settings."""
+    from ml_collections import ConfigDict
+
+    other = ConfigDict(config.to_dict())
+    other.update_from_flattened_dict(changed)
+    print(f"aot: {name} does not fit; compiling with {', '.join(f'{k}={v}' for k, v in changed.items())}", flush=True)
+    return measure(make_planner(other.lock(), devices), name, chip, len(devices) // slices if slices > 1 else 0)
+
+
+def measure(planner, name: str, chip, slice_devices: int = 0) -> dict:
+    """Compiles one program and takes its measure; everything is of one chip.
+
+    Returns:
+        {"step", "tokens", "bytes": {...}, "fits", "compile_seconds"}, and where XLA could compile it "flops", "ideal_flops",
+        "hbm_bytes", "network_bytes", "seconds", "binds", "vocabulary_tokens" too.
+    """
+    program = planner.program(name)
+    count = planner.mesh.size
+    start = time.perf_counter()
+    resident = planner.resident(name)
+    passed = sum(_bytes(leaf) for leaf in _leaves(program.arguments))
+    others = {role: sum(_bytes(leaf) for leaf in _leaves(tree)) for role, tree in resident.items()}
+    away = {role: size for role, size in others.items() if role not in program.holds}
+    away |= {role: others[role] for role in ("policy",) if name in ("draw", "prefill", "decode")}
+    row = {"step": name, "section": program.section, "tokens": program.tokens / count, "roles": others}
+    try:
+        compiled = program.compiled.lower(*program.arguments).compile()
+    except Exception as error:  # jax raises what XLA says as one type, whatever it is
+        needed = out_of_memory(str(error))
+        if needed is None:
+            raise
+        room = sum(away.values())
+        row["bytes"] = {"peak": needed, "resident": room, "total": needed + room}
+        return row | {"fits": False, "compile_seconds": time.perf_counter() - start}
+    row["compile_seconds"] = time.perf_counter() - start
+    row["bytes"] = memory(compiled.memory_analysis(), away, passed, others, program, name)
+    row["fits"] = row["bytes"]["total"] <= chip.memory
+    text = compiled.as_text()
+    cost = hlo.Program(text, program.trips, slice_devices).cost()
+    row |= {"flops": cost.flops, "ideal_flops": program.ideal / count, "hbm_bytes": cost.memory,
+            "network_bytes": {kind + (" (between slices)" if far else ""): sent for (kind, far), sent in sorted(cost.network.items())},
+            "vocabulary_tokens": vocabulary_tokens(text, planner.model, planner.mesh)}  # fmt: skip
+    far = sum(sent for (_, crosses), sent in cost.network.items() if crosses)
+    near = sum(cost.network.values()) - far
+    seconds = {"compute": cost.flops / chip.flops, "memory": cost.memory / chip.bandwidth, "network": near / chip.ici + far / chip.dcn}
+    return row | {"seconds": seconds, "binds": max(seconds, key=seconds.get)}
+
+
+def memory(analysis, away: dict, passed: float, others: dict, program, name: str) -> dict:
+    """Bytes of a chip: the program's own, and those of the roles that lie beside it.
+
+    peak = arguments + temporaries + outputs - aliased (donated arguments that outputs take the place of). An argument that the
+    program does not read is none of XLA's; it lies there all the same, and counts as resident.
+    """
+    arguments, outputs = analysis.argument_size_in_bytes, analysis.output_size_in_bytes
+    temporaries, aliased = analysis.temp_size_in_bytes, analysis.alias_size_in_bytes
+    peak = arguments + temporaries + outputs - aliased
+    resident = sum(away.values()) + max(0.0, passed - arguments)
+    return {"arguments": arguments, "temporaries": temporaries, "outputs": outputs, "aliased": aliased, "peak": peak,
+            "resident": resident, "total": peak + resident}  # fmt: skip
+
+
+def _leaves(tree):
+    import jax
+
+    return jax.tree.leaves(tree)
+
+
+def _bytes(leaf) -> float:
+    """Of one device's part of a leaf."""
+    import jax
+    import jax.numpy as jnp
+
+    width = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * width
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def out_of_memory(message: str) -> float | None:
+    """The bytes that a program needs, from XLA's complaint that they are not there; None for another complaint."""
+    if not re.search(r"Ran out of memory|CompileTimeHbmOom|Exceeded hbm capacity", message, re.IGNORECASE):
+        return None
+    found = re.search(r"(?:Used|temporaries|required[^(]*) \(?([\d.]+)([KMGT]?) ?(?:of|\))", message)
+    return float(found[1]) * _UNITS[found[2]] if found else math.inf
+
+
+def vocabulary_tokens(text: str, model, mesh) -> float:
+    """Tokens whose vocabulary logits a chip holds at one time: the largest array with the vocabulary as an axis, parameters aside."""
+    parts = {model.vocab_size, *(model.vocab_size // mesh.shape["tensor"] for _ in (0,) if model.vocab_size % mesh.shape["tensor"] == 0)}
+    widths = {model.width // ways for ways in (1, mesh.shape["fsdp"], mesh.shape["fsdp"] * mesh.shape["tensor"]) if model.width % ways == 0}
+    tokens = 0.0
+    for array in hlo.largest(text, 10**6):
+        axis = next((size for size in array.dims if size in parts), None)
+        if axis and len(array.dims) > 1 and not widths & set(array.dims) and array.dtype in ("f32", "bf16"):
+            tokens = max(tokens, math.prod(array.dims) / axis)
+    return tokens
