@@ -151,8 +151,8 @@ def same_trunk(path, files) -> dict:
                 looks["sha256"] = hashlib.file_digest(content, "sha256").hexdigest()
         found[file.name] = before | looks
         if noted and found[file.name]["sha256"] != before.get("sha256"):
-            raise UserError(f"{file}: not the weights that this workdir was begun with ({pathlib.Path(path) / TRUNK} has their SHA-256), to "
-                            "which its adapters belong; bring those back or choose another --workdir")
+            raise UserError(f"{file}: not the weights that this workdir was begun with ({pathlib.Path(path) / TRUNK} has their SHA-256), "
+                            "to which its adapters belong; bring those back or choose another --workdir")
     return found
 
 
@@ -272,8 +272,8 @@ def _no_room(path):
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); what was there before is whole: make room and start the same "
-                        "command again") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); what was there before is whole: make room and start "
+                        "the same command again") from None
 
 
 def _replace(path: pathlib.Path, fill) -> None:
