@@ -31,6 +31,7 @@ setup(
         "tensorflow-datasets>=4.9.10,<5",  # read without TensorFlow, through array_record
         "array_record>=0.8.6,<0.9; sys_platform != 'win32'",
         "importlib_resources>=7.1,<8",  # tensorflow-datasets imports it without saying so
+        "etils[epath]>=1.15,<2",  # paths of object stores; orbax stands on it too
         "ml_collections>=1.1,<2",
         "safetensors>=0.8,<0.9",
         "scikit-learn>=1.9,<2",
@@ -39,7 +40,7 @@ setup(
         "numpy>=2.4,<3",
     ],
     extras_require={
-        "tpu": ["jax[tpu]>=0.10.2,<0.11"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.11", "gcsfs>=2026.1"],  # gcsfs: workdirs in gs://
         "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
         "test": ["pytest>=9.2,<10", "pytest-xdist>=3.8,<4"],
         "torch": ["torch==2.13.0"],  # only to compare logits with, in the tests

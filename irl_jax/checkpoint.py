@@ -11,7 +11,6 @@ import errno
 import json
 import logging
 import os
-import pathlib
 import shutil
 import sys
 import threading
@@ -20,7 +19,7 @@ import zlib
 import jax
 import numpy as np
 
-from irl_jax import distributed
+from irl_jax import distributed, paths
 from irl_jax.errors import UserError
 from irl_jax.types import PyTree
 
@@ -40,7 +39,7 @@ class Saver:
     def __init__(self, directory, keep: int):
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
-        self.directory, self.keep = pathlib.Path(directory).absolute(), keep
+        self.directory, self.keep = _absolute(directory), keep
         ocp = _orbax()
         self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         self._background, self._failure = None, None
@@ -52,7 +51,7 @@ class Saver:
           UserError: this checkpoint, or the one that was still being written, could not be (a full disk, say).
         """
         self.wait()
-        unfinished = self.directory / f".unfinished-{step}"
+        unfinished = self._unfinished(step)
         flat = _flatten(tree)
         distributed.primary_first(lambda: self._guarded(step, lambda: _begin(self.directory, unfinished)))
         leaves = {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for name, leaf in flat.items()}
@@ -78,7 +77,7 @@ class Saver:
         finally:
             self._checkpointer.close()
 
-    def _complete(self, step: int, unfinished: pathlib.Path, described: dict) -> None:
+    def _complete(self, step: int, unfinished, described: dict) -> None:
         """In the background: waits for orbax on all hosts, then makes the checkpoint a whole one."""
         try:
             self._guarded(step, self._checkpointer.wait_until_finished)
@@ -86,6 +85,10 @@ class Saver:
                 self._guarded(step, lambda: _finish(self.directory, unfinished, step, described, self.keep))
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread
             self._failure = error
+
+    def _unfinished(self, step: int):
+        """Where a checkpoint is written; in an object store, which cannot rename, its place: until the manifest is there it is none."""
+        return self.directory / (f".unfinished-{step}" if paths.is_local(self.directory) else str(step))
 
     def _guarded(self, step: int, write):
         """write(), its failures for want of room or right made the user's one line."""
@@ -96,7 +99,7 @@ class Saver:
             if not reason:
                 raise
             if distributed.is_primary():
-                shutil.rmtree(self.directory / f".unfinished-{step}", ignore_errors=True)
+                _remove(self._unfinished(step))
             raise UserError(f"{self.directory}: the checkpoint of step {step} could not be written ({reason}); earlier ones are as they "
                             "were: make room and start the same command again") from None
 
@@ -127,26 +130,45 @@ def save(directory, step: int, tree: PyTree, keep: int) -> None:
         saver.close()
 
 
-def _begin(directory: pathlib.Path, unfinished: pathlib.Path) -> None:
+def _absolute(directory):
+    directory = paths.of(directory)
+    return directory.absolute() if paths.is_local(directory) else directory
+
+
+def _remove(folder) -> None:
+    """Removes a folder with all that is in it, if it is there."""
+    if folder.exists():
+        shutil.rmtree(folder, ignore_errors=True) if paths.is_local(folder) else folder.rmtree()
+
+
+def _begin(directory, unfinished) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    for leftover in directory.glob(".unfinished-*"):
-        shutil.rmtree(leftover)
+    if paths.is_local(directory):
+        for leftover in directory.glob(".unfinished-*"):
+            shutil.rmtree(leftover)
+    else:
+        _remove(unfinished)
     unfinished.mkdir()
 
 
-def _finish(directory: pathlib.Path, unfinished: pathlib.Path, step: int, described: dict, keep: int) -> None:
+def _finish(directory, unfinished, step: int, described: dict, keep: int) -> None:
     """Writes the manifest, which makes the checkpoint whole, puts it in its place, and removes what it replaces."""
     manifest = {"step": step, "leaves": described, "files": _checksums(unfinished / "tree")}
-    with open(unfinished / MANIFEST, "w", encoding="utf-8") as file:
-        json.dump(manifest, file)
-        file.flush()
-        os.fsync(file.fileno())
+    local, content = paths.is_local(directory), json.dumps(manifest)
+    if local:
+        with open(unfinished / MANIFEST, "w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
     for old in _steps(directory):
-        if old >= step:
-            shutil.rmtree(directory / str(old))
-    os.replace(unfinished, directory / str(step))
+        if old > step or (local and old == step):
+            _remove(directory / str(old))
+    if local:
+        os.replace(unfinished, directory / str(step))
+    else:
+        (unfinished / MANIFEST).write_text(content)
     for old in _steps(directory)[:-keep]:
-        shutil.rmtree(directory / str(old))
+        _remove(directory / str(old))
 
 
 def restore_latest(directory, like: PyTree) -> tuple[int, PyTree] | None:
@@ -162,7 +184,7 @@ def restore_latest(directory, like: PyTree) -> tuple[int, PyTree] | None:
     Raises:
       UserError: the checkpoint's leaves are not those of `like`.
     """
-    directory, flat_like = pathlib.Path(directory).absolute(), _flatten(like)
+    directory, flat_like = _absolute(directory), _flatten(like)
     step = distributed.primary_first(lambda: _newest_whole(directory, _describe(flat_like)))
     if step is None:
         return None
@@ -170,7 +192,7 @@ def restore_latest(directory, like: PyTree) -> tuple[int, PyTree] | None:
     return step, jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in flat_like])
 
 
-def _newest_whole(directory: pathlib.Path, wanted: dict) -> int | None:
+def _newest_whole(directory, wanted: dict) -> int | None:
     for step in reversed(_steps(directory)):
         manifest, damage = _read_manifest(directory / str(step))
         if not damage:
@@ -182,7 +204,7 @@ def _newest_whole(directory: pathlib.Path, wanted: dict) -> int | None:
 
 def latest_step(directory) -> int | None:
     """The step of the newest checkpoint in `directory`, whole or not, or None."""
-    steps = _steps(pathlib.Path(directory))
+    steps = _steps(paths.of(directory))
     return steps[-1] if steps else None
 
 
@@ -204,7 +226,7 @@ def load_tree(directory, like: PyTree) -> PyTree:
     return found[1]
 
 
-def _steps(directory: pathlib.Path) -> list[int]:
+def _steps(directory) -> list[int]:
     """The steps of the checkpoints in `directory`, ascending."""
     if not directory.is_dir():
         return []
@@ -223,23 +245,26 @@ def _describe(flat: dict) -> dict:
     return {name: [list(leaf.shape), str(np.dtype(leaf.dtype))] for name, leaf in flat.items()}
 
 
-def _checksums(folder: pathlib.Path) -> dict:
-    """{relative path: [bytes, CRC-32]} of every file under `folder`."""
+def _checksums(folder) -> dict:
+    """{relative path: [bytes, CRC-32]} of every file under `folder`; object stores check their own contents: None."""
     sums = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            crc = 0
-            with open(path, "rb") as file:
-                while block := file.read(1 << 22):
-                    crc = zlib.crc32(block, crc)
-            sums[path.relative_to(folder).as_posix()] = [path.stat().st_size, crc]
+    for path in paths.files(folder):
+        sums[path.relative_to(folder).as_posix()] = [paths.size(path), _crc(path) if paths.is_local(path) else None]
     return sums
 
 
-def _read_manifest(folder: pathlib.Path) -> tuple[dict, str]:
+def _crc(path) -> int:
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _read_manifest(folder) -> tuple[dict, str]:
     """(manifest, what is damaged or "")."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_bytes())
         files = manifest["files"]
         manifest["leaves"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -251,7 +276,7 @@ def _read_manifest(folder: pathlib.Path) -> tuple[dict, str]:
     return manifest, ""
 
 
-def _check_structure(folder: pathlib.Path, stored: dict, wanted: dict) -> None:
+def _check_structure(folder, stored: dict, wanted: dict) -> None:
     for name in [*wanted, *stored]:
         if stored.get(name) != wanted.get(name):
             here, there = (_words(side.get(name)) for side in (wanted, stored))
@@ -262,7 +287,7 @@ def _words(description) -> str:
     return f"{description[1]} {description[0]}" if description else "absent"
 
 
-def _orbax_restore(path: pathlib.Path, flat_like: dict) -> dict:
+def _orbax_restore(path, flat_like: dict) -> dict:
     ocp = _orbax()
 
     def args(leaf):

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from irl_jax import checkpoint as checkpoints
-from irl_jax import distributed
+from irl_jax import distributed, paths
 from irl_jax.errors import UserError
 from irl_jax.types import PyTree, TrainState
-from irl_jax.workdir import append_jsonl, read_jsonl, write_jsonl
+from irl_jax.workdir import append_jsonl, flush_jsonl, read_jsonl, write_jsonl
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 COMPILING = (  # jax's own names of what happens before a new shape runs
@@ -93,7 +93,7 @@ def train(
     """
     if steps < 1:
         raise ValueError(f"{name}: steps must be at least 1, not {steps}")
-    directory = pathlib.Path(directory)
+    directory = paths.of(directory)
     directory.mkdir(parents=True, exist_ok=True)
     done, state, best, book = _restore(directory, state, steps, evaluate is not None)
     _drop_lines_past(directory / METRICS, done)
@@ -150,6 +150,7 @@ def _updates(run: _Run, done: int, state, best, book: Book, signals, bar) -> tup
             best, book = _look(run, done, state, best, book)
         if saves or done == book.stop_at:
             tree = {"state": state, "book": run.clock.into(book)} | ({"best": best} if run.evaluate else {})
+            flush_jsonl(run.directory / METRICS)
             run.saver.save(done, tree)
             saved_at, saved_step = time.monotonic(), done
         if interrupted:

@@ -6,19 +6,21 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
+import io
 import json
 import math
 import os
 import pathlib
 import platform
 import subprocess
+import time
 import zipfile
 
 import numpy as np
 from ml_collections import ConfigDict
 
 import irl_jax
-from irl_jax import distributed
+from irl_jax import distributed, paths
 from irl_jax.config import default
 from irl_jax.errors import UserError
 
@@ -41,7 +43,7 @@ class Workdir:
     """
 
     def __init__(self, path, config: ConfigDict):
-        self.path = pathlib.Path(path).expanduser()
+        self.path = paths.of(path)
         self.config = config
         self._lock = self._made_folder = self._made_config = False
         distributed.primary_first(self._open)
@@ -54,16 +56,11 @@ class Workdir:
         self._made_folder = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / LOCK, "a")
+            self._lock = open(self.path / LOCK, "a") if paths.is_local(self.path) else None
         except OSError as error:
             raise UserError(f"{self.path}: cannot write the workdir there: {error.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise UserError(
-                f"{self.path}: another irl_jax process is using this workdir; wait for it or choose another"
-            ) from None
+        if self._lock:  # object stores have no locks
+            self._lock_it()
         try:
             if (self.path / CONFIG).exists():
                 _refuse_other_config(self.path, config)
@@ -73,6 +70,15 @@ class Workdir:
         except UserError:
             self.close()
             raise
+
+    def _lock_it(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise UserError(
+                f"{self.path}: another irl_jax process is using this workdir; wait for it or choose another"
+            ) from None
 
     def close(self) -> None:
         """Releases the lock; the process's end does so too."""
@@ -93,20 +99,22 @@ class Workdir:
         A stage that left its done mark and nothing else (an imported model's `pretrain`) has made nothing, nor has a note of the
         trunk's files.
         """
-        made = [path for path in self.path.rglob("*") if not path.is_dir()]
+        made = paths.files(self.path)
         kept = (self.path / CONFIG, self.path / LOCK)
         if any(path not in kept and path.name not in (DONE, TRUNK) for path in made):
             return
         for path in made:
             if path != self.path / LOCK:
                 path.unlink()
+        if not paths.is_local(self.path):
+            return
         for folder in sorted((path for path in self.path.rglob("*") if path.is_dir()), reverse=True):  # the inner ones first
             folder.rmdir()
         if self._made_folder:
             (self.path / LOCK).unlink()
             self.path.rmdir()
 
-    def stage(self, name: str) -> pathlib.Path:
+    def stage(self, name: str):
         """The stage's folder (`sft`, `policy/init_sft`), made where missing."""
         folder = self.path / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +149,7 @@ def same_trunk(path, files) -> dict:
     Raises:
       UserError: a file's content is not what it was when the workdir was begun.
     """
-    noted = read_json(pathlib.Path(path) / TRUNK)["files"] if (pathlib.Path(path) / TRUNK).exists() else {}
+    noted = read_json(paths.of(path) / TRUNK)["files"] if (paths.of(path) / TRUNK).exists() else {}
     found = {}
     for file in map(pathlib.Path, files):
         status, before = file.stat(), noted.get(file.name, {})
@@ -151,7 +159,7 @@ def same_trunk(path, files) -> dict:
                 looks["sha256"] = hashlib.file_digest(content, "sha256").hexdigest()
         found[file.name] = before | looks
         if noted and found[file.name]["sha256"] != before.get("sha256"):
-            raise UserError(f"{file}: not the weights that this workdir was begun with ({pathlib.Path(path) / TRUNK} has their SHA-256), "
+            raise UserError(f"{file}: not the weights that this workdir was begun with ({paths.of(path) / TRUNK} has their SHA-256), "
                             "to which its adapters belong; bring those back or choose another --workdir")
     return found
 
@@ -162,7 +170,7 @@ def read_config(path) -> ConfigDict:
     Raises:
       UserError: no workdir there, or its config.json is unreadable or from another version's keys.
     """
-    path = pathlib.Path(path).expanduser()
+    path = paths.of(path)
     if not (path / CONFIG).is_file():
         raise UserError(f"{path}: not a workdir (no {CONFIG} there); give the --workdir of a run")
     stored = read_json(path / CONFIG)
@@ -187,16 +195,21 @@ def read_json(path) -> dict:
       UserError: the file is missing or broken.
     """
     try:
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        return json.loads(_read_text(paths.of(path)))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that writes it") from None
     except ValueError as error:
         raise UserError(f"{path}: broken JSON ({error}); remove the file to have it written again") from None
 
 
+def write_bytes(path, content: bytes) -> None:
+    """Writes a file, whole or not at all; of the calling process alone, for `distributed.primary_first`."""
+    _replace(paths.of(path), lambda file: file.write(content))
+
+
 def write_json(path, obj) -> None:
     """Writes `obj` as JSON, whole or not at all; numpy numbers become numbers, NaN and infinities null."""
-    _write(pathlib.Path(path), _json(obj))
+    _write(paths.of(path), _json(obj))
 
 
 def _json(obj):
@@ -206,30 +219,53 @@ def _json(obj):
 
 
 def append_jsonl(path, *records: dict) -> None:
-    """Appends one line a record (of process 0's; nobody reads them while they are being written)."""
+    """Appends one line a record (of process 0's; nobody reads them while they are being written).
+
+    Objects of a store cannot grow and may not be rewritten every second: there the lines wait in memory for half a minute or for
+    `flush_jsonl`, which the train loop calls with every checkpoint.
+    """
     if not distributed.is_primary():
+        return
+    if not paths.is_local(path):
+        lines, since = _waiting.setdefault(str(path), ([], time.monotonic()))
+        lines += [_line(record) for record in records]
+        if time.monotonic() - since > 30:
+            flush_jsonl(path)
         return
     with _no_room(path), open(path, "a", encoding="utf-8") as file:
         file.write("".join(_line(record) for record in records))
 
 
+_waiting: dict[str, tuple[list[str], float]] = {}  # of object stores: lines not written yet, and since when
+
+
+def flush_jsonl(path) -> None:
+    """Writes what `append_jsonl` keeps waiting."""
+    lines, _ = _waiting.pop(str(path), ([], 0.0))
+    if lines:
+        path = paths.of(path)
+        before = _read_text(path) if path.exists() else ""
+        with _no_room(path):
+            path.write_text(before + "".join(lines))
+
+
 def write_jsonl(path, records) -> None:
     """Writes one line a record, the whole file or nothing."""
-    _write(pathlib.Path(path), lambda file: file.writelines(_line(record).encode() for record in records))
+    _write(paths.of(path), lambda file: file.writelines(_line(record).encode() for record in records))
 
 
 def read_jsonl(path) -> list[dict]:
     """The records of a file of ours, less a last line that a kill cut short; [] where there is no file."""
-    path = pathlib.Path(path)
+    path = paths.of(path)
     if not path.exists():
         return []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    whole, _, _ = _read_text(path).rpartition("\n")
     return [json.loads(line) for line in whole.split("\n") if line]
 
 
 def save_arrays(path, **arrays) -> None:
     """Writes named numpy arrays as one .npz, whole or not at all."""
-    _write(pathlib.Path(path), lambda file: np.savez(file, **arrays))
+    _write(paths.of(path), lambda file: np.savez(file, **arrays))
 
 
 def load_arrays(path, stage: str = "") -> dict[str, np.ndarray]:
@@ -239,7 +275,8 @@ def load_arrays(path, stage: str = "") -> dict[str, np.ndarray]:
       UserError: the file is missing or broken.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        local = paths.is_local(path)
+        with np.load(path if local else io.BytesIO(paths.of(path).read_bytes()), allow_pickle=False) as stored:
             return dict(stored)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that writes it{f' (--stages={stage})' if stage else ''}") from None
@@ -247,7 +284,7 @@ def load_arrays(path, stage: str = "") -> dict[str, np.ndarray]:
         raise UserError(f"{path}: broken ({error}); remove the file to have it written again") from None
 
 
-def _write(path: pathlib.Path, fill) -> None:
+def _write(path, fill) -> None:
     """Fills a temporary file beside `path`, then puts it in its place.
 
     With many hosts process 0 does, between two barriers: all have looked before at what was there, and find the file after.
@@ -262,7 +299,7 @@ def remove(path) -> None:
     """Removes a file, once for all hosts."""
     distributed.barrier()
     if distributed.is_primary():
-        pathlib.Path(path).unlink()
+        paths.of(path).unlink()
     distributed.barrier()
 
 
@@ -276,7 +313,17 @@ def _no_room(path):
                         "the same command again") from None
 
 
-def _replace(path: pathlib.Path, fill) -> None:
+def _read_text(path) -> str:
+    return path.read_bytes().decode("utf-8")
+
+
+def _replace(path, fill) -> None:
+    if not paths.is_local(path):
+        content = io.BytesIO()
+        fill(content)
+        with _no_room(path):
+            path.write_bytes(content.getvalue())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -310,14 +357,14 @@ def _plain(obj):
     return obj
 
 
-def _refuse_foreign(path: pathlib.Path) -> None:
+def _refuse_foreign(path) -> None:
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; --workdir takes a folder")
     if path.is_dir() and not (path / CONFIG).exists() and any(entry.name != LOCK for entry in path.iterdir()):
         raise UserError(f"{path}: not empty and not a workdir (no {CONFIG} there); choose another --workdir")
 
 
-def _refuse_other_config(path: pathlib.Path, config: ConfigDict) -> None:
+def _refuse_other_config(path, config: ConfigDict) -> None:
     stored = read_json(path / CONFIG)
     if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
         raise UserError(f"{path / CONFIG}: not a config.json of irl_jax; choose another --workdir")

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from irl_jax import checkpoint, distributed, hf, roles, sharding, variants, workdir
+from irl_jax import checkpoint, distributed, hf, paths, roles, sharding, variants, workdir
 from irl_jax.data import sources, tokenize
 from irl_jax.errors import UserError
 from irl_jax.models import families, transformer
@@ -32,7 +32,7 @@ class Reader:
     """A finished run's folder, read and never written: what stands in for a Workdir in `generate` and `score`."""
 
     def __init__(self, path):
-        self.path = Path(path).expanduser()
+        self.path = paths.of(path)
 
     def stage(self, name: str) -> Path:
         """A stage's folder."""

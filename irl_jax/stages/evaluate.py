@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from irl_jax import loop, variants, workdir
+from irl_jax import loop, paths, variants, workdir
 from irl_jax.config import GROUPS
 from irl_jax.evaluation import best_of_n, golden, metrics
 from irl_jax.stages import divergences, judging, over_training, recipe_data, sampling, scoring
@@ -30,7 +30,8 @@ def _evaluate(context) -> None:
     config = context.config
     judge = None
     if config.golden.kind != "none":
-        judge = golden.make_judge(config, context.world, context.directory("evaluate"))
+        folder = context.directory("evaluate")
+        judge = golden.make_judge(config, context.world, folder if paths.is_local(folder) else None)
     controls = [control for control in config.reward.controls if judge or control != "golden"]
     rewards = [*(method.name for method in variants.methods(config, "reward")), *controls]
     recipes = [*config.reward.recipes, *controls]  # what every policy's samples are scored by; variants judge sft's alone

@@ -7,16 +7,15 @@ import html
 import math
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from irl_jax import distributed
+from irl_jax import distributed, paths
 from irl_jax.config import CONTROLS
 from irl_jax.stages import STAGES
 from irl_jax.stages.plot_style import DPI, golden_label, number
 from irl_jax.stages.plots import Plot, draw_all
-from irl_jax.workdir import read_json, read_jsonl, write_json
+from irl_jax.workdir import read_json, read_jsonl, write_bytes, write_json
 
 TIMED = tuple(stage for stage in STAGES if stage != "report")
 MISSING = "–"
@@ -101,7 +100,7 @@ def run(context) -> dict:
 def _training_curves(path) -> dict:
     """{stage: {metric: {"step", "value"}}} of every metrics.jsonl below the workdir."""
     curves: dict = {}
-    for file in sorted(path.glob("**/metrics.jsonl")):
+    for file in (file for file in paths.files(path) if file.name == "metrics.jsonl"):
         metrics = curves.setdefault(file.parent.relative_to(path).as_posix(), {})
         for line in read_jsonl(file):
             for name, value in line.items():
@@ -129,23 +128,15 @@ def write_report(directory: str | os.PathLike, results: Mapping, samples: Sequen
     Returns:
       The path of index.html.
     """
-    directory = os.fspath(directory)
-    os.makedirs(directory, exist_ok=True)
+    directory = paths.of(directory)
+    directory.mkdir(parents=True, exist_ok=True)
     plots = draw_all(results, training_curves or {})
     for plot in plots:
         for suffix, image in (("", plot.light), ("-dark", plot.dark)):
-            _write(os.path.join(directory, f"{plot.name}{suffix}.png"), image)
-    path = os.path.join(directory, "index.html")
-    _write(path, _page(results, samples, plots).encode())
-    return path
-
-
-def _write(path: str, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", suffix=".part")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep a web server from showing it
-    os.replace(temporary, path)
+            write_bytes(directory / f"{plot.name}{suffix}.png", image)
+    path = directory / "index.html"
+    write_bytes(path, _page(results, samples, plots).encode())
+    return os.fspath(path)
 
 
 def _page(results: Mapping, samples: Sequence[Mapping], plots: list[Plot]) -> str:

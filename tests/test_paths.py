@@ -1,0 +1,109 @@
+"""Object stores: a store in memory stands for gs://, behind the same libraries."""
+
+import json
+
+import fsspec
+import numpy as np
+import pytest
+from etils.epath import backend
+from fsspec.implementations.memory import MemoryFileSystem
+
+from irl_jax import checkpoint, paths, workdir
+from irl_jax.config import default
+from irl_jax.errors import UserError
+
+
+class Bucket(MemoryFileSystem):
+    """What gcsfs would be: paths begin with gs://."""
+
+    protocol = ("gcs", "gs")
+    store, pseudo_dirs = {}, [""]
+
+    def __init__(self, finalize_on_close=True, **how):
+        super().__init__(**how)
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return MemoryFileSystem._strip_protocol(str(path).removeprefix("gs://"))
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    Bucket.store.clear()
+    for name in ("gcs", "gs"):
+        fsspec.register_implementation(name, Bucket, clobber=True)
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    yield Bucket.store
+    backend.fsspec_backend._get_filesystem.cache_clear()
+
+
+def test_a_path_of_this_machine_is_pathlibs(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert paths.of("~/w") == tmp_path / "w" and paths.is_local(paths.of("~/w"))
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/w", "nowhere://bucket/w"])
+def test_what_nothing_installed_can_reach_is_one_line(path):
+    """gcsfs is in the tpu extra alone."""
+    if path.startswith("gs") and fsspec.utils.get_package_version_without_import("gcsfs"):
+        pytest.skip("gcsfs is installed")
+    with pytest.raises(UserError, match="no way to reach"):
+        paths.of(path)
+
+
+def test_a_workdir_in_a_bucket(bucket):
+    config = default()
+    with workdir.Workdir("gs://bucket/runs/w", config) as opened:
+        assert str(opened.path) == "gs://bucket/runs/w" and not opened.is_done("sft")
+        opened.mark_done("sft", {"seconds": 1.0})
+        assert opened.is_done("sft") and opened.timing("sft") == {"seconds": 1.0}
+        file = opened.stage("samples") / "a.npz"
+        workdir.save_arrays(file, x=np.arange(5))
+        np.testing.assert_array_equal(workdir.load_arrays(file)["x"], np.arange(5))
+        lines = opened.stage("sft") / "metrics.jsonl"
+        for step in range(3):
+            workdir.append_jsonl(lines, {"step": step})
+        assert workdir.read_jsonl(lines) == []  # they wait, for objects cannot grow
+        workdir.flush_jsonl(lines)
+        workdir.append_jsonl(lines, {"step": 3})
+        workdir.flush_jsonl(lines)
+        assert workdir.read_jsonl(lines) == [{"step": step} for step in range(4)]
+        assert sorted(path.name for path in opened.path.glob("*/metrics.jsonl")) == ["metrics.jsonl"]
+        workdir.remove(file)
+        with pytest.raises(UserError, match="no such file"):
+            workdir.load_arrays(file)
+    assert workdir.read_config("gs://bucket/runs/w").to_dict() == config.to_dict()
+    other = default()
+    other.seed = 1
+    with pytest.raises(UserError, match="belongs to another config: seed"):
+        workdir.Workdir("gs://bucket/runs/w", other)
+    assert not [name for name in bucket if ".tmp" in name or ".lock" in name]
+
+
+def test_a_failed_run_leaves_no_config_behind(bucket):
+    with pytest.raises(UserError), workdir.Workdir("gs://bucket/w", default()):
+        raise UserError("wrong data")
+    assert not list(bucket)
+
+
+def test_a_checkpoint_in_a_bucket_is_one_once_its_manifest_is_there(bucket):
+    """The arrays are tensorstore's to write, which knows gs:// itself: here they are files of any content."""
+    folder, described = paths.of("gs://bucket/checkpoints"), {"x": [[2], "float32"]}
+
+    def write(step):
+        checkpoint._begin(folder, folder / str(step))
+        (folder / str(step) / "tree").mkdir()
+        (folder / str(step) / "tree" / "d").write_text("content")
+
+    for step in (1, 2, 3):
+        write(step)
+        checkpoint._finish(folder, folder / str(step), step, described, keep=2)
+    write(4)  # and killed
+    assert checkpoint._steps(folder) == [2, 3, 4]
+    assert checkpoint._newest_whole(folder, described) == 3
+    (folder / "3" / "tree" / "d").write_text("cut")
+    assert checkpoint._newest_whole(folder, described) == 2
+    write(2)  # a run that overtakes the others
+    checkpoint._finish(folder, folder / "2", 2, described, keep=2)
+    assert checkpoint._steps(folder) == [2] and checkpoint._newest_whole(folder, described) == 2
+    assert json.loads((folder / "2" / "manifest.json").read_text())["files"] == {"d": [7, None]}
