@@ -11,7 +11,6 @@ import pathlib
 
 from irl_jax.errors import UserError
 
-
 STORES = {"gs": "gcsfs (pip install 'irl_jax[tpu]' does)", "s3": "s3fs", "az": "adlfs"}  # and what fsspec reaches them with
 
 
