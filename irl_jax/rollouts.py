@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from irl_jax import reward_steps, roles, steps
+from irl_jax.data.batching import PADDING_ID
 from irl_jax.objectives import advantage, divergence, statistics
 from irl_jax.objectives import policy as policy_objective
 from irl_jax.policy_steps import Control, PolicySettings, token_values
@@ -18,7 +20,8 @@ class Drawn(NamedTuple):
     """N = B * K samples of the policy, sample k of prompt b in row b * K + k.
 
     rows: [N, T]. last: int32 [N], index of the last response token. ended: bool [N], whether that is an EOS.
-    behaviour_logprobs, reference_logprobs: float32 [N, T], nats a token, 0 outside the mask.
+    behaviour_logprobs, reference_logprobs: float32 [N, T], nats a token, 0 outside the mask. weight: float32 [N], 0 for rows
+    that only fill the batch: they have no response and count nowhere.
     """
 
     rows: TokenBatch
@@ -26,6 +29,7 @@ class Drawn(NamedTuple):
     ended: Array
     behaviour_logprobs: Array
     reference_logprobs: Array
+    weight: Array
 
 
 def join_rows(prompts: PromptBatch, samples: SampleBatch, pad_id: int) -> tuple[TokenBatch, jax.Array, jax.Array]:
@@ -63,7 +67,8 @@ def make_draw(model, sampler, pad_id: int):
     def draw(policy, reference, trunk, prompts, key):
         samples = sampler(roles.variables(trunk, policy), prompts, key)
         rows, last, behaviour = join_rows(prompts, samples, pad_id)
-        return Drawn(rows, last, samples.ended.reshape(-1), behaviour, steps.score_logprobs(model, trunk, reference, rows))
+        weight = jnp.repeat((prompts.ids != PADDING_ID).astype(jnp.float32), samples.tokens.shape[1])
+        return Drawn(rows, last, samples.ended.reshape(-1), behaviour, steps.score_logprobs(model, trunk, reference, rows), weight)
 
     return draw
 
@@ -129,13 +134,13 @@ def make_advantages(model, settings: PolicySettings, samples: int, eos_counts: b
         values = token_values(model, trunk, leaves["value"], drawn.rows) if settings.advantage == "gae" else None
         advantage_NxT, returns_NxT = _advantages(settings, samples, drawn, rewards, beta, values, dense)
         raw_N = logits.sum(-1) if dense else logits
-        metrics = {"reward": raw_N.mean(), "kl": k1_N.mean(), "length": mask.sum(-1).mean(), "ended": drawn.ended.mean(dtype=jnp.float32)}
+        per_response = {"reward": raw_N, "kl": k1_N, "length": mask.sum(-1), "ended": drawn.ended}
+        metrics = {name: jnp.average(values_N, weights=drawn.weight) for name, values_N in per_response.items()}
         after = control.beta
         if settings.target_kl:
-            after = policy_objective.next_beta(control.beta, k1_N.mean(), settings.target_kl)
+            after = policy_objective.next_beta(control.beta, metrics["kl"], settings.target_kl)
             metrics["beta"] = control.beta
-        weight = jnp.ones(raw_N.shape, jnp.float32)
-        batch = PolicyBatch(drawn.rows, advantage_NxT, drawn.reference_logprobs, drawn.behaviour_logprobs, returns_NxT, raw_N, weight)
+        batch = PolicyBatch(drawn.rows, advantage_NxT, drawn.reference_logprobs, drawn.behaviour_logprobs, returns_NxT, raw_N, drawn.weight)
         return jax.lax.stop_gradient(batch), Control(after, seen), metrics
 
     return advantages
@@ -144,7 +149,7 @@ def make_advantages(model, settings: PolicySettings, samples: int, eos_counts: b
 def _reward_mask(drawn: Drawn, axes: int, eos_counts: bool):
     """1 where there is a reward: every response, or every token of it (without the EOS where rewards know nothing of it)."""
     if axes == 1:
-        return jnp.ones(drawn.last.shape, jnp.float32)
+        return drawn.weight
     at_eos = (jnp.arange(drawn.rows.mask.shape[1]) == drawn.last[:, None]) & drawn.ended[:, None]
     return drawn.rows.mask if eos_counts else jnp.where(at_eos, 0.0, drawn.rows.mask)
 
@@ -154,8 +159,9 @@ def _advantages(settings: PolicySettings, samples: int, drawn: Drawn, rewards, b
     mask = drawn.rows.mask
     if not dense and settings.advantage != "gae":
         returns_N = policy_objective.penalised_reward(rewards, drawn.behaviour_logprobs, drawn.reference_logprobs, mask, beta)
-        kind = {"reinforce": advantage.reinforce, "rloo": advantage.rloo, "grpo": advantage.grpo}[settings.advantage]
-        return kind(returns_N.reshape(-1, samples)).reshape(-1)[:, None] * mask, jnp.zeros_like(mask)
+        kinds = {"reinforce": functools.partial(advantage.reinforce, weights_BxK=drawn.weight.reshape(-1, samples)),
+                 "rloo": advantage.rloo, "grpo": advantage.grpo}
+        return kinds[settings.advantage](returns_N.reshape(-1, samples)).reshape(-1)[:, None] * mask, jnp.zeros_like(mask)
     tokens_NxT = rewards if dense else advantage.terminal(rewards, mask)
     tokens_NxT = policy_objective.penalised_token_rewards(tokens_NxT, drawn.behaviour_logprobs, drawn.reference_logprobs, mask, beta)
     if settings.advantage == "gae":

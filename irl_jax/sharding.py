@@ -16,7 +16,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from irl_jax.errors import UserError
-from irl_jax.types import PolicyBatch, PromptBatch, PyTree, RewardBatch, TokenBatch
+from irl_jax.types import PyTree
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
@@ -212,10 +212,10 @@ def pad_rows(batch: PyTree, multiple: int, paired: bool = False) -> PyTree:
     """A host batch with rows that count nothing added at the end, to a multiple of `multiple`.
 
     Args:
-        batch: TokenBatch (padded by rows with segment and mask 0), RewardBatch and PolicyBatch (weight 0 too), or
-            PromptBatch (padded by repeating the last prompt, which costs the sampler no extra steps: drop the results).
+        batch: a batch whose arrays all begin with the rows: TokenBatch, RewardBatch and the like. Zeros are segment, mask and
+            weight 0. For PromptBatch see `data.batching.prompt_batch`.
         multiple: rows to be a multiple of, such as `row_multiple(mesh)`.
-        paired: the batch is of Bradley-Terry pairs; each half is padded alike, so that the pairs stay pairs (the halves
+        paired: the batch is of pairs, half a batch apart; each half is padded alike, so that the pairs stay pairs (the halves
             then have a multiple of `multiple` rows each).
 
     Returns:
@@ -225,13 +225,9 @@ def pad_rows(batch: PyTree, multiple: int, paired: bool = False) -> PyTree:
         rows = len(batch.weight)
         halves = [jax.tree.map(lambda leaf, part=part: np.asarray(leaf)[part], batch) for part in _halves(rows)]
         return jax.tree.map(lambda *parts: np.concatenate(parts), *(pad_rows(half, multiple) for half in halves))
-    if not isinstance(batch, (TokenBatch, RewardBatch, PolicyBatch, PromptBatch)):
-        raise ValueError(f"no way to pad the rows of a {type(batch).__name__}")
-    mode = "edge" if isinstance(batch, PromptBatch) else "constant"
-
     def pad(leaf):
         leaf = np.asarray(leaf)
-        return np.pad(leaf, [(0, -len(leaf) % multiple)] + [(0, 0)] * (leaf.ndim - 1), mode=mode)
+        return np.pad(leaf, [(0, -len(leaf) % multiple)] + [(0, 0)] * (leaf.ndim - 1))
 
     return jax.tree.map(pad, batch)
 

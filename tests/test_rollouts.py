@@ -130,7 +130,7 @@ def test_learnt_judge_reads_the_last_response_token():
     mask = jnp.array([[[1, 1, 0]], [[1, 1, 1]]], jnp.float32)
     samples = SampleBatch(tokens, mask, jnp.ones((2, 1), bool), jnp.zeros((2, 1, 3)), None)
     rows, last, behaviour = rollouts.join_rows(PROMPTS, samples, pad_id=0)
-    drawn = rollouts.Drawn(rows, last, samples.ended.reshape(-1), behaviour, behaviour)
+    drawn = rollouts.Drawn(rows, last, samples.ended.reshape(-1), behaviour, behaviour, jnp.ones(last.shape))
     got = rollouts.make_judge(MODEL, "init_sft")(trunk, {"trunk": trunk, "head": head}, drawn)
     hidden = transformer.hidden_states(MODEL, {"params": trunk}, rows.tokens, rows.positions, rows.segments)
     want = [hidden[0, 3] @ head["kernel"][:, 0] + 1, hidden[1, 5] @ head["kernel"][:, 0] + 1]

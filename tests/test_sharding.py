@@ -234,13 +234,6 @@ def test_pad_rows_keeps_pairs_half_a_batch_apart():
     np.testing.assert_array_equal(padded.weight, [1, 1, 1, 0, 1, 1, 1, 0])
 
 
-def test_pad_rows_repeats_the_last_prompt():
-    padded = sharding.pad_rows(PromptBatch(np.array([[1, 2], [3, 0], [5, 6]]), np.array([2, 1, 2]), np.arange(3)), 4)
-    assert padded.lengths.tolist() == [2, 1, 2, 2] and padded.ids.tolist() == [0, 1, 2, 2]
-    with pytest.raises(ValueError, match="dict"):
-        sharding.pad_rows({"tokens": np.ones((3, 2))}, 4)
-
-
 def test_compile_step_donates_keeps_shardings_and_counts_traces():
     mesh = sharding.make_mesh(config(), devices=jax.devices()[:1])
 

@@ -8,20 +8,20 @@ import jax.numpy as jnp
 from irl_jax.types import Array
 
 
-def reinforce(rewards_BxK: Array) -> Array:
+def reinforce(rewards_BxK: Array, weights_BxK: Array | None = None) -> Array:
     """Reward less the mean of the whole batch (Williams 1992, with a batch baseline).
 
     A_bk = r_bk - mean(r). The baseline contains r_bk itself, so the gradient estimate is (BK - 1)/BK of the exact one in
     expectation: the direction is right, the size short by one part in BK.
 
     Args:
-        rewards_BxK: rewards per sequence, any unit.
+        rewards_BxK: rewards per sequence, any unit. weights_BxK: 0 where a sequence is not in the mean; None has all in it.
 
     Returns:
         [B, K], per sequence, the unit of the rewards.
     """
     rewards_BxK = jax.lax.stop_gradient(jnp.asarray(rewards_BxK))
-    return rewards_BxK - jnp.mean(rewards_BxK)
+    return rewards_BxK - jnp.average(rewards_BxK, weights=weights_BxK)
 
 
 def rloo(rewards_BxK: Array) -> Array:

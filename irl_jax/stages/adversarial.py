@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from irl_jax import loop, reward_steps, roles, steps
+from irl_jax import loop, reward_steps, roles, sharding, steps
 from irl_jax.data import batching, replay
 from irl_jax.errors import UserError
 from irl_jax.stages import gradient, sampling, training
@@ -100,7 +100,8 @@ class _Critic:
         self.optimizer = steps.make_optimizer(config.reward, updates)
         self._length = context.longest
         accumulate = config.reward.accumulate
-        self._half = training.batch_rows(self.config.reward_rows, 2 * accumulate, context.mesh, "adversarial") // 2
+        self._half = max(1, self.config.reward_rows // 2)
+        self._padded = training.batch_rows(2 * self._half, 2 * accumulate, context.mesh, "adversarial") // 2
         self._step = training.compiled(
             context, ("reward", "bce", self.settings, self.spec, accumulate, training.optimizer_name(config.reward), updates),
             lambda: reward_steps.make_reward_step(context.model, self.optimizer, accumulate, "bce", self.settings))
@@ -126,8 +127,8 @@ class _Critic:
         for update in range(self.config.reward_updates):
             negatives, remembered = self._negatives(fresh, buffer, draws)
             positives = [self._positive(example.source, draws) for example in negatives]
-            batch = self.context.put(batching.reward_rows(
-                positives + negatives, [1.0] * len(positives) + [0.0] * len(negatives), self._length))
+            rows = batching.reward_rows(positives + negatives, [1.0] * len(positives) + [0.0] * len(negatives), self._length)
+            batch = self.context.put(sharding.pad_rows(rows, self._padded, paired=True))
             if update == 0:
                 accuracies = self._accuracies(state, positives, negatives, remembered)
             state, metrics = self._step(state, self.context.trunk, batch, jax.random.fold_in(rng, update))

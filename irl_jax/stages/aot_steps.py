@@ -237,7 +237,7 @@ class Planner:
 
     def _drawn(self, rows):
         tokens = jnp.zeros((rows, self.longest))
-        return self.like(lambda: rollouts.Drawn(self._zero_rows(rows), jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool), tokens, tokens))
+        return self.like(lambda: rollouts.Drawn(self._zero_rows(rows), jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool), tokens, tokens, jnp.zeros(rows)))
 
     def _zero_rows(self, rows):
         ids = jnp.zeros((rows, self.longest), jnp.int32)

@@ -36,7 +36,7 @@ class PolicyGradient:
         self.reference = context.leaves(config.reference)
         self._key = context.key(f"{role}/rollouts")
         self._rows = training.batch_rows(config.batch_size, config.accumulate, context.mesh, "policy")
-        self._indices = batching.feed(len(prompts), self._rows, context.config.seed)
+        self._indices = batching.feed(len(prompts), config.batch_size, context.config.seed)
         self._length = batching.bucket_length(max(map(len, prompts)), context.config.data.max_prompt_tokens)
         self.longest = self._length + context.config.data.max_response_tokens  # tokens of a row
         model, dense = context.model, rollouts.is_dense(recipe, granularity)
@@ -62,7 +62,7 @@ class PolicyGradient:
         """The prompts of a round: every step has fresh ones."""
         del state
         chosen = self._indices(number)
-        batch = batching.prompt_batch([self.prompts[i] for i in chosen], list(range(self._rows)), self._length, self._rows)
+        batch = batching.prompt_batch([self.prompts[i] for i in chosen], list(range(len(chosen))), self._length, self._rows)
         return Round(number, chosen, self.context.put(batch))
 
     def draw(self, state, fed: Round) -> rollouts.Drawn:
@@ -77,16 +77,16 @@ class PolicyGradient:
         batch, control, metrics = self._advantages(state.leaves, trunk, drawn, logits, state.control)
         every = self.config.keep_rollouts_every
         if every and fed.number % every == 0:
-            _keep(self.context.directory(f"{self.role}/rollouts") / f"{fed.number}.npz", drawn, batch)
+            _keep(self.context.directory(f"{self.role}/rollouts") / f"{fed.number}.npz", drawn, batch, len(fed.chosen) * self.config.samples)
         state, more = self._step(state, trunk, batch, rng)
         return state._replace(control=control), {**metrics, **more}
 
     def examples(self, drawn, fed: Round) -> list:
         """The samples on the host, `source` the prompt's number."""
         tokens, mask, ended = sharding.fetch((drawn.rows.tokens, drawn.rows.mask, drawn.ended))
-        sources = np.repeat(fed.chosen, self.config.samples)
+        sources = np.repeat(fed.chosen, self.config.samples)  # rows beyond them only fill the batch
         out = []
-        for source, row, count, over in zip(sources, tokens, mask.sum(-1).astype(int), ended, strict=True):
+        for source, row, count, over in zip(sources, tokens, mask.sum(-1).astype(int), ended, strict=False):
             prompt = self.prompts[source]
             out.append(Example(prompt, row[len(prompt) : len(prompt) + count], bool(over), int(source)))
         return out
@@ -106,9 +106,9 @@ def _without_value(leaves):
     return {name: leaf for name, leaf in leaves.items() if name != "value"}
 
 
-def _keep(path, drawn, batch) -> None:
+def _keep(path, drawn, batch, rows: int) -> None:
     """Rows for the report's reward-against-golden curve: written whole, and again the same where a run is resumed."""
-    drawn, reward = sharding.fetch((drawn, batch.reward))
+    drawn, reward = jax.tree.map(lambda x: x[:rows], sharding.fetch((drawn, batch.reward)))
     lengths = drawn.last + 1
     workdir.save_arrays(path, tokens=drawn.rows.tokens, prompt_lengths=lengths - drawn.rows.mask.sum(-1).astype(lengths.dtype),
                         lengths=lengths, ended=drawn.ended, reward=reward,

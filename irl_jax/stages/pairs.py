@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from irl_jax import preference_steps, steps, workdir
+from irl_jax import preference_steps, sharding, steps, workdir
 from irl_jax.data import batching
 from irl_jax.errors import UserError
 from irl_jax.stages import training
@@ -53,14 +53,15 @@ def _feed(context, config, positives, negatives, reference_logprobs, section: st
     """Batches of pairs as a function of the step: the chosen, then the rejected of the same prompts."""
     longest = max(len(e.prompt) + len(e.response) for e in positives + negatives)
     length = batching.bucket_length(longest, context.longest)
-    pairs = training.batch_rows(2 * config.batch_size, 2 * config.accumulate, context.mesh, section) // 2
-    indices = batching.feed(len(positives), pairs, context.config.seed)
+    padded = training.batch_rows(2 * config.batch_size, 2 * config.accumulate, context.mesh, section) // 2
+    indices = batching.feed(len(positives), config.batch_size, context.config.seed)
 
     def feed(step, state):
         del state
         chosen = indices(step)
         rows = batching.token_rows([positives[i] for i in chosen] + [negatives[i] for i in chosen], length)
         reference = reference_logprobs[:, chosen].reshape(-1).astype(np.float32)
-        return context.put(preference_steps.PreferenceBatch(rows, reference, np.ones(2 * len(chosen), np.float32)))
+        batch = preference_steps.PreferenceBatch(rows, reference, np.ones(2 * len(chosen), np.float32))
+        return context.put(sharding.pad_rows(batch, padded, paired=True))
 
     return feed

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from irl_jax import reward_steps, roles, steps, workdir
+from irl_jax import reward_steps, roles, sharding, steps, workdir
 from irl_jax.data import batching
 from irl_jax.errors import UserError
 from irl_jax.evaluation import metrics
@@ -91,7 +91,8 @@ def _pair_feed(context, config, parts):
         raise UserError("config.reward: no training data for this recipe; sample more prompts or lower heldout_fraction")
     both = positives + negatives
     length = batching.bucket_length(max(len(e.prompt) + len(e.response) for e in both), context.longest)
-    size = training.batch_rows(config.batch_size, 2 * config.accumulate, context.mesh, "reward") // 2
+    size = max(1, config.batch_size // 2)
+    padded = training.batch_rows(2 * size, 2 * config.accumulate, context.mesh, "reward") // 2
     indices = batching.feed(len(positives), size, context.config.seed)
 
     def feed(step, state):
@@ -99,6 +100,6 @@ def _pair_feed(context, config, parts):
         chosen = indices(step)
         rows = [positives[i] for i in chosen] + [negatives[i] for i in chosen]
         labels = [1.0] * len(chosen) + [0.0] * len(chosen)
-        return context.put(batching.reward_rows(rows, labels, length))
+        return context.put(sharding.pad_rows(batching.reward_rows(rows, labels, length), padded, paired=True))
 
     return feed

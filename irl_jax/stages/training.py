@@ -25,20 +25,20 @@ def sequence_feed(context, examples, config, name: str):
     else:
         rows = batching.token_rows(examples, context.longest)
     count = rows.tokens.shape[0]
-    size = batch_rows(config.batch_size, config.accumulate, context.mesh, name)
+    size, padded = config.batch_size, batch_rows(config.batch_size, config.accumulate, context.mesh, name)
     updates = config.steps or max(1, math.ceil(config.epochs * count / size))
     indices = batching.feed(count, size, context.config.seed)
 
     def feed(step, state):
         del state
         chosen = np.asarray(indices(step))
-        return context.put(batching.take(rows, chosen))
+        return context.put(sharding.pad_rows(batching.take(rows, chosen), padded))
 
     return feed, updates
 
 
 def batch_rows(rows: int, accumulate: int, mesh, name: str) -> int:
-    """`rows` rounded up to what the mesh and the micro-batches divide (every row is a real one)."""
+    """`rows` rounded up to what the mesh and the micro-batches divide; the rows added count nothing (see `sharding.pad_rows`)."""
     if rows <= 0 or accumulate <= 0:
         raise UserError(f"config.{name}: batch_size and accumulate must be positive")
     unit = scoring.round_up(1, mesh) * accumulate
