@@ -148,18 +148,27 @@ def test_single_leaf_tree(tmp_path):
 
 
 RESHARD = """
-import sys, jax, jax.numpy as jnp, numpy as np
-from jax.sharding import NamedSharding, PartitionSpec as P
-from irl_jax import checkpoint
-mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"))
-one = jax.device_put(jnp.arange(64.0).reshape(8, 8), jax.devices()[0])
-split = lambda *spec: jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=NamedSharding(mesh, P(*spec)))
-checkpoint.save(sys.argv[1], 1, {"w": one}, keep=1)
-for step, like in enumerate([split("fsdp", "tensor"), split(None, "fsdp"), one], 1):
-    found, tree = checkpoint.restore_latest(sys.argv[1], {"w": like})
-    assert found == step and tree["w"].sharding == like.sharding, tree["w"].sharding
-    np.testing.assert_array_equal(np.asarray(tree["w"]), np.asarray(one))
-    checkpoint.save(sys.argv[1], step + 1, tree, keep=1)
+import sys, jax, numpy as np, optax
+from ml_collections import ConfigDict
+from irl_jax import checkpoint, roles, sharding, steps
+from irl_jax.models.transformer import ModelConfig, init_trunk
+model = ModelConfig(vocab_size=32, num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=64, max_positions=16)
+trunk = init_trunk(jax.random.key(0), model)
+for rank in (0, 4):  # a whole trunk, and adapters onto a trunk given anew
+    leaves = roles.init_leaves(jax.random.key(1), "reward", model, rank, trunk)
+    state = steps.init_state(jax.tree.map(lambda x: x + 0.5, leaves), optax.adam(1e-3))
+    want, folder = jax.device_get(state), f"{sys.argv[1]}/{rank}"
+    for step, (fsdp, tensor) in enumerate([(4, 2), (8, 1), (2, 2), (2, 1), (1, 2), (1, 1), (4, 2)]):
+        mesh = sharding.make_mesh(ConfigDict({"data": 1, "fsdp": fsdp, "tensor": tensor}), devices=jax.devices()[: fsdp * tensor])
+        if step:
+            like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, sharding.tree_shardings(state, mesh))
+            found, state = checkpoint.restore_latest(folder, like)
+            assert found == step and jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, like)
+            assert all(jax.tree.leaves(jax.tree.map(np.array_equal, jax.device_get(state), want)))
+        state = sharding.place(state, mesh)
+        assert max(x.size // np.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(state)) == (
+            fsdp * tensor if rank == 0 else max(fsdp, tensor))
+        checkpoint.save(folder, step + 1, state, keep=1)
 """
 
 

@@ -1,7 +1,9 @@
 """The command line: verbs, flags, overrides, one clear line for the user's mistakes, a traceback for ours."""
 
 import json
+import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -217,3 +219,18 @@ def test_another_config_in_a_workdir_is_status_2(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"config": {**json.loads(default().to_json_best_effort()), "seed": 5}}))
     done = command("run", f"--workdir={tmp_path}")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "seed is 5 there and 0 now" in done.stderr
+
+
+def test_compiled_programs_are_kept_where_they_are_told_to(tmp_path):
+    (tmp_path / "c.py").write_text("from tiny import tiny_config\ndef get_config(name=''):\n    return tiny_config(pretrain__steps=2)\n")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_COMPILATION", "JAX_PERSISTENT"))}
+    environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "HOME": str(tmp_path / "home"), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "irl_jax", "run", f"--config={tmp_path / 'c.py'}", "--stages=pretrain"]
+    for number, (flags, kept) in enumerate([([], "home/.cache/irl_jax"), ([f"--compilation_cache={tmp_path / 'x'}"], "x"),
+                                            (["--compilation_cache="], None)]):  # fmt: skip
+        done = subprocess.run([*command, f"--workdir={tmp_path / str(number)}", *flags], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        caches = {str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("*-cache")}
+        assert caches == ({kept} if kept else set()), caches
+        for cache in caches:
+            shutil.rmtree(tmp_path / cache)
