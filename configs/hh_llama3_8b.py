@@ -6,7 +6,7 @@
   (none)    v5e-16: 16 chips, 4x4           fsdp 16      configs/hh_llama3_8b.py
   v6e_64    v6e-64: 64 chips, 8x8           fsdp 64      configs/hh_llama3_8b.py:v6e_64
   v5p_64    v5p-64: 32 chips, 2x4x4         fsdp 32      configs/hh_llama3_8b.py:v5p_64
-  smoke     any computer, a minute          one device   configs/hh_llama3_8b.py:smoke   (any small model folder)
+  smoke     any computer, 2 to 7 minutes    one device   configs/hh_llama3_8b.py:smoke   (any small model folder)
 
 Whole trunks in place of adapters: --config.adapter.rank=0, on v6e_64 and v5p_64. What each step needs of a chip, without a chip:
 

@@ -18,8 +18,8 @@ _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _NAME = re.compile(r"%([\w.\-]+)")
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
-_FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id", "custom-call",
-         "iota", "opt-barrier", "domain"}  # fmt: skip
+_FREE = {"async-update", "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id",
+         "custom-call", "iota", "opt-barrier", "domain"}  # fmt: skip
 _CALLS = {"fusion", "call", "async-start"}
 _PASSES = {"custom-call", "parameter", "get-tuple-element", "tuple"}
 _SLICES = {"dynamic-slice", "slice", "gather"}

@@ -10,6 +10,7 @@ import importlib.util
 import math
 import os
 import re
+import tempfile
 import time
 from pathlib import Path
 
@@ -132,25 +133,20 @@ def measure(planner, name: str, chip, slice_devices: int = 0) -> dict:
     program = planner.program(name)
     count = planner.mesh.size
     start = time.perf_counter()
-    resident = planner.resident(name)
-    passed = sum(_bytes(leaf) for leaf in _leaves(program.arguments))
-    others = {role: sum(_bytes(leaf) for leaf in _leaves(tree)) for role, tree in resident.items()}
-    away = {role: size for role, size in others.items() if role not in program.holds}
-    away |= {role: others[role] for role in ("policy",) if name in ("draw", "prefill", "decode")}
-    row = {"step": name, "section": program.section, "tokens": program.tokens / count, "roles": others}
+    roles = _role_bytes(planner.resident(name))
+    row = {"step": name, "section": program.section, "tokens": program.tokens / count, "roles": roles}
     try:
-        compiled = program.compiled.lower(*program.arguments).compile()
+        compiled, text = compile_program(program)
     except Exception as error:  # jax raises what XLA says as one type, whatever it is
         needed = out_of_memory(str(error))
         if needed is None:
             raise
-        room = sum(away.values())
-        row["bytes"] = {"peak": needed, "resident": room, "total": needed + room}
+        beside = sum(roles.values()) - _size([program.arguments[i] for i in program.own])
+        row["bytes"] = {"peak": needed, "resident": beside, "total": needed + beside}
         return row | {"fits": False, "compile_seconds": time.perf_counter() - start}
     row["compile_seconds"] = time.perf_counter() - start
-    row["bytes"] = memory(compiled.memory_analysis(), away, passed, others, program, name)
+    row["bytes"] = memory(compiled.memory_analysis(), program, sum(roles.values()))
     row["fits"] = row["bytes"]["total"] <= chip.memory
-    text = compiled.as_text()
     cost = hlo.Program(text, program.trips, slice_devices).cost()
     row |= {"flops": cost.flops, "ideal_flops": program.ideal / count, "hbm_bytes": cost.memory,
             "network_bytes": {kind + (" (between slices)" if far else ""): sent for (kind, far), sent in sorted(cost.network.items())},
@@ -161,24 +157,46 @@ def measure(planner, name: str, chip, slice_devices: int = 0) -> dict:
     return row | {"seconds": seconds, "binds": max(seconds, key=seconds.get)}
 
 
-def memory(analysis, away: dict, passed: float, others: dict, program, name: str) -> dict:
+def compile_program(program):
+    """(compiled, its HLO text). The text is what libtpu itself wrote down: jaxlib cannot read back every program of a newer libtpu."""
+    lowered = program.compiled.lower(*program.arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        texts = sorted(Path(folder).glob("*after_optimizations.txt"), key=lambda file: file.stat().st_size)
+        return compiled, texts[-1].read_text() if texts else compiled.as_text()
+
+
+def memory(analysis, program, roles: float) -> dict:
     """Bytes of a chip: the program's own, and those of the roles that lie beside it.
 
     peak = arguments + temporaries + outputs - aliased (donated arguments that outputs take the place of). An argument that the
-    program does not read is none of XLA's; it lies there all the same, and counts as resident.
+    program does not read is none of XLA's; it lies there all the same, and counts as resident. roles: bytes of all that lie there.
     """
     arguments, outputs = analysis.argument_size_in_bytes, analysis.output_size_in_bytes
     temporaries, aliased = analysis.temp_size_in_bytes, analysis.alias_size_in_bytes
     peak = arguments + temporaries + outputs - aliased
-    resident = sum(away.values()) + max(0.0, passed - arguments)
+    batch = _size(program.arguments) - _size([program.arguments[i] for i in program.own])
+    resident = max(0.0, roles + batch - arguments)
     return {"arguments": arguments, "temporaries": temporaries, "outputs": outputs, "aliased": aliased, "peak": peak,
             "resident": resident, "total": peak + resident}  # fmt: skip
 
 
-def _leaves(tree):
+def _role_bytes(resident: dict) -> dict:
+    """{role: bytes of a device}; the value, which lies in the policy's state, apart."""
     import jax
 
-    return jax.tree.leaves(tree)
+    sizes = {}
+    for role, tree in resident.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            name = "value" if "/value/" in jax.tree_util.keystr(path, simple=True, separator="/") else role
+            sizes[name] = sizes.get(name, 0.0) + _bytes(leaf)
+    return sizes
+
+
+def _size(tree) -> float:
+    import jax
+
+    return sum(_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def _bytes(leaf) -> float:

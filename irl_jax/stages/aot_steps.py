@@ -21,7 +21,7 @@ NAMES = ("sft", "sample", "score", "reward", "prefill", "decode", "draw", "judge
 class Program(NamedTuple):
     """One program. compiled: from `sharding.compile_step`. arguments: ShapeDtypeStructs with shardings.
 
-    holds: names in `Planner.resident` of the roles that the arguments hold. trips: rounds of the loop that no constant bounds.
+    own: which arguments are of roles, and so in `Planner.resident` too. trips: rounds of the loop that no constant bounds.
     tokens: that it reads or writes, over all devices. ideal: operations that the model asks for, over all devices. section: of the
     config, whose batch it is.
     """
@@ -29,7 +29,7 @@ class Program(NamedTuple):
     name: str
     compiled: object
     arguments: tuple
-    holds: tuple[str, ...]
+    own: tuple[int, ...]
     trips: float
     tokens: int
     ideal: float
@@ -111,28 +111,28 @@ class Planner:
         step = steps.make_sft_step(self.model, self._optimizer("sft"), c.accumulate)
         arguments = (self.state("sft", "sft"), self.trunk, self._rows(rows, length), self.key)
         ideal = self.operations(self._read(rows, length), training=True)
-        return Program("sft", self._compiled(step, (0,)), arguments, ("trunk", "sft"), 1, rows * length, ideal, "sft")
+        return Program("sft", self._compiled(step, (0,)), arguments, (0, 1), 1, rows * length, ideal, "sft")
 
     def _sample(self):
         c = self.config.sample
         group = sampling.group_size(c, c.eval_samples)
         rows = scoring.round_up(max(1, c.rows // group), self.mesh)
         variables = roles.variables(self.trunk, self.leaves("sft"))
-        return self._sampling("sample", rows, group, self._sampler(group), (variables, self._prompts(rows), self.key), ("trunk", "sft"))
+        return self._sampling("sample", rows, group, self._sampler(group), (variables, self._prompts(rows), self.key), (0,))
 
     def _draw(self):
         c, rows = self.config.policy, self._prompt_rows()
         draw = rollouts.make_draw(self.model, self._sampler(c.samples), PAD)
         reference = self.leaves("sft") if c.reference == "sft" else None
         arguments = (self.policy_leaves(), reference, self.trunk, self._prompts(rows), self.key)
-        program = self._sampling("draw", rows, c.samples, draw, arguments, ("trunk", "sft", "policy"))
+        program = self._sampling("draw", rows, c.samples, draw, arguments, (0, 1, 2))
         scored = self._read(rows * c.samples, self.longest)
         return program._replace(ideal=program.ideal + self.operations(scored), section="policy")
 
-    def _sampling(self, name, rows, group, fn, arguments, holds):
+    def _sampling(self, name, rows, group, fn, arguments, own):
         prompt, response = self.config.data.max_prompt_tokens, self.config.data.max_response_tokens
         ideal = self.operations(self._prefill_work(rows)) + self.operations(self._decode_work(rows * group, response - 1))
-        return Program(name, self._compiled(fn), arguments, holds, response - 1, rows * (prompt + group * response), ideal, "sample")
+        return Program(name, self._compiled(fn), arguments, own, response - 1, rows * (prompt + group * response), ideal, "sample")
 
     def _prefill(self):
         rows, model = self._prompt_rows(), self.model
@@ -141,7 +141,7 @@ class Planner:
         arguments = (self._unstacked(), prompts.tokens, prompts.lengths)
         ideal = self.operations(self._prefill_work(rows))
         tokens = math.prod(prompts.tokens.shape)
-        return Program("prefill", self._compiled(step), arguments, ("trunk", "policy"), 1, tokens, ideal, "policy")
+        return Program("prefill", self._compiled(step), arguments, (0,), 1, tokens, ideal, "policy")
 
     def _decode(self):
         rows, samples, model, data = self._prompt_rows(), self.config.policy.samples, self.model, self.config.data
@@ -165,14 +165,14 @@ class Planner:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, caches["response_cache"])
         compiled = Lowered(step, self.mesh, donate_argnums=5, out_shardings=(shardings, self.key.sharding))
         ideal = self.operations(self._decode_work(rows * samples, 1))
-        return Program("decode", compiled, arguments, ("trunk", "policy"), 1, rows * samples, ideal, "policy")
+        return Program("decode", compiled, arguments, (0,), 1, rows * samples, ideal, "policy")
 
     def _score(self):
         rows, model = scoring.round_up(self.config.eval.batch_size, self.mesh), self.model
         step = lambda trunk, leaves, batch: steps.score_logprobs(model, trunk, leaves, batch)
         arguments = (self.trunk, self.leaves("sft"), self._rows(rows, self.longest))
         ideal = self.operations(self._read(rows, self.longest))
-        return Program("score", self._compiled(step), arguments, ("trunk", "sft"), 1, rows * self.longest, ideal, "eval")
+        return Program("score", self._compiled(step), arguments, (0, 1), 1, rows * self.longest, ideal, "eval")
 
     def _reward(self):
         c = self.config.reward
@@ -183,14 +183,14 @@ class Planner:
         arguments = (self.state("reward", "reward"), self.trunk, self._reward_rows(rows), self.key)
         work = self._read(rows, self.longest, unembed=False)
         ideal = self.operations(work, training=True, body=c.body) * c.ensemble
-        return Program("reward", self._compiled(step, (0,)), arguments, ("trunk", "reward"), 1, rows * self.longest, ideal, "reward")
+        return Program("reward", self._compiled(step, (0,)), arguments, (0, 1), 1, rows * self.longest, ideal, "reward")
 
     def _judge(self):
         c, rows = self.config, self._policy_rows()
         judge = rollouts.make_judge(self.model, "learnt", c.reward.granularity, c.reward.combine)
         ideal = self.operations(self._read(rows, self.longest, unembed=False)) * c.reward.ensemble
         arguments = (self.trunk, self.leaves("reward"), self._drawn(rows))
-        return Program("judge", self._compiled(judge), arguments, ("trunk", "reward"), 1, rows * self.longest, ideal, "policy")
+        return Program("judge", self._compiled(judge), arguments, (0, 1), 1, rows * self.longest, ideal, "policy")
 
     def _advantages(self):
         c, rows = self.config, self._policy_rows()
@@ -200,7 +200,7 @@ class Planner:
         logits = self.like(lambda: {"reward": jnp.zeros((rows, self.longest) if dense else rows)})["reward"]
         ideal = self.operations(self._read(rows, self.longest, unembed=False)) if self.gae else 0.0
         arguments = (state.leaves, self.trunk, self._drawn(rows), logits, state.control)
-        return Program("advantages", self._compiled(fn), arguments, ("trunk", "policy"), 1, rows * self.longest, ideal, "policy")
+        return Program("advantages", self._compiled(fn), arguments, (0, 1), 1, rows * self.longest, ideal, "policy")
 
     def _policy(self):
         c, rows = self.config.policy, self._policy_rows()
@@ -209,7 +209,7 @@ class Planner:
         ideal = self.operations(self._read(rows, self.longest), training=True)
         if self.gae:
             ideal += self.operations(self._read(rows, self.longest, unembed=False), training=True)
-        return Program("policy", self._compiled(step, (0,)), arguments, ("trunk", "policy"), 1, rows * self.longest,
+        return Program("policy", self._compiled(step, (0,)), arguments, (0, 1), 1, rows * self.longest,
                        ideal * c.epochs, "policy")
 
     # ------------------------------------------------------------------------------------------------------ shapes

@@ -18,8 +18,7 @@ def render(plan: dict) -> str:
     done = [row for row in plan["steps"] if "flops" in row]
     if done:
         lines += ["", *_table(_WORK, [_work(row) for row in done]), ""]
-        lines += [f"{row['step']}: sends {_kinds(row)}; logits of {row['vocabulary_tokens']:,.0f} of {row['tokens']:,.0f} tokens at a time"
-                  for row in done]  # fmt: skip
+        lines += [f"{row['step']}: {_roles(row)}; sends {_kinds(row)}; {_logits(row)}" for row in done]
     advice = [row["advice"] for row in plan["steps"] if row.get("advice")]
     return "\n".join([*lines, *(["", *advice] if advice else [])])
 
@@ -35,6 +34,14 @@ def _work(row: dict) -> tuple[str, ...]:
     sent = sum(row["network_bytes"].values())
     return (row["step"], f"{row['flops'] / 1e12:.3g}", ratio, f"{row['hbm_bytes'] / 1e9:.3g}", f"{sent / 1e9:.3g}", *seconds, row["binds"],
             f"{row['compile_seconds']:.0f}")  # fmt: skip
+
+
+def _roles(row: dict) -> str:
+    return "roles " + " + ".join(f"{role} {size / _GIB:.2f}" for role, size in row["roles"].items())
+
+
+def _logits(row: dict) -> str:
+    return f"logits of {row['vocabulary_tokens']:,.0f} of {row['tokens']:,.0f} tokens at a time"
 
 
 def _kinds(row: dict) -> str:
