@@ -9,7 +9,7 @@
 # Cost: nothing beyond the TPU's. Time: 3 to 5 minutes the first time, seconds after that. Refused while a run is going on.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_tpu.sh"
-tries=10 poll=15
+tries=5 poll=15
 options "copy tries poll" "$@"
 whole_number --tries "$tries"
 whole_number --poll "$poll"
