@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it: `ensure_environment EXTRAS` makes $ROOT/.venv and installs irl_jax with its pinned dependencies
 # and the extras ("" or "test" or "test,torch"). What is there already is left alone: a stamp keyed by what was installed says so.
 

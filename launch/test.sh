@@ -4,7 +4,7 @@
 #   IRL_JAX_TEST_WORKERS=N  processes (default 2; 0 runs in one, as a debugger needs)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
-extras=test
+extras="test"
 if [ "${IRL_JAX_TEST_TORCH:-0}" = 1 ]; then extras=test,torch; fi
 ensure_environment "$extras"
 cd "$ROOT"
