@@ -125,7 +125,7 @@ def test_eight_devices_through_the_stages(tmp_path):
     for stage, one in kept[1].items():
         for name in {name for line in one for name in line}:
             values = [[line[name] for line in kept[devices][stage] if name in line] for devices in (8, 1)]
-            np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-6, err_msg=f"{stage}: {name}")
+            np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-5, err_msg=f"{stage}: {name}")
 
 
 @pytest.mark.slow
