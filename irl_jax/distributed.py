@@ -22,7 +22,7 @@ from irl_jax.errors import UserError
 
 LOST = 75  # exit status where another process is missing (EX_TEMPFAIL): the same command, started again, goes on
 _BEAT = 2.0  # seconds between two signs of life
-_KEPT = 64  # answers of `agree` that are kept for slower processes
+_KEPT = 4096  # answers of `agree` that are kept for slower processes
 _BUSY = 1800.0  # seconds that a process may compile (caches make them unequal) or work alone while others wait for it
 
 _hosts = None  # the one _Hosts of this process, after `initialize`

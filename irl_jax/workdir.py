@@ -47,8 +47,9 @@ class Workdir:
         self.config = config
         self._lock = self._made_folder = self._made_config = False
         distributed.primary_first(self._open)
-        if not distributed.is_primary():  # a folder that the hosts do not share would fail here
-            _refuse_other_config(self.path, config)
+        if not (self.path / CONFIG).exists():
+            raise UserError(f"{self.path}: process {distributed.index()} does not see the workdir that process 0 opened: give a folder that "
+                            "all hosts share, or one in an object store (gs://)")
 
     def _open(self) -> None:
         config = self.config

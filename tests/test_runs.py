@@ -122,6 +122,9 @@ def test_eight_devices_through_the_stages(tmp_path):
         subprocess.run([sys.executable, "-c", script], check=True, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL)
         kept[devices] = {stage: workdir.read_jsonl(path / stage / "metrics.jsonl") for stage in (
             "pretrain", "sft", "reward/init_sft", "policy/init_sft", "adversarial/demo", "dpo/sft_demo")}
+    for role in ("init", "sft"):
+        one, eight = (dict(np.load(tmp_path / str(devices) / "samples" / role / "reward.npz")) for devices in (1, 8))
+        assert (one["tokens"] != eight["tokens"]).any(-1).sum() <= one["mask"].sum() / 10_000  # responses that part somewhere
     for stage, one in kept[1].items():
         for name in {name for line in one for name in line}:
             values = [[line[name] for line in kept[devices][stage] if name in line] for devices in (8, 1)]
