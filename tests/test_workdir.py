@@ -257,3 +257,9 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert json.loads(path.read_text()) == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_host_that_does_not_see_the_workdir_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdirs.distributed, "primary_first", lambda function: None)  # another host opened it, in a folder of its own
+    with pytest.raises(UserError, match="process 0 opened: give a folder that all hosts share"):
+        Workdir(tmp_path / "w", default())
