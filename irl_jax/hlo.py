@@ -115,6 +115,9 @@ class Program:
                 key = re.search(r"channel_id=(\d+)", one.text)
                 channels[key[1] if key else one.name] = (*self._sent(name, one, kind), self._through(name, one))
                 continue
+            elif one.opcode == "send" and "_xla_megascale_transfer_type" in one.text:
+                size = sum(array.bytes for array in self._arrays(name, one.operands[0]))
+                channels[re.search(r"channel_id=(\d+)", one.text)[1]] = (*between_slices(one.text, size), 0.0)
             elif one.opcode in ("dot", "convolution"):
                 total = total.add(Cost(flops=product_flops(one, [self._arrays(name, o)[0] for o in one.operands[:2]])))
             total = total.add(Cost(memory=self._memory(name, one)))
@@ -176,8 +179,7 @@ class Program:
             return (kind, self._far(pairs)), size
         group = replica_group(one.text)
         n = len(group) or 1
-        factor = {"all-gather": n - 1, "reduce-scatter": (n - 1) / n, "all-reduce": 2 * (n - 1) / n, "all-to-all": (n - 1) / n}[kind]
-        return (kind, self._far([group])), size * factor
+        return (kind, self._far([group])), size * _ring(kind, n)
 
     def _far(self, groups) -> bool:
         return bool(self.slice_devices) and any(len({int(i) // self.slice_devices for i in group}) > 1 for group in groups)
@@ -238,6 +240,20 @@ class Program:
                 updates = made is not None and made.opcode == "dynamic-update-slice"
                 total += sum(a.bytes for a in self._arrays(called, made.operands[1])) if updates else array.bytes
         return total
+
+
+def _ring(kind: str, n: int) -> float:
+    """Bytes sent for each byte of the operand, among n."""
+    return {"all-gather": n - 1, "reduce-scatter": (n - 1) / n, "all-reduce": 2 * (n - 1) / n, "all-to-all": (n - 1) / n}.get(kind, 1.0)
+
+
+def between_slices(text: str, size: float):
+    """((kind, True), bytes sent) of what XLA hands to the host for other slices, which it writes as a send of `size` bytes."""
+    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', text)[1].lower().replace("_", "-")
+    target = re.search(r'_xla_megascale_target="\{([^}]*)\}', text)  # such as {1,2} or {0:3}, the slices
+    ends = [part.split(":") for part in target[1].split(",")] if target else [["0", "1"]]
+    n = sum(int(part[-1]) - int(part[0]) + 1 for part in ends)
+    return (kind if kind in COLLECTIVES else "collective-permute", True), size * _ring(kind, max(n, 2))
 
 
 def largest(text: str, count: int = 1) -> list[Array]:

@@ -173,6 +173,16 @@ def test_what_a_device_sends():
     assert far[("all-reduce", True)] == 128 and far[("all-gather", True)] == 96 and far[("collective-permute", False)] == 32
 
 
+def test_what_goes_to_other_slices_through_the_host():
+    """XLA sums within each slice and hands the rest to the host, as a send."""
+    sent = """%s = (f32[32]{0}, u32[], token[]) send(%r, %t), channel_id=9, is_host_transfer=true,
+frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}""".replace("\n", " ")
+    text = NETWORK.replace("  %q = ", f"  {sent}\n  %q = ")
+    assert hlo.Program(text).cost().network[("all-reduce", True)] == 2 * 128 / 2
+    gathered = hlo.between_slices('_xla_megascale_target="{0:3}x{0:15}",_xla_megascale_transfer_type="ALL_GATHER"', 10)
+    assert gathered == (("all-gather", True), 30)
+
+
 # ---------------------------------------------------------------- memory
 
 
