@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import json
 import math
+import os
 
 import jax
 import pytest
@@ -209,7 +210,10 @@ def test_mistakes_are_one_line(arguments, message, capsys):
 def libtpu():
     found = importlib.util.find_spec("libtpu")
     if found is None or found.origin is None:
-        pytest.skip("libtpu is not installed: no program was compiled for a TPU (pip install 'irl_jax[tpu]' to compile them here)")
+        message = "libtpu is not installed: no program was compiled for a TPU (pip install 'irl_jax[tpu]' to compile them here)"
+        if os.environ.get("IRL_JAX_REQUIRE_LIBTPU") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
 
 
 SIZES = dict(model__width=256, model__num_heads=2, model__num_kv_heads=2, model__mlp_width=1024, model__dtype="bfloat16", mesh__fsdp=16,
