@@ -224,7 +224,8 @@ def test_another_config_in_a_workdir_is_status_2(tmp_path):
 def test_compiled_programs_are_kept_where_they_are_told_to(tmp_path):
     (tmp_path / "c.py").write_text("from tiny import tiny_config\ndef get_config(name=''):\n    return tiny_config(pretrain__steps=2)\n")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_COMPILATION", "JAX_PERSISTENT"))}
-    environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "HOME": str(tmp_path / "home"), "JAX_PLATFORMS": "cpu"}
+    environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "HOME": str(tmp_path / "home"), "JAX_PLATFORMS": "cpu",
+                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     command = [sys.executable, "-m", "irl_jax", "run", f"--config={tmp_path / 'c.py'}", "--stages=pretrain"]
     for number, (flags, kept) in enumerate([([], "home/.cache/irl_jax"), ([f"--compilation_cache={tmp_path / 'x'}"], "x"),
                                             (["--compilation_cache="], None)]):  # fmt: skip

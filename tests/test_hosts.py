@@ -28,7 +28,7 @@ def config(tmp_path_factory):
 
 
 def command(config, workdir, *more):
-    return ["-m", "irl_jax", "run", f"--config={config}", f"--workdir={workdir}", "--stages=pretrain,sft,sample", "--patience=20", *more]
+    return ["-m", "irl_jax", "run", f"--config={config}", f"--workdir={workdir}", "--stages=pretrain,sft,sample", "--patience=40", *more]
 
 
 def run_alone(config, workdir, devices):
@@ -128,7 +128,7 @@ def test_a_thread_that_stands_still_is_noticed_too(tmp_path):
 import sys, time
 from irl_jax import distributed
 flags = dict(argument[2:].partition("=")[::2] for argument in sys.argv[1:])
-distributed.initialize(flags["coordinator"], int(flags["processes"]), int(flags["process"]), patience=20)
+distributed.initialize(flags["coordinator"], int(flags["processes"]), int(flags["process"]), patience=40)
 distributed.at("sft", 3)
 if flags["process"] == "1":
     time.sleep(1000)
