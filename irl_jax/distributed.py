@@ -25,6 +25,8 @@ _BEAT = 2.0  # seconds between two signs of life
 _KEPT = 4096  # answers of `agree` that are kept for slower processes
 _BUSY = 1800.0  # seconds that a process may compile (caches make them unequal) or work alone while others wait for it
 
+_ABORTED = "jax's client has aborted, most likely because process 0 has gone (its own lines are above)"
+
 _hosts = None  # the one _Hosts of this process, after `initialize`
 
 
@@ -189,7 +191,7 @@ class _Hosts:
         """Starts the watchdog, and gives our own last words to jax's client, which aborts where process 0 is gone."""
         self._seen = {}  # peer -> (its last beat, when it came); peer -> (progress, since when it stands there)
         self._stands = {}
-        self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: self._leave(self._missing() or "process 0 does not answer"))
+        self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: self._leave(self._missing() or _ABORTED))
         ctypes.CDLL(None).signal(int(signal.SIGABRT), self._on_abort)
         import jax
 
