@@ -191,7 +191,7 @@ class _Hosts:
         """Starts the watchdog, and gives our own last words to jax's client, which aborts where process 0 is gone."""
         self._seen = {}  # peer -> (its last beat, when it came); peer -> (progress, since when it stands there)
         self._stands = {}
-        self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: self._leave(self._missing() or _ABORTED))
+        self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: self._leave(self._missing(3 * _BEAT) or self._quietest()))
         ctypes.CDLL(None).signal(int(signal.SIGABRT), self._on_abort)
         import jax
 
@@ -226,11 +226,20 @@ class _Hosts:
             if trouble and not self.stop.is_set():
                 self._leave(trouble)
 
-    def _missing(self) -> str:
-        """Which process has given no sign of life for half of the patience, or ""."""
+    def _quietest(self) -> str:
+        """Why jax's client aborts where nobody has been silent for long: the coordinator has gone, or it has noticed before us."""
+        others = [(when, peer, where) for peer, (_, when, where, _) in self._seen.items() if peer != self.index]
+        if self.index or not others:
+            return _ABORTED
+        _, peer, where = min(others)
+        return f"process {peer} has died or cannot be reached (last heard of at {where})"
+
+    def _missing(self, silence: float = 0.0) -> str:
+        """Which process has given no sign of life for so many seconds (half of the patience), or ""."""
+        silence = silence or self.patience / 2 - 2 * _BEAT
         for peer, (_, when, where, _) in self._seen.items():
             seconds = time.monotonic() - when
-            if peer != self.index and seconds > self.patience / 2 - 2 * _BEAT:
+            if peer != self.index and seconds > silence:
                 return f"process {peer} has died or cannot be reached (last heard of {seconds:.0f} s ago at {where})"
         return ""
 
