@@ -11,7 +11,6 @@ import errno
 import json
 import logging
 import os
-import shutil
 import sys
 import threading
 import zlib
@@ -39,7 +38,7 @@ class Saver:
     def __init__(self, directory, keep: int):
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
-        self.directory, self.keep = _absolute(directory), keep
+        self.directory, self.keep = paths.absolute(directory), keep
         ocp = _orbax()
         self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         self._background, self._failure = None, None
@@ -99,7 +98,7 @@ class Saver:
             if not reason:
                 raise
             if distributed.is_primary():
-                _remove(self._unfinished(step))
+                paths.remove_folder(self._unfinished(step))
             raise UserError(f"{self.directory}: the checkpoint of step {step} could not be written ({reason}); earlier ones are as they "
                             "were: make room and start the same command again") from None
 
@@ -130,45 +129,25 @@ def save(directory, step: int, tree: PyTree, keep: int) -> None:
         saver.close()
 
 
-def _absolute(directory):
-    directory = paths.of(directory)
-    return directory.absolute() if paths.is_local(directory) else directory
-
-
-def _remove(folder) -> None:
-    """Removes a folder with all that is in it, if it is there."""
-    if folder.exists():
-        shutil.rmtree(folder, ignore_errors=True) if paths.is_local(folder) else folder.rmtree()
-
-
 def _begin(directory, unfinished) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    if paths.is_local(directory):
-        for leftover in directory.glob(".unfinished-*"):
-            shutil.rmtree(leftover)
-    else:
-        _remove(unfinished)
+    for leftover in (*directory.glob(".unfinished-*"), unfinished):
+        paths.remove_folder(leftover)
     unfinished.mkdir()
 
 
 def _finish(directory, unfinished, step: int, described: dict, keep: int) -> None:
     """Writes the manifest, which makes the checkpoint whole, puts it in its place, and removes what it replaces."""
     manifest = {"step": step, "leaves": described, "files": _checksums(unfinished / "tree")}
-    local, content = paths.is_local(directory), json.dumps(manifest)
-    if local:
-        with open(unfinished / MANIFEST, "w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+    paths.write(unfinished / MANIFEST, lambda file: file.write(json.dumps(manifest).encode()))
+    place = directory / str(step)
     for old in _steps(directory):
-        if old > step or (local and old == step):
-            _remove(directory / str(old))
-    if local:
-        os.replace(unfinished, directory / str(step))
-    else:
-        (unfinished / MANIFEST).write_text(content)
+        if old >= step and directory / str(old) != unfinished:
+            paths.remove_folder(directory / str(old))
+    if unfinished != place:
+        os.replace(unfinished, place)
     for old in _steps(directory)[:-keep]:
-        _remove(directory / str(old))
+        paths.remove_folder(directory / str(old))
 
 
 def restore_latest(directory, like: PyTree) -> tuple[int, PyTree] | None:
@@ -184,7 +163,7 @@ def restore_latest(directory, like: PyTree) -> tuple[int, PyTree] | None:
     Raises:
       UserError: the checkpoint's leaves are not those of `like`.
     """
-    directory, flat_like = _absolute(directory), _flatten(like)
+    directory, flat_like = paths.absolute(directory), _flatten(like)
     step = distributed.primary_first(lambda: _newest_whole(directory, _describe(flat_like)))
     if step is None:
         return None

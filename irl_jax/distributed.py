@@ -60,7 +60,7 @@ def initialize(coordinator: str = "", processes: int = 0, process: int = -1, pat
         raise UserError(f"--multihost: the processes could not meet: {reason}; start all of them, with one coordinator") from None
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax's own handler swallows it; the train loop has one of ours
     if jax.process_count() > 1:
-        _hosts = _Hosts(jax.process_index(), jax.process_count(), patience)
+        _hosts = _Hosts(jax.process_index(), patience)
         _hosts.watch()
 
 
@@ -69,14 +69,15 @@ def index() -> int:
     return _hosts.index if _hosts else 0
 
 
-def count() -> int:
-    """How many processes there are."""
-    return _hosts.count if _hosts else 1
-
-
 def is_primary() -> bool:
     """Whether this is the process that writes text files and speaks to the user."""
     return index() == 0
+
+
+def say(line: str) -> None:
+    """One line to the user, of one process."""
+    if is_primary():
+        print(line, flush=True)
 
 
 def barrier() -> None:
@@ -145,10 +146,10 @@ def finish() -> None:
 class _Hosts:
     """The coordination service as the functions above use it, and the watchdog's thread."""
 
-    def __init__(self, index: int, count: int, patience: float):
+    def __init__(self, index: int, patience: float):
         from jax._src import distributed  # orbax reads the client from here too; jax has no public way to it
 
-        self.index, self.count, self.patience = index, count, patience
+        self.index, self.patience = index, patience
         self._client = distributed.global_state.client
         self._calls = self._progress = 0  # progress counts what every process passes in the same order
         self._where, self._flag, self.busy = "before the first step", 0, False
@@ -156,12 +157,14 @@ class _Hosts:
 
     # ------------------------------------------------------------------------------------------------ agreements
     def barrier(self) -> None:
+        """See the function of this name above, as of the next two."""
         self._calls += 1
         self._progress += 1
         self._client.wait_at_barrier(f"irl_jax/barrier/{self._calls}", 24 * 3600 * 1000)  # the watchdog is who gives up
         self._progress += 1
 
     def agree(self, value):
+        """Calls are numbered: every process makes the same ones in the same order."""
         self._calls += 1
         self._progress += 1
         name = "irl_jax/agree/{}".format
@@ -175,6 +178,7 @@ class _Hosts:
         return value
 
     def anyone(self, flag: int) -> int:
+        """Flags stay where they were set; process 0 looks at all of them."""
         if flag != self._flag:
             self._client.key_value_set(f"irl_jax/flag/{self.index}", str(flag))
             self._flag = flag
@@ -184,6 +188,7 @@ class _Hosts:
 
     # -------------------------------------------------------------------------------------------------- watchdog
     def at(self, where: str, step: int) -> None:
+        """See `at` above."""
         self._where = f"{where}, step {step}"
         self._progress += 1
 

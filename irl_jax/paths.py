@@ -6,12 +6,13 @@ therefore goes straight to its name, and what marks a thing as finished is writt
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import pathlib
+import shutil
 
 from irl_jax.errors import UserError
-
-STORES = {"gs": "gcsfs (pip install 'irl_jax[tpu]' does)", "s3": "s3fs", "az": "adlfs"}  # and what fsspec reaches them with
 
 
 def of(path):
@@ -31,16 +32,16 @@ def of(path):
         return pathlib.Path(path).expanduser()
     if not isinstance(path, str):
         return path  # of an object store, and looked at when it was a str
-    scheme = text.partition("://")[0]
-    if scheme not in STORES:
-        raise UserError(f"{text}: no way to reach {scheme}://; object stores are {', '.join(f'{name}://' for name in STORES)}")
+    if not text.startswith("gs://"):
+        raise UserError(f"{text}: no way to reach {text.partition('://')[0]}://; the object store that is known is gs://")
     from etils import epath
 
     try:
         remote = epath.Path(text)
         remote.exists()
     except ImportError as error:
-        raise UserError(f"{text}: no way to reach it ({' '.join(str(error).split())[:120]}): install {STORES[scheme]}") from None
+        raise UserError(f"{text}: no way to reach it ({' '.join(str(error).split())[:120]}): gs:// needs gcsfs, which "
+                        "pip install 'irl_jax[tpu]' brings") from None
     except OSError as error:
         raise UserError(f"{text}: cannot be reached ({' '.join(str(error).split())[:120]})") from None
     return remote
@@ -59,6 +60,55 @@ def files(folder) -> list:
     return [file for entry in entries for file in (files(entry) if entry.is_dir() else [entry])]
 
 
+def absolute(path):
+    """The path from the root on; those of an object store are."""
+    path = of(path)
+    return path.absolute() if is_local(path) else path  # etils would put this machine's folder before the store's
+
+
 def size(path) -> int:
     """Bytes of a file or object."""
     return path.stat().st_size if is_local(path) else path.stat().length
+
+
+def write(path, fill) -> None:
+    """Writes a file, whole or not at all.
+
+    Args:
+      path: the file; its folder is made where missing. fill: fill(binary file) writes the content.
+
+    Raises:
+      UserError: there is no room or no right; what was there before is as it was.
+    """
+    if not is_local(path):
+        content = io.BytesIO()
+        fill(content)
+        with refusals(path):
+            path.write_bytes(content.getvalue())
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with refusals(path), open(temporary, "wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def refusals(path):
+    """Turns the system's refusal to write into the user's one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); what was there before is whole: make room and start "
+                        "the same command again") from None
+
+
+def remove_folder(folder) -> None:
+    """Removes a folder with all that is in it, if it is there."""
+    if folder.exists():
+        shutil.rmtree(folder, ignore_errors=True) if is_local(folder) else folder.rmtree()

@@ -166,6 +166,12 @@ def tree_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
     )
 
 
+def like(make, mesh: Mesh) -> PyTree:
+    """What make() would return, as ShapeDtypeStructs with the rule table's shardings. Raises: as `spec_for`."""
+    shapes = jax.eval_shape(make)
+    return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, tree_shardings(shapes, mesh))
+
+
 def place(tree: PyTree, mesh: Mesh) -> PyTree:
     """A tree of arrays, put on the mesh by the rule table. Raises: as `spec_for`.
 

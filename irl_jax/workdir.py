@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
 import io
 import json
 import math
-import os
 import pathlib
 import platform
 import subprocess
@@ -48,8 +46,8 @@ class Workdir:
         self._lock = self._made_folder = self._made_config = False
         distributed.primary_first(self._open)
         if not (self.path / CONFIG).exists():
-            raise UserError(f"{self.path}: process {distributed.index()} does not see the workdir that process 0 opened: give a folder that "
-                            "all hosts share, or one in an object store (gs://)")
+            raise UserError(f"{self.path}: process {distributed.index()} does not see the workdir that process 0 opened: give a folder "
+                            "that all hosts share, or one in an object store (gs://)")
 
     def _open(self) -> None:
         config = self.config
@@ -66,7 +64,7 @@ class Workdir:
             if (self.path / CONFIG).exists():
                 _refuse_other_config(self.path, config)
             else:
-                _replace(self.path / CONFIG, _json(_describe_run(config)))
+                paths.write(self.path / CONFIG, _json(_describe_run(config)))
                 self._made_config = True
         except UserError:
             self.close()
@@ -134,7 +132,7 @@ class Workdir:
 
         Raises: as `same_trunk`.
         """
-        distributed.primary_first(lambda: _replace(self.path / TRUNK, _json({"files": same_trunk(self.path, files)})))
+        distributed.primary_first(lambda: paths.write(self.path / TRUNK, _json({"files": same_trunk(self.path, files)})))
 
     def timing(self, stage: str) -> dict:
         """The timing given to `mark_done`."""
@@ -203,11 +201,6 @@ def read_json(path) -> dict:
         raise UserError(f"{path}: broken JSON ({error}); remove the file to have it written again") from None
 
 
-def write_bytes(path, content: bytes) -> None:
-    """Writes a file, whole or not at all; of the calling process alone, for `distributed.primary_first`."""
-    _replace(paths.of(path), lambda file: file.write(content))
-
-
 def write_json(path, obj) -> None:
     """Writes `obj` as JSON, whole or not at all; numpy numbers become numbers, NaN and infinities null."""
     _write(paths.of(path), _json(obj))
@@ -233,7 +226,7 @@ def append_jsonl(path, *records: dict) -> None:
         if time.monotonic() - since > 30:
             flush_jsonl(path)
         return
-    with _no_room(path), open(path, "a", encoding="utf-8") as file:
+    with paths.refusals(path), open(path, "a", encoding="utf-8") as file:
         file.write("".join(_line(record) for record in records))
 
 
@@ -246,7 +239,7 @@ def flush_jsonl(path) -> None:
     if lines:
         path = paths.of(path)
         before = _read_text(path) if path.exists() else ""
-        with _no_room(path):
+        with paths.refusals(path):
             path.write_text(before + "".join(lines))
 
 
@@ -286,13 +279,10 @@ def load_arrays(path, stage: str = "") -> dict[str, np.ndarray]:
 
 
 def _write(path, fill) -> None:
-    """Fills a temporary file beside `path`, then puts it in its place.
-
-    With many hosts process 0 does, between two barriers: all have looked before at what was there, and find the file after.
-    """
+    """`paths.write`. With many hosts process 0 does it between two barriers: all have looked before, and find the file after."""
     distributed.barrier()
     if distributed.is_primary():
-        _replace(path, fill)
+        paths.write(path, fill)
     distributed.barrier()
 
 
@@ -304,37 +294,8 @@ def remove(path) -> None:
     distributed.barrier()
 
 
-@contextlib.contextmanager
-def _no_room(path):
-    """Turns the system's refusal to write into the user's one line."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); what was there before is whole: make room and start "
-                        "the same command again") from None
-
-
 def _read_text(path) -> str:
     return path.read_bytes().decode("utf-8")
-
-
-def _replace(path, fill) -> None:
-    if not paths.is_local(path):
-        content = io.BytesIO()
-        fill(content)
-        with _no_room(path):
-            path.write_bytes(content.getvalue())
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with _no_room(path), open(temporary, "wb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _line(record: dict) -> str:

@@ -197,7 +197,7 @@ def test_json_is_plain_and_whole(tmp_path):
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     workdirs.save_arrays(tmp_path / "a.npz", x=np.arange(3))
     with monkeypatch.context() as patch:
-        patch.setattr(workdirs.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+        patch.setattr(workdirs.paths.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(UserError, match="disk full"):
             workdirs.save_arrays(tmp_path / "a.npz", x=np.arange(9))
     np.testing.assert_array_equal(workdirs.load_arrays(tmp_path / "a.npz")["x"], np.arange(3))

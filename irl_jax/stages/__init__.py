@@ -33,19 +33,13 @@ def run_pipeline(config, path, stages: tuple[str, ...] = ()) -> Path | None:
         left = distributed.agree([stage for stage in wanted if not workdir.is_done(stage)])
         report = workdir.path / "report" / "index.html"
         if not left:
-            say(f"nothing to do: {', '.join(wanted)} done already")
+            distributed.say(f"nothing to do: {', '.join(wanted)} done already")
         else:
             _run(config, workdir, left)
         if report.exists():
-            say(f"report: {report}")
+            distributed.say(f"report: {report}")
             return report
     return None
-
-
-def say(line: str) -> None:
-    """One line to the user, of one process."""
-    if distributed.is_primary():
-        print(line, flush=True)
 
 
 def _run(config, workdir, left) -> None:
@@ -59,4 +53,4 @@ def _run(config, workdir, left) -> None:
         workdir.mark_done(stage, timing)
         speed = f", {timing['tokens_per_second']:,.0f} tokens/s" if timing.get("tokens_per_second") else ""
         compiled = f", {timing['compile_seconds']:.1f} s compiling" if timing.get("compile_seconds") else ""
-        say(f"{stage}: done in {timing['seconds']:.1f} s{compiled}{speed}")
+        distributed.say(f"{stage}: done in {timing['seconds']:.1f} s{compiled}{speed}")

@@ -19,8 +19,6 @@ from irl_jax.checks import check
 from irl_jax.errors import UserError
 from irl_jax.overrides import nearest
 
-GIB = chips.GIB
-
 
 def run(config, topology: str, slices: int = 1, out: str = "aot", names: tuple[str, ...] = ()) -> dict:
     """Compiles a config's programs for a topology; prints a table and writes OUT/plan.json.
@@ -106,11 +104,9 @@ def architecture(config):
     if config.data.source != "testbed":
         return hf.read_config(config.model.path)
     from irl_jax.data import testbed
-    from irl_jax.models import families
+    from irl_jax.stages import context
 
-    longest = config.data.max_prompt_tokens + config.data.max_response_tokens
-    vocabulary = len(testbed.build_world(config.data.testbed, config.seed).tokenizer)
-    return families.from_size(config.model, vocabulary, max(config.pretrain.row_tokens, config.sft.row_tokens, longest))
+    return context.from_scratch(config, len(testbed.build_world(config.data.testbed, config.seed).tokenizer))
 
 
 def _again(config, changed: dict, devices, slices: int, name: str, chip) -> dict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-_GIB = 2**30
+from irl_jax.chips import GIB
 
 
 def advise(row: dict, planner, chip, again: Callable[[dict], dict]) -> str:
@@ -18,7 +18,7 @@ def advise(row: dict, planner, chip, again: Callable[[dict], dict]) -> str:
     Args:
         row: of `aot.measure`. planner: that made it. chip: whose memory is to hold it. again: {setting: value} -> row with it.
     """
-    need, has = row["bytes"]["total"] / _GIB, chip.memory / _GIB
+    need, has = row["bytes"]["total"] / GIB, chip.memory / GIB
     head = f"{row['step']}: {need:.1f} GiB of {has:.1f}: "
     held = sum(row["roles"].values())
     if held >= chip.memory:
@@ -27,9 +27,9 @@ def advise(row: dict, planner, chip, again: Callable[[dict], dict]) -> str:
     for changed in _candidates(row, planner, chip.memory - held, held):
         other = again(changed)
         words = " ".join(f"{key}={value}" for key, value in changed.items())
-        tried.append(f"{words} needs {other['bytes']['total'] / _GIB:.1f}")
+        tried.append(f"{words} needs {other['bytes']['total'] / GIB:.1f}")
         if other["fits"]:
-            return head + f"set {words} (needs {other['bytes']['total'] / _GIB:.1f} GiB, compiled)"
+            return head + f"set {words} (needs {other['bytes']['total'] / GIB:.1f} GiB, compiled)"
     return head + f"not enough: {'; '.join(tried) or 'nothing smaller to try'}; {_more_chips(held, chip, planner)}"
 
 
@@ -76,5 +76,5 @@ def _divisors(number: int, least: int) -> list[int]:
 def _more_chips(held: float, chip, planner) -> str:
     ways = planner.mesh.shape["fsdp"] * planner.mesh.shape["tensor"]
     needed = 2 ** math.ceil(math.log2(max(2 * ways, ways * held / (0.7 * chip.memory))))
-    words = f"the roles alone take {held / _GIB:.1f} GiB a chip: split them over more, mesh.fsdp={needed // planner.mesh.shape['tensor']}"
+    words = f"the roles alone take {held / GIB:.1f} GiB a chip: split them over more, mesh.fsdp={needed // planner.mesh.shape['tensor']}"
     return words + (", or train adapters (adapter.rank=16)" if not planner.rank else "")

@@ -59,9 +59,7 @@ class Planner:
 
     def like(self, make):
         """Shapes, dtypes and shardings of what make() would return."""
-        shapes = jax.eval_shape(make)
-        shardings = sharding.tree_shardings(shapes, self.mesh)
-        return jax.tree.map(lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), shapes, shardings)
+        return sharding.like(make, self.mesh)
 
     def program(self, name: str) -> Program:
         """The program of one of NAMES."""
@@ -237,7 +235,8 @@ class Planner:
 
     def _drawn(self, rows):
         tokens = jnp.zeros((rows, self.longest))
-        return self.like(lambda: rollouts.Drawn(self._zero_rows(rows), jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool), tokens, tokens, jnp.zeros(rows)))
+        numbers, ended, weight = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool), jnp.zeros(rows)
+        return self.like(lambda: rollouts.Drawn(self._zero_rows(rows), numbers, ended, tokens, tokens, weight))
 
     def _zero_rows(self, rows):
         ids = jnp.zeros((rows, self.longest), jnp.int32)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-_GIB = 2**30
+from irl_jax.chips import GIB
+
 _SHORT = {"all-gather": "gather", "reduce-scatter": "scatter", "all-reduce": "reduce", "all-to-all": "to-all",
           "collective-permute": "permute"}  # fmt: skip
 _PARTS = ("arguments", "temporaries", "outputs", "aliased", "peak", "resident", "total")
@@ -13,7 +14,7 @@ def render(plan: dict) -> str:
     """The lines of a plan: memory, then work, of each program, then what to change where one does not fit."""
     chip, mesh = plan["chip"], " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
     slices = f"{plan['slices']} slices of " if plan["slices"] > 1 else ""
-    lines = [f"{slices}{plan['topology']}: {plan['chips']} chips of {chip['memory'] / _GIB:.2f} GiB, mesh {mesh}; all of one chip", ""]
+    lines = [f"{slices}{plan['topology']}: {plan['chips']} chips of {chip['memory'] / GIB:.2f} GiB, mesh {mesh}; all of one chip", ""]
     lines += _table(("GiB", "tokens", *_PARTS, "fits"), [_memory(row) for row in plan["steps"]])
     done = [row for row in plan["steps"] if "flops" in row]
     if done:
@@ -24,7 +25,7 @@ def render(plan: dict) -> str:
 
 
 def _memory(row: dict) -> tuple[str, ...]:
-    sizes = [f"{row['bytes'][part] / _GIB:.2f}" if part in row["bytes"] else "-" for part in _PARTS]
+    sizes = [f"{row['bytes'][part] / GIB:.2f}" if part in row["bytes"] else "-" for part in _PARTS]
     return row["step"], f"{row['tokens']:,.0f}", *sizes, "yes" if row["fits"] else "NO"
 
 
@@ -37,7 +38,7 @@ def _work(row: dict) -> tuple[str, ...]:
 
 
 def _roles(row: dict) -> str:
-    return "roles " + " + ".join(f"{role} {size / _GIB:.2f}" for role, size in row["roles"].items())
+    return "roles " + " + ".join(f"{role} {size / GIB:.2f}" for role, size in row["roles"].items())
 
 
 def _logits(row: dict) -> str:

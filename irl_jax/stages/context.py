@@ -21,6 +21,12 @@ from irl_jax.models import families, transformer
 from irl_jax.stages import scoring
 
 
+def from_scratch(config, vocabulary: int) -> transformer.ModelConfig:
+    """The architecture that a run without model.path initialises: of config.model's sizes, as long as its longest rows."""
+    longest = config.data.max_prompt_tokens + config.data.max_response_tokens
+    return families.from_size(config.model, vocabulary, max(config.pretrain.row_tokens, config.sft.row_tokens, longest))
+
+
 def as_configured(base: transformer.ModelConfig, config) -> transformer.ModelConfig:
     """An architecture, with how a run of this config computes it."""
     m, adapter = config.model, config.adapter
@@ -71,8 +77,7 @@ class Context:
 
     def say(self, line: str) -> None:
         """One line to the user."""
-        if distributed.is_primary():
-            print(line, flush=True)
+        distributed.say(line)
 
     # ------------------------------------------------------------------ data
 
@@ -191,8 +196,7 @@ class Context:
         """The architecture, with how this run computes it."""
         c = self.config
         if self.is_testbed:
-            rows = max(c.pretrain.row_tokens, c.sft.row_tokens, self._longest_by_config)
-            base = families.from_size(c.model, len(self.tokenizer), rows)
+            base = from_scratch(c, len(self.tokenizer))
         else:
             base = self._imported[0]
             self._check_context(base)
@@ -220,9 +224,7 @@ class Context:
 
     def like(self, make):
         """Shapes, dtypes and shardings of what `make()` would return."""
-        shapes = jax.eval_shape(make)
-        shardings = sharding.tree_shardings(shapes, self.mesh)
-        return jax.tree.map(lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), shapes, shardings)
+        return sharding.like(make, self.mesh)
 
     def place(self, tree):
         """A tree of arrays put on the mesh by the rule table."""

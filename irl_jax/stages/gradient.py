@@ -77,7 +77,8 @@ class PolicyGradient:
         batch, control, metrics = self._advantages(state.leaves, trunk, drawn, logits, state.control)
         every = self.config.keep_rollouts_every
         if every and fed.number % every == 0:
-            _keep(self.context.directory(f"{self.role}/rollouts") / f"{fed.number}.npz", drawn, batch, len(fed.chosen) * self.config.samples)
+            path = self.context.directory(f"{self.role}/rollouts") / f"{fed.number}.npz"
+            _keep(path, drawn, batch, len(fed.chosen) * self.config.samples)
         state, more = self._step(state, trunk, batch, rng)
         return state._replace(control=control), {**metrics, **more}
 

@@ -15,7 +15,7 @@ from irl_jax.config import CONTROLS
 from irl_jax.stages import STAGES
 from irl_jax.stages.plot_style import DPI, golden_label, number
 from irl_jax.stages.plots import Plot, draw_all
-from irl_jax.workdir import read_json, read_jsonl, write_bytes, write_json
+from irl_jax.workdir import read_json, read_jsonl, write_json
 
 TIMED = tuple(stage for stage in STAGES if stage != "report")
 MISSING = "–"
@@ -133,9 +133,9 @@ def write_report(directory: str | os.PathLike, results: Mapping, samples: Sequen
     plots = draw_all(results, training_curves or {})
     for plot in plots:
         for suffix, image in (("", plot.light), ("-dark", plot.dark)):
-            write_bytes(directory / f"{plot.name}{suffix}.png", image)
+            paths.write(directory / f"{plot.name}{suffix}.png", lambda file, image=image: file.write(image))
     path = directory / "index.html"
-    write_bytes(path, _page(results, samples, plots).encode())
+    paths.write(path, lambda file: file.write(_page(results, samples, plots).encode()))
     return os.fspath(path)
 
 
