@@ -39,13 +39,14 @@ def get_config(name: str = ""):
     c.sample.eval_samples = 16
     c.eval.prompts = 64
     if name == "smoke":
-        _smoke(c)
+        smoke(c)
     elif name:
         raise ValueError(f"configs/hh_harmless.py: unknown variant '{name}'; only 'smoke'")
     return c
 
 
-def _smoke(c):
+def smoke(c):
+    """Shrinks a config of these data to what any computer runs."""
     shared = os.environ.get("IRL_JAX_SHARED", os.path.join("..", "shared"))
     c.model.path = os.path.join(shared, "models", "imdb-gpt2-6m")
     c.data.max_records = 300

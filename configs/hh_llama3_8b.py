@@ -19,80 +19,14 @@ configs/hh_harmless.py, whose notes hold here.
 
 import os
 
-from irl_jax.config import default
-
-CHIPS = {"": 16, "v6e_64": 64, "v5p_64": 32}
+import hh_gemma_2b  # the file beside this one
 
 
 def get_config(name: str = ""):
-    if name not in (*CHIPS, "smoke"):
-        raise ValueError(f"configs/hh_llama3_8b.py: unknown variant '{name}'; one of {', '.join(v for v in CHIPS if v)}, smoke")
-    c = default()
+    c = hh_gemma_2b.get_config(name)
     shared = os.environ.get("IRL_JAX_SHARED", os.path.join("..", "shared"))
-    c.model.path = "meta-llama/Meta-Llama-3-8B"
-    c.model.dtype = "bfloat16"
-    c.model.scan_layers = True
-    c.model.remat = "full"
-    c.data.source = "hh:" + os.path.join(shared, "data", "hh", "harmless-base.test.jsonl.gz")
-    c.data.max_prompt_tokens = 256
-    c.data.max_response_tokens = 128
-    c.data.truncate_prompts = True
-    c.golden.kind = "none"
-    c.adapter.rank = 16
-    c.adapter.alpha = 32.0
-    c.sft.epochs = 1.0
-    c.sft.row_tokens = 768
+    c.model.path = os.path.join(shared, "models", "stories260k") if name == "smoke" else "meta-llama/Meta-Llama-3-8B"
     c.sft.learning_rate = 1e-4
-    c.reward.controls = ("log_ratio", "length", "random")
-    c.reward.steps = 300
     c.reward.learning_rate = 1e-4
-    c.policy.steps = 200
     c.policy.learning_rate = 5e-5
-    c.policy.samples = 8
-    c.policy.advantage = "gae"
-    c.policy.value_coefficient = 0.5
-    c.sample.reward_prompts = 4000
-    c.sample.reward_samples = 2
-    c.sample.eval_samples = 16
-    c.eval.prompts = 128
-    _sized(c, CHIPS.get(name, 16))
-    if name == "smoke":
-        _smoke(c)
     return c
-
-
-def _sized(c, chips: int):
-    """Batches in proportion to the chips: 3072 tokens a chip in every training step, packed or not."""
-    c.mesh.fsdp = chips
-    c.model.loss_chunk = 512 * chips
-    c.sft.batch_size = 4 * chips
-    c.reward.batch_size = 8 * chips
-    c.policy.batch_size = chips  # prompts, of `samples` rows each
-    c.sample.rows = 32 * chips
-    c.eval.batch_size = 8 * chips
-
-
-def _smoke(c):
-    shared = os.environ.get("IRL_JAX_SHARED", os.path.join("..", "shared"))
-    c.model.path = os.path.join(shared, "models", "stories260k")
-    c.mesh.fsdp = 1
-    c.model.dtype = "float32"
-    c.model.loss_chunk = 256
-    c.data.max_records = 300
-    c.data.max_prompt_tokens = 96
-    c.data.max_response_tokens = 32
-    c.sft.row_tokens = 128
-    c.sft.batch_size = 8
-    c.sample.reward_prompts = 48
-    c.sample.reward_samples = 1
-    c.sample.eval_samples = 4
-    c.sample.policy_samples = 2
-    c.sample.rows = 64
-    c.reward.steps = 6
-    c.reward.batch_size = 16
-    c.reward.eval_every = 3
-    c.policy.steps = 3
-    c.policy.batch_size = 4
-    c.policy.samples = 4
-    c.eval.prompts = 8
-    c.eval.batch_size = 16

@@ -6,6 +6,7 @@ The user's mistakes are one line on stderr and status 2; a bug of ours keeps its
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import math
 import os
@@ -268,10 +269,11 @@ def _call_get_config(path: pathlib.Path, variant: str):
     spec = importlib.util.spec_from_file_location("irl_jax_config_file", path)
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        if not callable(getattr(module, "get_config", None)):
-            raise UserError(f"{path}: has no get_config() function")
-        return module.get_config(variant) if variant else module.get_config()
+        with _neighbours(path.absolute().parent):
+            spec.loader.exec_module(module)
+            if not callable(getattr(module, "get_config", None)):
+                raise UserError(f"{path}: has no get_config() function")
+            return module.get_config(variant) if variant else module.get_config()
     except SyntaxError as error:
         raise UserError(f"{path}, line {error.lineno}: {error.msg}") from None
     except ValueError as error:  # what the file itself refuses, such as an unknown variant
@@ -282,6 +284,20 @@ def _call_get_config(path: pathlib.Path, variant: str):
             raise
         line = next(frame.lineno for frame in reversed(frames) if frame.filename == str(path))
         raise UserError(f"{path}, line {line}: {_short(error)}") from None
+
+
+@contextlib.contextmanager
+def _neighbours(folder: pathlib.Path):
+    """While entered, the files of a folder can be imported by their names: a config may start from the one beside it."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:  # another folder may have files of the same names
+            if pathlib.Path(getattr(sys.modules[name], "__file__", None) or "/").parent == folder:
+                del sys.modules[name]
 
 
 def _short(error: Exception) -> str:

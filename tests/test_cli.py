@@ -13,6 +13,7 @@ import pytest
 from irl_jax import cli, stages
 from irl_jax.config import default
 from irl_jax.errors import UserError
+from irl_jax.models import published
 from irl_jax.stages import generate as generate_verbs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -219,6 +220,30 @@ def test_another_config_in_a_workdir_is_status_2(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"config": {**json.loads(default().to_json_best_effort()), "seed": 5}}))
     done = command("run", f"--workdir={tmp_path}")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "seed is 5 there and 0 now" in done.stderr
+
+
+def test_a_config_may_start_from_the_one_beside_it(tmp_path, capsys):
+    """As the pods' configs do; what is imported so is forgotten, for another folder may have a file of the same name."""
+    for folder, seed in (("a", 3), ("b", 4)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "base_of_it.py").write_text(f"from irl_jax.config import default\ndef get_config():\n    c = default()\n    c.seed = {seed}\n"
+                                                         "    return c\n")
+        (tmp_path / folder / "own.py").write_text("import base_of_it\ndef get_config(name=''):\n    return base_of_it.get_config()\n")
+        assert cli.load_config(str(tmp_path / folder / "own.py")).seed == seed
+    assert "base_of_it" not in sys.modules and str(tmp_path / "b") not in sys.path
+
+
+@pytest.mark.parametrize("name", ["hh_gemma_2b", "hh_llama3_8b"])
+def test_the_pods_configs_have_3072_tokens_a_chip(name):
+    for variant, chips in (("", 16), (":v6e_64", 64), (":v5p_64", 32)):
+        c = cli.load_config(f"{ROOT / 'configs' / name}.py{variant}")
+        longest = c.data.max_prompt_tokens + c.data.max_response_tokens
+        tokens = {c.sft.batch_size * c.sft.row_tokens, c.reward.batch_size * longest, c.policy.batch_size * c.policy.samples * longest}
+        assert c.mesh.fsdp == chips and tokens == {3072 * chips} and c.model.path in published.HF_CONFIGS
+    smoke = cli.load_config(f"{ROOT / 'configs' / name}.py:smoke")
+    assert smoke.mesh.fsdp == 1 and smoke.policy.steps == 3 and smoke.policy.advantage == "gae"
+    with pytest.raises(UserError, match="unknown variant 'v4'"):
+        cli.load_config(f"{ROOT / 'configs' / name}.py:v4")
 
 
 def test_compiled_programs_are_kept_where_they_are_told_to(tmp_path):
