@@ -1,11 +1,14 @@
 """Samples joined to their prompts, and the rollout's rewards and advantages, against what is worked out by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from irl_jax import policy_steps, roles, rollouts, sampler, steps
+from irl_jax.data.batching import PADDING_ID
 from irl_jax.models import transformer
 from irl_jax.models.transformer import ModelConfig
 from irl_jax.policy_steps import PolicySettings
@@ -30,12 +33,12 @@ def test_join_rows_by_hand():
                                               [0, 0, 0, -10, -11, -12]])
 
 
-def drawn_and(leaves=None, samples=3):
+def drawn_and(prompts=PROMPTS, samples=3):
     """Samples of a policy that is neither sft nor init, and the leaves they came from."""
     trunk = transformer.init_trunk(jax.random.key(0), MODEL)
     policy, sft = ({"trunk": transformer.init_trunk(jax.random.key(i), MODEL)} for i in (1, 2))
     draw = sampler.make_sampler(MODEL, samples=samples, max_tokens=5, eos_ids=(1,), pad_id=0)
-    drawn = jax.jit(rollouts.make_draw(MODEL, draw, pad_id=0))(policy, sft, trunk, PROMPTS, jax.random.key(7))
+    drawn = jax.jit(rollouts.make_draw(MODEL, draw, pad_id=0))(policy, sft, trunk, prompts, jax.random.key(7))
     return trunk, policy, sft, drawn
 
 
@@ -46,6 +49,24 @@ def scores(trunk, leaves, drawn):
 def advantages(settings, drawn, logits, control=None, leaves=None, trunk=None, eos_counts=True, samples=3):
     make = rollouts.make_advantages(MODEL, settings, samples, eos_counts)
     return make(leaves or {}, trunk, drawn, logits, control or policy_steps.init_control(0.3))
+
+
+@pytest.mark.parametrize("kind", ["reinforce", "rloo", "grpo"])
+@pytest.mark.parametrize("recipe", ["log_ratio", "log_ratio_dense"])
+def test_rows_that_only_fill_the_batch_count_nowhere(kind, recipe):
+    """A third and a fourth row without a prompt change no advantage, no statistic, no metric and no beta."""
+    settings = PolicySettings(advantage=kind, normalise_rewards=True, target_kl=0.2)
+    filled = PromptBatch(jnp.pad(PROMPTS.tokens, ((0, 2), (0, 0))), jnp.array([2, 3, 1, 1]), jnp.array([0, 1, PADDING_ID, PADDING_ID]))
+    results = []
+    for prompts in (PROMPTS, filled):
+        trunk, _, sft, drawn = drawn_and(prompts)
+        results.append(advantages(settings, drawn, rollouts.make_judge(MODEL, recipe)(trunk, sft, drawn)))
+    (one, control_one, metrics_one), (two, control_two, metrics_two) = results
+    assert two.weight.tolist() == [1] * 6 + [0] * 6 and not np.any(two.advantage[6:])
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    close(two.advantage[:6], one.advantage)
+    jax.tree.map(close, (control_two, metrics_two), (control_one, metrics_one))
+    assert np.ptp(one.advantage) > 0.1 and float(control_one.beta) != pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("kl", ["k1_reward", "k2_loss"])

@@ -84,10 +84,10 @@ class PolicyGradient:
 
     def examples(self, drawn, fed: Round) -> list:
         """The samples on the host, `source` the prompt's number."""
-        tokens, mask, ended = sharding.fetch((drawn.rows.tokens, drawn.rows.mask, drawn.ended))
-        sources = np.repeat(fed.chosen, self.config.samples)  # rows beyond them only fill the batch
+        sources = np.repeat(fed.chosen, self.config.samples)
+        tokens, mask, ended = (part[: len(sources)] for part in sharding.fetch((drawn.rows.tokens, drawn.rows.mask, drawn.ended)))
         out = []
-        for source, row, count, over in zip(sources, tokens, mask.sum(-1).astype(int), ended, strict=False):
+        for source, row, count, over in zip(sources, tokens, mask.sum(-1).astype(int), ended, strict=True):
             prompt = self.prompts[source]
             out.append(Example(prompt, row[len(prompt) : len(prompt) + count], bool(over), int(source)))
         return out
