@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from irl_jax.errors import UserError
-from irl_jax.models import families, published
+from irl_jax.models import families, published, tensors
 from irl_jax.models.transformer import ModelConfig
 from irl_jax.types import PyTree
 
@@ -87,7 +87,7 @@ def load_folder(
                 if name in home:
                     raise UserError(f"{file}: tensor {name} stands in another shard too")
                 home[name] = handle
-        return config, families.import_tensors(config, home, lambda name: home[name].get_tensor(name), str(folder))
+        return config, tensors.import_tensors(config, home, lambda name: home[name].get_tensor(name), str(folder))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -217,8 +217,8 @@ def save_folder(directory: str | Path, config: ModelConfig, trunk: PyTree, token
         special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     # Ids that are None are written too: transformers would put the family's own defaults in their place.
     hf_config = families.to_hf_config(config) | {f"{name}_token_id": None for name in ("bos", "eos", "pad")} | special
-    tensors = {name: np.asarray(tensor) for name, tensor in families.export_tensors(config, trunk).items()}
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    stored = {name: np.asarray(tensor) for name, tensor in tensors.export_tensors(config, trunk).items()}
+    save_file(stored, directory / WEIGHTS, metadata={"format": "pt"})
     for file, value in (("config.json", hf_config), ("generation_config.json", special)):
         (directory / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     return directory

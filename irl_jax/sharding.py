@@ -38,7 +38,8 @@ RULES: tuple[tuple[str, tuple], ...] = (
     (rf"blocks/{_OUT}/bias", ()),
     (rf"blocks/{_OUT}/a", (None, "tensor", None)),
     (rf"blocks/{_OUT}/b", (None, None, "fsdp")),
-    (r"(?:attention|mlp|final)_norm/(?:scale|bias)", ()),
+    (r"(?:(?:attention|mlp)(?:_post)?|final)_norm/(?:scale|bias)", ()),
+    (r"attention/[qk]_norm/scale", ()),
     (r"head/(?:hidden/)?(?:kernel|bias)", ()),
     (r"length/(?:slope|centre)", ()),
     (r"(?:step|count)", ()),  # the optimizer's counters

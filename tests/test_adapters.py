@@ -15,7 +15,7 @@ GPT2 = ModelConfig(
     adapter_scale=1.5,
 )  # fmt: skip
 LLAMA = dataclasses.replace(
-    GPT2, num_kv_heads=1, positions="rotary", norm="rms", gated_mlp=True, activation="silu", use_bias=False
+    GPT2, num_kv_heads=1, positions="rotary", norm="rms", gated_mlp=True, activation="silu", qkv_bias=False, output_bias=False, mlp_bias=False
 )
 BOTH = pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
 

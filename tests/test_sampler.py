@@ -22,7 +22,7 @@ GPT2 = ModelConfig(
 )
 LLAMA = ModelConfig(
     vocab_size=11, num_layers=2, width=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_width=24, max_positions=40,
-    positions="rotary", norm="rms", gated_mlp=True, activation="silu", use_bias=False, tie_embeddings=False,
+    positions="rotary", norm="rms", gated_mlp=True, activation="silu", qkv_bias=False, output_bias=False, mlp_bias=False, tie_embeddings=False,
 )  # fmt: skip
 EOS, PAD = 2, 0
 KEY = jax.random.key(7)

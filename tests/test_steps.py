@@ -15,7 +15,7 @@ from irl_jax.models.transformer import ModelConfig, init_trunk
 from irl_jax.types import PolicyBatch, RewardBatch, TokenBatch
 
 MODEL = ModelConfig(vocab_size=13, num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_width=32,
-                    max_positions=16, positions="rotary", norm="rms", gated_mlp=True, activation="silu", use_bias=False,
+                    max_positions=16, positions="rotary", norm="rms", gated_mlp=True, activation="silu", qkv_bias=False, output_bias=False, mlp_bias=False,
                     adapter_scale=2.0)  # fmt: skip
 TRUNK = jax.jit(lambda key: init_trunk(key, MODEL))(jax.random.key(1))
 KINDS = ("sft", "bce", "bradley_terry", "policy", "policy_k2", "ppo")

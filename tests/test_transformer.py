@@ -17,7 +17,7 @@ GPT2 = ModelConfig(
 )  # fmt: skip
 LLAMA = ModelConfig(
     vocab_size=23, num_layers=2, width=16, num_heads=4, num_kv_heads=2, head_dim=6, mlp_width=20, max_positions=24,
-    positions="rotary", norm="rms", gated_mlp=True, activation="silu", use_bias=False, tie_embeddings=False,
+    positions="rotary", norm="rms", gated_mlp=True, activation="silu", qkv_bias=False, output_bias=False, mlp_bias=False, tie_embeddings=False,
 )  # fmt: skip
 BOTH = pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
 

@@ -22,7 +22,7 @@ def init_adapter(rng, config: ModelConfig, rank: int) -> PyTree:
     if rank < 1:
         raise ValueError(f"an adapter needs rank >= 1, not {rank}")
     blocks = jax.eval_shape(lambda: init_trunk(jax.random.key(0), config))["blocks"]
-    kernels = [(group, name) for group in ("attention", "mlp") for name in sorted(blocks[group])]
+    kernels = [(group, name) for group in ("attention", "mlp") for name in sorted(blocks[group]) if "kernel" in blocks[group][name]]
     adapter = {"attention": {}, "mlp": {}}
     for key, (group, name) in zip(jax.random.split(rng, len(kernels)), kernels, strict=True):
         layers, fan_in, fan_out = blocks[group][name]["kernel"].shape

@@ -1,20 +1,29 @@
-"""The families of checkpoints: how the Hugging Face configs and tensors of GPT-2, Llama and Gemma map to ours.
+"""The families of checkpoints: how the Hugging Face configs and tensors of GPT-2, Llama, Mistral, Qwen, Gemma and Phi-3 map to ours.
 
-One table a family says which tensor holds which of our leaves; import and export both read it.
+One entry a family in FAMILIES: how its config is read and written, and which tensor holds which of our leaves. What a family
+shares with Llama it takes from it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-
 from irl_jax.errors import UserError
-from irl_jax.models.transformer import ModelConfig, init_trunk
-from irl_jax.types import PyTree
+from irl_jax.models.hf_fields import (
+    HF_ACTIVATIONS,
+    activation,
+    layer_types,
+    layer_types_to_hf,
+    number,
+    refuse,
+    rope,
+    rope_to_hf,
+    size,
+    switch,
+)
+from irl_jax.models.layers import ModelConfig
 
 
 class Tensor(NamedTuple):
@@ -37,64 +46,290 @@ def _norm(name: str, leaf: str) -> tuple[Tensor, Tensor]:
     return Tensor(f"{name}.weight", (f"{leaf}/scale",)), Tensor(f"{name}.bias", (f"{leaf}/bias",))
 
 
+# Biases and the unembedding stand in the tables for every variant; import and export leave out those that a config does not have.
 _QKV = ("attention/q", "attention/k", "attention/v")
 
-# Biases and the unembedding stand in the tables for every variant; `tensors` leaves out those that a config does not have.
-_TABLES: dict[str, tuple[Tensor, ...]] = {
-    "gpt2": (
-        Tensor("transformer.wte.weight", ("embed/tokens",)),
-        Tensor("transformer.wpe.weight", ("embed/positions",)),
-        *_norm("transformer.h.{}.ln_1", "attention_norm"),
-        Tensor("transformer.h.{}.attn.c_attn.weight", tuple(f"{path}/kernel" for path in _QKV)),
-        Tensor("transformer.h.{}.attn.c_attn.bias", tuple(f"{path}/bias" for path in _QKV)),
-        *_linear("transformer.h.{}.attn.c_proj", "attention/o", transposed=False),
-        *_norm("transformer.h.{}.ln_2", "mlp_norm"),
-        *_linear("transformer.h.{}.mlp.c_fc", "mlp/up", transposed=False),
-        *_linear("transformer.h.{}.mlp.c_proj", "mlp/down", transposed=False),
-        *_norm("transformer.ln_f", "final_norm"),
-        Tensor("lm_head.weight", ("unembed/kernel",), transposed=True),
-    ),
-    "llama": (
-        Tensor("model.embed_tokens.weight", ("embed/tokens",)),
-        *_norm("model.layers.{}.input_layernorm", "attention_norm"),
-        *(t for x in "qkvo" for t in _linear(f"model.layers.{{}}.self_attn.{x}_proj", f"attention/{x}", transposed=True)),
-        *_norm("model.layers.{}.post_attention_layernorm", "mlp_norm"),
-        *(t for x in ("gate", "up", "down") for t in _linear(f"model.layers.{{}}.mlp.{x}_proj", f"mlp/{x}", transposed=True)),
-        *_norm("model.norm", "final_norm"),
-        Tensor("lm_head.weight", ("unembed/kernel",), transposed=True),
-    ),
-}
-_TABLES["gemma"] = _TABLES["llama"]  # the same tensors; what differs is how they are computed with
-_PREFIX = {"gpt2": "transformer.", "llama": "model.", "gemma": "model."}  # left out where the model without its head was saved
-_BUFFERS = {  # constants, not parameters
-    "gpt2": (".attn.bias", ".attn.masked_bias"),
-    "llama": (".rotary_emb.inv_freq",),
-    "gemma": (".rotary_emb.inv_freq",),
-}
 
-_ACTIVATIONS = {
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu": "gelu",
-    "silu": "silu",
-    "swish": "silu",
+def _llama_tensors(fused: bool = False, qk_norm: bool = False, mlp_norm: str = "post_attention_layernorm") -> tuple[Tensor, ...]:
+    """Llama's tensors, and what others call or join differently; their names start with model.layers.N."""
+    layer = "model.layers.{}"
+    q_k_v = [Tensor(f"{layer}.self_attn.qkv_proj.weight", tuple(f"{path}/kernel" for path in _QKV), transposed=True)]
+    up = [Tensor(f"{layer}.mlp.gate_up_proj.weight", ("mlp/gate/kernel", "mlp/up/kernel"), transposed=True)]
+    if not fused:
+        q_k_v = [t for x in "qkv" for t in _linear(f"{layer}.self_attn.{x}_proj", f"attention/{x}", transposed=True)]
+        up = [t for x in ("gate", "up") for t in _linear(f"{layer}.mlp.{x}_proj", f"mlp/{x}", transposed=True)]
+    norms = [Tensor(f"{layer}.self_attn.{x}_norm.weight", (f"attention/{x}_norm/scale",)) for x in "qk" if qk_norm]
+    if mlp_norm != "post_attention_layernorm":  # Gemma 2's and 3's, which have that name for another one
+        norms.append(Tensor(f"{layer}.post_attention_layernorm.weight", ("attention_post_norm/scale",)))
+        norms.append(Tensor(f"{layer}.post_feedforward_layernorm.weight", ("mlp_post_norm/scale",)))
+    return (
+        Tensor("model.embed_tokens.weight", ("embed/tokens",)),
+        Tensor(f"{layer}.input_layernorm.weight", ("attention_norm/scale",)),
+        *q_k_v,
+        *_linear(f"{layer}.self_attn.o_proj", "attention/o", transposed=True),
+        Tensor(f"{layer}.{mlp_norm}.weight", ("mlp_norm/scale",)),
+        *norms,
+        *up,
+        *_linear(f"{layer}.mlp.down_proj", "mlp/down", transposed=True),
+        Tensor("model.norm.weight", ("final_norm/scale",)),
+        Tensor("lm_head.weight", ("unembed/kernel",), transposed=True),
+    )
+
+
+_GPT2_TENSORS = (
+    Tensor("transformer.wte.weight", ("embed/tokens",)),
+    Tensor("transformer.wpe.weight", ("embed/positions",)),
+    *_norm("transformer.h.{}.ln_1", "attention_norm"),
+    Tensor("transformer.h.{}.attn.c_attn.weight", tuple(f"{path}/kernel" for path in _QKV)),
+    Tensor("transformer.h.{}.attn.c_attn.bias", tuple(f"{path}/bias" for path in _QKV)),
+    *_linear("transformer.h.{}.attn.c_proj", "attention/o", transposed=False),
+    *_norm("transformer.h.{}.ln_2", "mlp_norm"),
+    *_linear("transformer.h.{}.mlp.c_fc", "mlp/up", transposed=False),
+    *_linear("transformer.h.{}.mlp.c_proj", "mlp/down", transposed=False),
+    *_norm("transformer.ln_f", "final_norm"),
+    Tensor("lm_head.weight", ("unembed/kernel",), transposed=True),
+)
+
+
+class Family(NamedTuple):
+    """One family of checkpoints.
+
+    architecture: the class of transformers, without the head's name ("LlamaFor", "GPT2"). read(hf, where) -> ModelConfig, for an
+    hf whose fields may be malformed. write(config) -> the fields that `read` reads. tensors: which holds which leaf. prefix: of
+    the names, left out where the model without its head was saved. buffers: ends of names that are constants, not parameters.
+    """
+
+    architecture: str
+    read: Callable[[dict, str], ModelConfig]
+    write: Callable[[ModelConfig], dict]
+    tensors: tuple[Tensor, ...]
+    prefix: str = "model."
+    buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
+
+
+def _read_gpt2(hf: dict, where: str) -> ModelConfig:
+    refuse(hf, where, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+    width, heads = size(hf, "n_embd", where), size(hf, "n_head", where)
+    if width % heads:
+        raise UserError(f"{where}: n_embd {width} is not a multiple of n_head {heads}")
+    return ModelConfig(
+        vocab_size=size(hf, "vocab_size", where),
+        num_layers=size(hf, "n_layer", where),
+        width=width,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=width // heads,
+        mlp_width=size(hf, "n_inner", where, 4 * width),
+        max_positions=size(hf, "n_positions", where),
+        norm_eps=number(hf, "layer_norm_epsilon", where, 1e-5),
+        activation=activation(hf, "activation_function", "gelu_new", where),
+        tie_embeddings=switch(hf, "tie_word_embeddings", where, True),
+    )
+
+
+def _write_gpt2(config: ModelConfig) -> dict:
+    return {
+        "n_layer": config.num_layers,
+        "n_embd": config.width,
+        "n_head": config.num_heads,
+        "n_inner": config.mlp_width,
+        "n_positions": config.max_positions,
+        "activation_function": {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation),
+        "layer_norm_epsilon": config.norm_eps,
+    }
+
+
+def _read_llama(hf: dict, where: str, *, head_dim: int | None = None, positions: int = 2048, tied: bool = False, theta: float = 1e4,
+                **fields: Any) -> ModelConfig:
+    """What Llama and the others share. head_dim, positions, tied, theta: the family's defaults; fields: of ModelConfig, beyond Llama's."""
+    width, heads = size(hf, "hidden_size", where), size(hf, "num_attention_heads", where)
+    bias = switch(hf, "attention_bias", where, False)
+    read = dict(
+        vocab_size=size(hf, "vocab_size", where),
+        num_layers=size(hf, "num_hidden_layers", where),
+        width=width,
+        num_heads=heads,
+        num_kv_heads=size(hf, "num_key_value_heads", where, heads),
+        head_dim=size(hf, "head_dim", where, head_dim or width // heads),
+        mlp_width=size(hf, "intermediate_size", where),
+        max_positions=size(hf, "max_position_embeddings", where, positions),
+        positions="rotary",
+        norm="rms",
+        norm_eps=number(hf, "rms_norm_eps", where, 1e-6),
+        gated_mlp=True,
+        qkv_bias=bias,
+        output_bias=bias,
+        mlp_bias=switch(hf, "mlp_bias", where, False),
+        tie_embeddings=switch(hf, "tie_word_embeddings", where, tied),
+    )
+    if "activation" not in fields:
+        read["activation"] = activation(hf, "hidden_act", "silu", where)
+    if "rope_theta" not in fields:
+        read |= rope(hf, where, theta)
+    config = ModelConfig(**read | fields)
+    if config.head_dim % 2 or int(config.head_dim * config.rotary_share) % 2:
+        raise UserError(f"{where}: rotary positions need an even head_dim (and rotated share of it), not {config.head_dim}")
+    return config
+
+
+def _write_llama(config: ModelConfig) -> dict:
+    """Llama's fields; attention_bias and mlp_bias only where Llama has them."""
+    return {
+        "num_hidden_layers": config.num_layers,
+        "hidden_size": config.width,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.mlp_width,
+        "max_position_embeddings": config.max_positions,
+        "hidden_act": HF_ACTIVATIONS[config.activation],
+        "rms_norm_eps": config.norm_eps,
+        "attention_bias": config.output_bias,
+        "mlp_bias": config.mlp_bias,
+    } | rope_to_hf(config)
+
+
+def _read_mistral(hf: dict, where: str) -> ModelConfig:
+    window = hf.get("sliding_window", 4096)
+    layers = size(hf, "num_hidden_layers", where)
+    windowed = {} if window is None else {"window": size(hf, "sliding_window", where, 4096), "windowed": (True,) * layers}
+    refuse(hf, where, attention_bias=False, mlp_bias=False)
+    return _read_llama(hf, where, positions=131072, **windowed)
+
+
+def _write_mistral(config: ModelConfig) -> dict:
+    return _write_llama(config) | {"sliding_window": config.window if config.windowed else None}
+
+
+def _qwen_window(hf: dict, where: str) -> dict:
+    """Qwen's layers from max_window_layers on see a window, where use_sliding_window says so."""
+    if not switch(hf, "use_sliding_window", where, False) or hf.get("sliding_window", 4096) is None:
+        return {}
+    layers, whole = size(hf, "num_hidden_layers", where), hf.get("max_window_layers", 28)
+    if not isinstance(whole, int) or whole < 0:
+        raise UserError(f"{where}: max_window_layers must be a number of layers, not {whole!r}")
+    windowed = layer_types(hf, where, layers, [index >= whole for index in range(layers)])
+    return {"window": size(hf, "sliding_window", where, 4096), "windowed": windowed} if windowed else {}
+
+
+def _write_qwen(config: ModelConfig) -> dict:
+    fields = _write_llama(config) | {"use_sliding_window": bool(config.windowed), "layer_types": layer_types_to_hf(config)}
+    fields |= {"sliding_window": config.window, "max_window_layers": config.windowed.index(True)} if config.windowed else {}
+    return fields
+
+
+def _read_qwen2(hf: dict, where: str) -> ModelConfig:
+    refuse(hf, where, mlp_bias=False)
+    if "head_dim" in hf:  # not a field of Qwen2's; transformers takes it for its rotary angles alone
+        refuse(hf, where, head_dim=size(hf, "hidden_size", where) // size(hf, "num_attention_heads", where))
+    return _read_llama(hf, where, positions=32768, qkv_bias=True, output_bias=False, **_qwen_window(hf, where))
+
+
+def _write_qwen2(config: ModelConfig) -> dict:
+    return {key: value for key, value in _write_qwen(config).items() if key not in ("head_dim", "attention_bias", "mlp_bias")}
+
+
+def _read_qwen3(hf: dict, where: str) -> ModelConfig:
+    refuse(hf, where, mlp_bias=False)
+    return _read_llama(hf, where, head_dim=128, positions=32768, qk_norm=True, **_qwen_window(hf, where))
+
+
+def _read_gemma(hf: dict, where: str, **fields: Any) -> ModelConfig:
+    """Gemma 1; configs as old as the model say hidden_act "gelu" and mean the tanh form that it was trained with."""
+    refuse(hf, where, mlp_bias=False, use_bidirectional_attention=False if hf.get("use_bidirectional_attention") is not None else None)
+    key = "hidden_activation" if hf.get("hidden_activation") is not None else "hidden_act"
+    named = activation(hf, key, "gelu_pytorch_tanh", where)
+    if named != "gelu_tanh" and not (named == "gelu" and key == "hidden_act"):
+        raise UserError(f"{where}: Gemma with the activation {named!r} is not supported, only gelu_pytorch_tanh")
+    gemma = {"head_dim": 256, "positions": 8192, "tied": True, "activation": "gelu_tanh", "unit_offset": True, "embed_scale": True}
+    return _read_llama(hf, where, **gemma | fields)
+
+
+def _write_gemma(config: ModelConfig) -> dict:
+    return _write_llama(config) | {"hidden_activation": "gelu_pytorch_tanh"}
+
+
+def _read_gemma2(hf: dict, where: str, pattern: int = 2, softcaps: tuple[float, float] = (50.0, 30.0), **fields: Any) -> ModelConfig:
+    """Gemma 2 and, with qk_norm and without the caps, Gemma 3; every pattern-th layer sees everything."""
+    layers = size(hf, "num_hidden_layers", where)
+    windowed = layer_types(hf, where, layers, [bool((index + 1) % pattern) for index in range(layers)])
+    caps = {}
+    for name, key, default in zip(("attention_softcap", "logit_softcap"), ("attn_logit_softcapping", "final_logit_softcapping"), softcaps,
+                                  strict=True):
+        value = hf.get(key, default)
+        caps[name] = number(hf, key, where, default) if value else 0.0
+    window = size(hf, "sliding_window", where, 4096) if windowed else 0
+    scalar = number(hf, "query_pre_attn_scalar", where, 256)
+    return _read_gemma(hf, where, window=window, windowed=windowed, query_scalar=scalar, post_norms=True, **caps, **fields)
+
+
+def _write_gemma2(config: ModelConfig) -> dict:
+    scalar = config.query_scalar
+    return _write_gemma(config) | {
+        "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
+        "attn_logit_softcapping": config.attention_softcap or None,
+        "final_logit_softcapping": config.logit_softcap or None,
+        "layer_types": layer_types_to_hf(config),
+    } | ({"sliding_window": config.window} if config.windowed else {})
+
+
+def _read_gemma3(hf: dict, where: str) -> ModelConfig:
+    """Gemma 3's text model: windowed layers have a rotary base of their own, and only the others' is scaled."""
+    both = hf.get("rope_parameters") or {}
+    nested = both if "full_attention" in both or "sliding_attention" in both else {"full_attention": both}
+    whole = rope(hf | {"rope_parameters": nested.get("full_attention")}, where, 1e6)
+    local = nested.get("sliding_attention") or {}
+    refuse(local, f"{where}: rope_parameters.sliding_attention", rope_type="default")
+    base = number(local, "rope_theta", where, number(hf, "rope_local_base_freq", where, 1e4))
+    pattern = size(hf, "sliding_window_pattern", where, 6)
+    return _read_gemma2(hf, where, pattern, (0.0, 0.0), positions=131072, qk_norm=True, **whole, local_rope_theta=base)
+
+
+def _write_gemma3(config: ModelConfig) -> dict:
+    fields = _write_gemma2(config)
+    local = {"rope_type": "default", "rope_theta": config.local_rope_theta}
+    both = {"full_attention": fields["rope_parameters"], "sliding_attention": local}
+    return fields | {"rope_local_base_freq": config.local_rope_theta, "rope_parameters": both}
+
+
+def _read_phi3(hf: dict, where: str) -> ModelConfig:
+    layers, window = size(hf, "num_hidden_layers", where), hf.get("sliding_window")
+    windowed = {} if window is None else {"window": size(hf, "sliding_window", where), "windowed": (True,) * layers}
+    refuse(hf, where, attention_bias=False, mlp_bias=False)
+    return _read_llama(hf, where, positions=4096, norm_eps=number(hf, "rms_norm_eps", where, 1e-5), **windowed)
+
+
+FAMILIES: dict[str, Family] = {  # by model_type
+    "gpt2": Family("GPT2", _read_gpt2, _write_gpt2, _GPT2_TENSORS, "transformer.", (".attn.bias", ".attn.masked_bias")),
+    "llama": Family("LlamaFor", _read_llama, _write_llama, _llama_tensors()),
+    "mistral": Family("MistralFor", _read_mistral, _write_mistral, _llama_tensors()),
+    "qwen2": Family("Qwen2For", _read_qwen2, _write_qwen2, _llama_tensors()),
+    "qwen3": Family("Qwen3For", _read_qwen3, _write_qwen, _llama_tensors(qk_norm=True)),
+    "gemma": Family("GemmaFor", _read_gemma, _write_gemma, _llama_tensors()),
+    "gemma2": Family("Gemma2For", _read_gemma2, _write_gemma2, _llama_tensors(mlp_norm="pre_feedforward_layernorm")),
+    "gemma3_text": Family("Gemma3For", _read_gemma3, _write_gemma3, _llama_tensors(qk_norm=True, mlp_norm="pre_feedforward_layernorm")),
+    "phi3": Family("Phi3For", _read_phi3, _write_mistral, _llama_tensors(fused=True)),
 }
-_HF_ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "silu": "silu"}
 
 
 def family(config: ModelConfig) -> str:
-    """The family that can hold this architecture, "gpt2", "llama" or "gemma"; ValueError where none can."""
-    gemma = (config.unit_offset, config.embed_scale)
-    if not any(gemma) and (config.positions, config.norm, config.gated_mlp, config.use_bias) == ("learned", "layer", False, True):
-        if config.num_kv_heads == config.num_heads and config.head_dim * config.num_heads == config.width:
-            return "gpt2"
-    if (config.positions, config.norm, config.gated_mlp) == ("rotary", "rms", True):
-        if not any(gemma):
-            return "llama"
-        if all(gemma) and config.activation == "gelu_tanh":
-            return "gemma"
-    raise ValueError(f"neither GPT-2 nor Llama nor Gemma has this architecture: {config}")
+    """The family that holds this architecture: its own, or the first in FAMILIES that can; ValueError where none can."""
+    if config.family:
+        return config.family
+    for name in FAMILIES:
+        try:
+            there_and_back = from_hf_config(_written(name, config), name)
+        except (UserError, KeyError):
+            continue
+        if _architecture(there_and_back) == _architecture(config):
+            return name
+    raise ValueError(f"none of {', '.join(FAMILIES)} has this architecture: {config}")
+
+
+def _architecture(config: ModelConfig) -> ModelConfig:
+    """Without how it is computed, and by which name."""
+    return dataclasses.replace(config, dtype="float32", scan_layers=False, remat="none", loss_chunk=0, adapter_scale=0.0, family="",
+                               query_scalar=config.query_scalar or float(config.head_dim))
 
 
 def from_size(model: Any, vocab_size: int, max_positions: int) -> ModelConfig:
@@ -107,8 +342,8 @@ def from_size(model: Any, vocab_size: int, max_positions: int) -> ModelConfig:
       max_positions: tokens of the longest prompt and response together.
     Raises: UserError for sizes that do not fit together.
     """
-    if model.architecture not in _TABLES:
-        raise UserError(f"config.model.architecture: {model.architecture!r} is none of {', '.join(_TABLES)}")
+    if model.architecture not in FAMILIES:
+        raise UserError(f"config.model.architecture: {model.architecture!r} is none of {', '.join(FAMILIES)}")
     for key in ("num_layers", "width", "num_heads", "num_kv_heads", "mlp_width"):
         if model[key] < 1:
             raise UserError(f"config.model.{key}: {model[key]} is not positive")
@@ -120,26 +355,15 @@ def from_size(model: Any, vocab_size: int, max_positions: int) -> ModelConfig:
         raise UserError(f"config.model.num_kv_heads: {model.num_kv_heads} {rule} = {model.num_heads}")
     if llama and head_dim % 2:
         raise UserError(f"config.model.width: rotary positions need an even width / num_heads, not {head_dim}")
-    architecture = (
-        {"positions": "rotary", "norm": "rms", "gated_mlp": True, "activation": "silu", "use_bias": False} if llama else {}
-    )
-    if model.architecture == "gemma":
-        architecture |= {"activation": "gelu_tanh", "unit_offset": True, "embed_scale": True}
-    return ModelConfig(
-        vocab_size=vocab_size,
-        num_layers=model.num_layers,
-        width=model.width,
-        num_heads=model.num_heads,
-        num_kv_heads=model.num_kv_heads,
-        head_dim=head_dim,
-        mlp_width=model.mlp_width,
-        max_positions=max_positions,
-        dtype=model.dtype,
-        scan_layers=model.scan_layers,
-        remat=model.remat,
-        loss_chunk=model.loss_chunk,
-        **architecture,
-    )
+    sizes = {"num_hidden_layers": model.num_layers, "hidden_size": model.width, "num_attention_heads": model.num_heads,
+             "num_key_value_heads": model.num_kv_heads, "head_dim": head_dim, "intermediate_size": model.mlp_width, "rms_norm_eps": 1e-5,
+             "max_position_embeddings": max_positions, "query_pre_attn_scalar": head_dim}  # fmt: skip
+    if not llama:
+        sizes = {"n_layer": model.num_layers, "n_embd": model.width, "n_head": model.num_heads, "n_inner": model.mlp_width,
+                 "n_positions": max_positions}  # fmt: skip
+    hf = sizes | {"model_type": model.architecture, "vocab_size": vocab_size, "tie_word_embeddings": True}
+    return dataclasses.replace(from_hf_config(hf, "config.model"), dtype=model.dtype, scan_layers=model.scan_layers, remat=model.remat,
+                               loss_chunk=model.loss_chunk)
 
 
 def from_hf_config(hf: dict, where: str = "config.json") -> ModelConfig:
@@ -151,230 +375,22 @@ def from_hf_config(hf: dict, where: str = "config.json") -> ModelConfig:
     Returns: the architecture, computed in float32.
     Raises: UserError naming the field that is missing, malformed or beyond what this decoder does.
     """
-    readers = {"gpt2": _from_gpt2, "llama": _from_llama, "gemma": _from_gemma}
-    if hf.get("model_type") not in readers:
-        raise UserError(f"{where}: model_type {hf.get('model_type')!r} is not supported, only {', '.join(readers)}")
-    config = readers[hf["model_type"]](hf, where)
+    kind = hf.get("model_type")
+    if kind not in FAMILIES:
+        raise UserError(f"{where}: model_type {kind!r} is not supported, only {', '.join(FAMILIES)}")
+    config = dataclasses.replace(FAMILIES[kind].read(hf, where), family=kind)
     if config.num_heads % config.num_kv_heads:
         raise UserError(f"{where}: {config.num_heads} attention heads cannot share {config.num_kv_heads} key/value heads")
     return config
 
 
-def _from_gpt2(hf: dict, where: str) -> ModelConfig:
-    _refuse(hf, where, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    width, heads = _size(hf, "n_embd", where), _size(hf, "n_head", where)
-    if width % heads:
-        raise UserError(f"{where}: n_embd {width} is not a multiple of n_head {heads}")
-    return ModelConfig(
-        vocab_size=_size(hf, "vocab_size", where),
-        num_layers=_size(hf, "n_layer", where),
-        width=width,
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=width // heads,
-        mlp_width=_size(hf, "n_inner", where, 4 * width),
-        max_positions=_size(hf, "n_positions", where),
-        norm_eps=hf.get("layer_norm_epsilon", 1e-5),
-        activation=_activation(hf, "activation_function", "gelu_new", where),
-        tie_embeddings=hf.get("tie_word_embeddings", True),
-    )
-
-
-def _from_llama(hf: dict, where: str) -> ModelConfig:
-    width, heads = _size(hf, "hidden_size", where), _size(hf, "num_attention_heads", where)
-    bias = hf.get("attention_bias", False)
-    if hf.get("mlp_bias", False) != bias:
-        raise UserError(f"{where}: attention_bias and mlp_bias differ; only models with both or neither are supported")
-    head_dim = _size(hf, "head_dim", where, width // heads)
-    if head_dim % 2:
-        raise UserError(f"{where}: rotary positions need an even head_dim, not {head_dim}")
-    return ModelConfig(
-        vocab_size=_size(hf, "vocab_size", where),
-        num_layers=_size(hf, "num_hidden_layers", where),
-        width=width,
-        num_heads=heads,
-        num_kv_heads=_size(hf, "num_key_value_heads", where, heads),
-        head_dim=head_dim,
-        mlp_width=_size(hf, "intermediate_size", where),
-        max_positions=_size(hf, "max_position_embeddings", where, 2048),
-        positions="rotary",
-        rope_theta=_rope_theta(hf, where),
-        norm="rms",
-        norm_eps=hf.get("rms_norm_eps", 1e-6),
-        gated_mlp=True,
-        activation=_activation(hf, "hidden_act", "silu", where),
-        use_bias=bias,
-        tie_embeddings=hf.get("tie_word_embeddings", False),
-    )
-
-
-def _from_gemma(hf: dict, where: str) -> ModelConfig:
-    """Gemma 1: Llama's fields; configs as old as the model say hidden_act "gelu" and mean the tanh form that it was trained with."""
-    if hf.get("hidden_activation") is not None:
-        activation = _activation(hf, "hidden_activation", "gelu_pytorch_tanh", where)
-    else:
-        activation = _activation(hf, "hidden_act", "gelu_pytorch_tanh", where)
-        activation = "gelu_tanh" if activation == "gelu" else activation
-    if activation != "gelu_tanh":
-        raise UserError(f"{where}: Gemma with the activation {activation!r} is not supported, only gelu_pytorch_tanh")
-    base = _from_llama({**hf, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": hf.get("tie_word_embeddings", True)}, where)
-    return dataclasses.replace(base, unit_offset=True, embed_scale=True)
-
-
-def _rope_theta(hf: dict, where: str) -> float:
-    """The base of the rotary angles; older configs have it at the top level and the scaling in rope_scaling."""
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(f"{where}: rotary positions of type {kind!r} ({rope}) are not supported, only unscaled ones")
-    return float(rope.get("rope_theta", hf.get("rope_theta", 10000.0)))
-
-
-def _size(hf: dict, key: str, where: str, default: int | None = None) -> int:
-    value = hf.get(key)
-    value = default if value is None else value
-    if not isinstance(value, int) or value < 1:
-        raise UserError(f"{where}: {key} must be a positive integer, not {value!r}")
-    return value
-
-
-def _activation(hf: dict, key: str, default: str, where: str) -> str:
-    name = hf.get(key, default)
-    if name not in _ACTIVATIONS:
-        raise UserError(f"{where}: {key} {name!r} is not supported, only {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name]
-
-
-def _refuse(hf: dict, where: str, **supported: Any) -> None:
-    for key, value in supported.items():
-        if hf.get(key, value) != value:
-            raise UserError(f"{where}: {key} = {hf[key]!r} is not supported, only {value!r}")
-
-
 def to_hf_config(config: ModelConfig) -> dict:
     """The Hugging Face config of an architecture: the inverse of `from_hf_config`, without token ids."""
-    common = {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_embeddings, "dtype": "float32"}
-    activation = _HF_ACTIVATIONS[config.activation]
-    if family(config) == "gpt2":
-        return common | {
-            "model_type": "gpt2",
-            "architectures": ["GPT2LMHeadModel"],
-            "n_layer": config.num_layers,
-            "n_embd": config.width,
-            "n_head": config.num_heads,
-            "n_inner": config.mlp_width,
-            "n_positions": config.max_positions,
-            "activation_function": activation,
-            "layer_norm_epsilon": config.norm_eps,
-        }
-    gemma = {"model_type": "gemma", "architectures": ["GemmaForCausalLM"], "hidden_act": "gelu_pytorch_tanh",
-             "hidden_activation": "gelu_pytorch_tanh"} if family(config) == "gemma" else {}
-    return common | {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "num_hidden_layers": config.num_layers,
-        "hidden_size": config.width,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.mlp_width,
-        "max_position_embeddings": config.max_positions,
-        "hidden_act": activation,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "attention_bias": config.use_bias,
-        "mlp_bias": config.use_bias,
-    } | gemma
+    return _written(family(config), config)
 
 
-def _flat_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every leaf of the trunk; the paths of blocks lack "blocks/", their shapes the layers."""
-    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(lambda: init_trunk(jax.random.key(0), config)))
-    shapes = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
-    return {path.removeprefix("blocks/"): shape[1:] if path.startswith("blocks/") else shape for path, shape in shapes.items()}
-
-
-def import_tensors(config: ModelConfig, names: Iterable[str], get: Callable[[str], np.ndarray], where: str) -> dict:
-    """Turns a checkpoint's tensors into a trunk, using each exactly once and checking its shape.
-
-    Args:
-      config: the architecture.
-      names: the names of all tensors in the checkpoint.
-      get: name -> tensor.
-      where: the checkpoint's name, for errors.
-    Returns: the trunk as numpy arrays, float32.
-    Raises: UserError naming missing, unknown or misshapen tensors.
-    """
-    kind = family(config)
-    stored = _stored_names(kind, names)
-    shapes = _flat_shapes(config)
-    rules = [rule for rule in _TABLES[kind] if rule.leaves[0] in shapes]
-    layers = {rule: range(config.num_layers) if "{}" in rule.name else (None,) for rule in rules}
-    wanted = {rule.name.format(layer) for rule in rules for layer in layers[rule]}
-    duplicate = {"lm_head.weight"} if config.tie_embeddings else set()
-    _complain("lacks the tensor", wanted - set(stored), where)
-    _complain("has the unknown tensor", set(stored) - wanted - duplicate, where)
-    trunk = {}
-    for rule in rules:
-        parts = [_split(get(stored[name]), rule, shapes, name, where) for name in map(rule.name.format, layers[rule])]
-        for leaf, *arrays in zip(rule.leaves, *parts, strict=True):
-            if "{}" in rule.name:
-                _put(trunk, f"blocks/{leaf}", np.stack(arrays))
-            else:
-                _put(trunk, leaf, arrays[0])
-    for name in duplicate & set(stored):
-        if not np.array_equal(np.asarray(get(stored[name]), np.float32), trunk["embed"]["tokens"]):
-            raise UserError(f"{where}: tie_word_embeddings is set, but {name} differs from the token embeddings")
-    return trunk
-
-
-def _stored_names(kind: str, names: Iterable[str]) -> dict[str, str]:
-    """Full name -> name in the checkpoint, without buffers."""
-    names = [name for name in names if not name.endswith(_BUFFERS[kind])]
-    prefix = "" if any(name.startswith(_PREFIX[kind]) for name in names) else _PREFIX[kind]
-    return {name if name == "lm_head.weight" else prefix + name: name for name in names}
-
-
-def _complain(verb: str, names: set[str], where: str) -> None:
-    if names:
-        listed = sorted(names)
-        more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
-        raise UserError(f"{where}: {verb}{'s' if len(listed) > 1 else ''} {', '.join(listed[:3])}{more}")
-
-
-def _split(tensor: np.ndarray, rule: Tensor, shapes: dict, name: str, where: str) -> list[np.ndarray]:
-    """One tensor cut into its leaves, as contiguous float32 arrays."""
-    widths = [shapes[leaf][-1] for leaf in rule.leaves]
-    expected = (*shapes[rule.leaves[0]][:-1], sum(widths))
-    expected = expected[::-1] if rule.transposed else expected
-    if tensor.shape != expected:
-        raise UserError(f"{where}: tensor {name} has shape {tensor.shape}, the config asks for {expected}")
-    tensor = (tensor.T if rule.transposed else tensor).astype(np.float32)
-    return [np.ascontiguousarray(part) for part in np.split(tensor, np.cumsum(widths)[:-1], axis=-1)]
-
-
-def _put(tree: dict, path: str, value: np.ndarray) -> None:
-    *parents, last = path.split("/")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-    tree[last] = value
-
-
-def export_tensors(config: ModelConfig, trunk: PyTree) -> dict[str, np.ndarray]:
-    """The checkpoint's tensors of a trunk: the inverse of `import_tensors`."""
-    leaves = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf, np.float32)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(trunk)
-    }
-    tensors = {}
-    for rule in _TABLES[family(config)]:
-        layered = "{}" in rule.name
-        paths = [f"blocks/{leaf}" if layered else leaf for leaf in rule.leaves]
-        if paths[0] not in leaves:
-            continue
-        joined = np.concatenate([leaves[path] for path in paths], axis=-1)
-        for layer in range(config.num_layers) if layered else (None,):
-            tensor = joined[layer] if layered else joined
-            tensors[rule.name.format(layer)] = np.ascontiguousarray(tensor.T if rule.transposed else tensor)
-    return tensors
+def _written(kind: str, config: ModelConfig) -> dict:
+    head = "LMHeadModel" if kind == "gpt2" else "CausalLM"
+    common = {"model_type": kind, "architectures": [FAMILIES[kind].architecture + head], "dtype": "float32",
+              "vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_embeddings}  # fmt: skip
+    return common | FAMILIES[kind].write(config)

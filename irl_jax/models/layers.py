@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
@@ -15,13 +18,33 @@ from irl_jax.errors import UserError
 from irl_jax.types import Array
 
 
+class RopeScaling(NamedTuple):
+    """How rotary frequencies were stretched for longer contexts.
+
+    kind: "linear" divides every frequency by `factor`; "llama3" (Llama 3.1) those alone whose wavelength is above
+    original_positions / low_freq_factor, none below original_positions / high_freq_factor, and in between a mixture.
+    """
+
+    kind: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_positions: int = 8192
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The architecture and how it is computed.
 
-    mlp_width counts the hidden units; max_positions, tokens. use_bias: every kernel has a bias (layer norms always do,
-    RMS norms never). Gemma's: unit_offset, norms multiply by 1 + scale; embed_scale, the token embeddings are multiplied by
-    sqrt(width). dtype is that of the computation. scan_layers, remat and loss_chunk do not change the function:
+    family: whose checkpoints it came from (`models.families`), "" where it may be any that fits. mlp_width counts the hidden
+    units; max_positions, tokens. qkv_bias, output_bias, mlp_bias: which kernels have a bias (layer norms always do, RMS norms
+    never). rotary_share of a head's dimensions are rotated. windowed says which layers see only the last `window` tokens, the
+    token itself among them; those layers may rotate by a base of their own, local_rope_theta, unscaled (0: as the others).
+    attention_softcap c > 0: scores are c tanh(score / c); logit_softcap: the vocabulary's logits likewise. query_scalar: scores are
+    divided by its square root (0: head_dim's). qk_norm: queries and keys are normalised head by head before they are rotated.
+    post_norms: what attention and MLP give is normalised too before it is added. Gemma's: unit_offset, norms multiply by
+    1 + scale; embed_scale, the token embeddings are multiplied by sqrt(width). dtype is that of the computation. scan_layers,
+    remat and loss_chunk do not change the function:
     lax.scan over the layers; what the backward pass recomputes ("none", "full", or "dots": all but the products with
     parameters); tokens, over all rows, whose vocabulary logits exist at one time (0: all). adapter_scale: alpha / rank.
     """
@@ -36,11 +59,23 @@ class ModelConfig:
     max_positions: int
     positions: str = "learned"  # "learned" or "rotary"
     rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    local_rope_theta: float = 0.0
+    rotary_share: float = 1.0
+    window: int = 0
+    windowed: tuple[bool, ...] = ()
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    query_scalar: float = 0.0
+    qk_norm: bool = False
+    post_norms: bool = False
     norm: str = "layer"  # "layer" or "rms"
     norm_eps: float = 1e-5
     gated_mlp: bool = False
     activation: str = "gelu_tanh"  # "gelu_tanh", "gelu" or "silu"
-    use_bias: bool = True
+    qkv_bias: bool = True
+    output_bias: bool = True
+    mlp_bias: bool = True
     tie_embeddings: bool = True
     unit_offset: bool = False
     embed_scale: bool = False
@@ -49,6 +84,7 @@ class ModelConfig:
     remat: str = "none"
     loss_chunk: int = 0
     adapter_scale: float = 0.0
+    family: str = ""
 
     def __post_init__(self):
         for field, allowed in (("dtype", ("float32", "bfloat16")), ("remat", ("none", "full", "dots"))):
@@ -56,7 +92,11 @@ class ModelConfig:
                 raise UserError(f"config.model.{field}: {getattr(self, field)!r} is none of {', '.join(allowed)}")
         if self.loss_chunk < 0:
             raise UserError(f"config.model.loss_chunk: {self.loss_chunk} is negative; 0 is one chunk")
+        if self.windowed and (len(self.windowed) != self.num_layers or self.window < 1):
+            raise ValueError(f"windowed needs one entry a layer and window > 0, not {len(self.windowed)} and {self.window}")
 
+
+MASKED = -1e30  # attention score of a masked key; finite, so that a row without any key gives no NaN
 
 _ACTIVATIONS = {
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
@@ -71,6 +111,7 @@ class Dense(nn.Module):
     config: ModelConfig
     features: int
     init_std: float
+    use_bias: bool
 
     @nn.compact
     def __call__(self, x):
@@ -83,7 +124,7 @@ class Dense(nn.Module):
             a = self.get_variable("adapter", "a").astype(dtype)
             b = self.get_variable("adapter", "b").astype(dtype)
             y = y + self.config.adapter_scale * ((x @ a) @ b)
-        if self.config.use_bias:
+        if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(dtype)
         return y.reshape(*leading, self.features)
 
@@ -114,16 +155,21 @@ class Attention(nn.Module):
 
     def setup(self):
         c, std = self.config, kernel_std(self.config)
-        self.q = Dense(c, c.num_heads * c.head_dim, std)
-        self.k = Dense(c, c.num_kv_heads * c.head_dim, std)
-        self.v = Dense(c, c.num_kv_heads * c.head_dim, std)
-        self.o = Dense(c, c.width, std / (2 * c.num_layers) ** 0.5)
+        self.q = Dense(c, c.num_heads * c.head_dim, std, c.qkv_bias)
+        self.k = Dense(c, c.num_kv_heads * c.head_dim, std, c.qkv_bias)
+        self.v = Dense(c, c.num_kv_heads * c.head_dim, std, c.qkv_bias)
+        self.o = Dense(c, c.width, std / (2 * c.num_layers) ** 0.5, c.output_bias)
+        if c.qk_norm:
+            self.q_norm, self.k_norm = Norm(c), Norm(c)
 
     def qkv(self, x, rotation):
         def heads(y):
             return y.reshape(*y.shape[:-1], -1, self.config.head_dim)
 
-        return _rotate(heads(self.q(x)), rotation), _rotate(heads(self.k(x)), rotation), heads(self.v(x))
+        q, k = heads(self.q(x)), heads(self.k(x))
+        if self.config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return _rotate(q, rotation), _rotate(k, rotation), heads(self.v(x))
 
     def output(self, attended):
         return self.o(attended.reshape(*attended.shape[:-2], -1))
@@ -138,16 +184,16 @@ class Mlp(nn.Module):
     def __call__(self, x):
         c, std = self.config, kernel_std(self.config)
         activation = _ACTIVATIONS[c.activation]
-        hidden = Dense(c, c.mlp_width, std, name="up")(x)
+        hidden = Dense(c, c.mlp_width, std, c.mlp_bias, name="up")(x)
         if c.gated_mlp:
-            hidden = activation(Dense(c, c.mlp_width, std, name="gate")(x)) * hidden
+            hidden = activation(Dense(c, c.mlp_width, std, c.mlp_bias, name="gate")(x)) * hidden
         else:
             hidden = activation(hidden)
-        return Dense(c, c.width, std / (2 * c.num_layers) ** 0.5, name="down")(hidden)
+        return Dense(c, c.width, std / (2 * c.num_layers) ** 0.5, c.mlp_bias, name="down")(hidden)
 
 
 class Block(nn.Module):
-    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)); with post_norms, x + norm(attention(norm(x))) and so on."""
 
     config: ModelConfig
 
@@ -156,20 +202,46 @@ class Block(nn.Module):
         self.attention = Attention(self.config)
         self.mlp_norm = Norm(self.config)
         self.mlp = Mlp(self.config)
+        if self.config.post_norms:
+            self.attention_post_norm, self.mlp_post_norm = Norm(self.config), Norm(self.config)
 
     def __call__(self, x_BxTxD, rotation, mask_Bx1xTxT):
         """Returns the layer's output and its keys and values [B, T, G, E]."""
         q, k, v = self.qkv(x_BxTxD, rotation)
-        # XLA's attention, for a gradient penalty differentiates it twice and cuDNN's has no second derivative
-        attended_BxTxHxE = jax.nn.dot_product_attention(q, k, v, mask=mask_Bx1xTxT, implementation="xla")
-        return self.finish(x_BxTxD, attended_BxTxHxE), (k, v)
+        return self.finish(x_BxTxD, _attend(self.config, q, k, v, mask_Bx1xTxT)), (k, v)
 
     def qkv(self, x, rotation):
         return self.attention.qkv(self.attention_norm(x), rotation)
 
     def finish(self, x, attended):
-        x = x + self.attention.output(attended)
-        return x + self.mlp(self.mlp_norm(x))
+        y = self.attention.output(attended)
+        x = x + (self.attention_post_norm(y) if self.config.post_norms else y)
+        y = self.mlp(self.mlp_norm(x))
+        return x + (self.mlp_post_norm(y) if self.config.post_norms else y)
+
+
+def attention_scale(config: ModelConfig) -> float:
+    """What scores of queries and keys are multiplied with."""
+    return (config.query_scalar or config.head_dim) ** -0.5
+
+
+def softcap(scores, cap: float):
+    """c tanh(scores / c), or the scores as they are where c = 0."""
+    return cap * jnp.tanh(scores / cap) if cap else scores
+
+
+def _attend(config: ModelConfig, q_BxTxHxE, k_BxTxGxE, v_BxTxGxE, mask_Bx1xTxT) -> Array:
+    """softmax(cap(q k / sqrt(scalar))) v over the keys of the mask: [B, T, H, E]."""
+    if not config.attention_softcap:
+        # XLA's attention, for a gradient penalty differentiates it twice and cuDNN's has no second derivative
+        return jax.nn.dot_product_attention(
+            q_BxTxHxE, k_BxTxGxE, v_BxTxGxE, mask=mask_Bx1xTxT, scale=attention_scale(config), implementation="xla"
+        )
+    B, T, H, E = q_BxTxHxE.shape
+    q = q_BxTxHxE.reshape(B, T, -1, H // k_BxTxGxE.shape[2], E) * attention_scale(config)
+    scores = softcap(jnp.einsum("btgre,bsge->bgrts", q, k_BxTxGxE, preferred_element_type=jnp.float32), config.attention_softcap)
+    weights = jax.nn.softmax(jnp.where(mask_Bx1xTxT[:, :, None], scores, MASKED), axis=-1).astype(v_BxTxGxE.dtype)
+    return jnp.einsum("bgrts,bsge->btgre", weights, v_BxTxGxE).reshape(B, T, H, E)
 
 
 def by_rows(x: Array) -> Array:
@@ -191,19 +263,39 @@ def kernel_std(config: ModelConfig) -> float:
     return 0.02 * (768 / config.width) ** 0.5
 
 
-def rotation_of(config: ModelConfig, positions) -> tuple[Array, Array] | None:
-    """Cosine and sine of the rotary angles, float32 [..., 1, E / 2]; None for learned positions."""
+def rotation_of(config: ModelConfig, positions, local: bool = False) -> tuple[Array, Array] | None:
+    """Cosine and sine of the rotary angles, float32 [..., 1, rotated dimensions / 2]; None for learned positions.
+
+    local: those of windowed layers, where they have a base of their own.
+    """
     if config.positions != "rotary":
         return None
-    exponent = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
-    angle = positions.astype(jnp.float32)[..., None, None] * config.rope_theta**-exponent
+    angle = positions.astype(jnp.float32)[..., None, None] * _frequencies(config, local)
     return jnp.cos(angle), jnp.sin(angle)
 
 
+def _frequencies(config: ModelConfig, local: bool) -> np.ndarray:
+    """Radians a token of each pair of dimensions, float32."""
+    rotated = int(config.head_dim * config.rotary_share)
+    local = local and config.local_rope_theta > 0
+    theta = np.float32(config.local_rope_theta if local else config.rope_theta)
+    frequency = 1 / theta ** (np.arange(0, rotated, 2, dtype=np.float32) / np.float32(rotated))
+    scaling = config.rope_scaling
+    if scaling is None or local:
+        return frequency
+    if scaling.kind == "linear":
+        return frequency / np.float32(scaling.factor)
+    turns = scaling.original_positions * frequency / (2 * math.pi)  # within the context that the model was first trained on
+    kept = np.clip((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor), 0, 1)
+    return ((1 - kept) * frequency / scaling.factor + kept * frequency).astype(np.float32)
+
+
 def _rotate(x, rotation):
-    """Rotary positions on [..., heads, E]: dimension i is paired with i + E / 2, as Llama checkpoints of the hub are."""
+    """Rotary positions on [..., heads, E]: dimension i is paired with i + half of those rotated, as Llama checkpoints of the hub are."""
     if rotation is None:
         return x
     cos, sin = rotation
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    rotated, rest = jnp.split(x, [2 * cos.shape[-1]], axis=-1)
+    first, second = jnp.split(rotated.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return turned if not rest.shape[-1] else jnp.concatenate([turned, rest], axis=-1)

@@ -1,4 +1,4 @@
-"""One decoder for the GPT-2, Llama and Gemma architectures: training, scoring and cached decoding.
+"""One decoder for the GPT-2, Llama, Mistral, Qwen, Gemma and Phi-3 architectures: training, scoring and cached decoding.
 
 Parameters are plain nested dictionaries, float32, kernels [in, out]. The blocks are stored stacked: every leaf under
 trunk["blocks"] (and adapter["blocks"]) has the layer as its first axis. `Block` is a Flax module that is applied layer by
@@ -6,8 +6,8 @@ layer; everything around it is a plain function of `variables = {"params": trunk
 is left out when there is none.
 
     trunk = {"embed": {"tokens": [V, D], "positions": [P, D] (learned positions only)},
-             "blocks": {"attention_norm", "mlp_norm": {"scale", "bias"},
-                        "attention": {"q", "k", "v", "o": {"kernel", "bias"}},
+             "blocks": {"attention_norm", "mlp_norm", "attention_post_norm", "mlp_post_norm": {"scale", "bias"},
+                        "attention": {"q", "k", "v", "o": {"kernel", "bias"}, "q_norm", "k_norm": {"scale"}},
                         "mlp": {"up", "gate", "down": {"kernel", "bias"}}},
              "final_norm": {"scale", "bias"},
              "unembed": {"kernel": [D, V]} (untied embeddings only)}
@@ -24,12 +24,18 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from irl_jax.models.layers import Block, ModelConfig, Norm, by_rows, kernel_std, rotation_of
+from irl_jax.models.layers import MASKED, Block, ModelConfig, Norm, attention_scale, by_rows, kernel_std, rotation_of, softcap
 from irl_jax.types import Array, PyTree
 
-MASKED = -1e30  # attention score of a masked key; finite, so that a row without any key gives no NaN
+
+class _View(NamedTuple):
+    """What a layer sees: rotary angles (None for learned positions) and the mask [B, 1, T, T]."""
+
+    rotation: tuple[Array, Array] | None
+    mask: Array
 
 
 class LayerCache(NamedTuple):
@@ -119,19 +125,41 @@ def hidden_states(config: ModelConfig, variables: PyTree, tokens_BxT, positions_
     x_BxTxD = _embed(config, variables["params"], tokens_BxT, positions_BxT)
     if shift_BxTxD is not None:
         x_BxTxD = x_BxTxD + shift_BxTxD.astype(x_BxTxD.dtype)
-    rotation, mask = rotation_of(config, positions_BxT), _mask(segments_BxT)
+    views = _views(config, positions_BxT, segments_BxT)
 
     @functools.partial(_rematerialised, config)
-    def layer(x, layer_variables):
-        return by_rows(Block(config).apply(layer_variables, by_rows(x), rotation, mask)[0])
+    def layer(x, layer_variables, view):
+        return by_rows(Block(config).apply(layer_variables, by_rows(x), *view)[0])
 
     if config.scan_layers:
         stacked = {name: collection["blocks"] for name, collection in variables.items() if collection is not None}
-        x_BxTxD, _ = lax.scan(lambda x, one: (layer(x, one), None), x_BxTxD, stacked)
+        x_BxTxD, _ = lax.scan(lambda x, one: (layer(x, one[0], _view_of(views, one[1])), None), x_BxTxD, (stacked, _windowed(config)))
     else:
         for index in range(config.num_layers):
-            x_BxTxD = layer(x_BxTxD, _layer(variables, index))
+            x_BxTxD = layer(x_BxTxD, _layer(variables, index), views[_windowed(config)[index]])
     return Norm(config).apply({"params": variables["params"]["final_norm"]}, x_BxTxD)
+
+
+def _windowed(config: ModelConfig) -> np.ndarray:
+    """Which layers see only a window: [L] of 0 and 1."""
+    return np.asarray(config.windowed or (False,) * config.num_layers, np.int32)
+
+
+def _views(config: ModelConfig, positions_BxT, segments_BxT) -> tuple[_View, _View]:
+    """What layers see that see everything, and those that see a window; the same object where the latter do not exist."""
+    whole = _View(rotation_of(config, positions_BxT), _mask(segments_BxT))
+    if not any(config.windowed):
+        return whole, whole
+    index_T = jnp.arange(segments_BxT.shape[1])
+    near_TxT = index_T[:, None] - index_T[None] < config.window
+    return whole, _View(rotation_of(config, positions_BxT, local=True), whole.mask & near_TxT)
+
+
+def _view_of(views: tuple[_View, _View], windowed) -> _View:
+    """The one of the two that a layer has, `windowed` being traced."""
+    if views[0] is views[1]:
+        return views[0]
+    return jax.tree.map(lambda whole, near: jnp.where(windowed > 0, near, whole), *views)
 
 
 def _mask(segments_BxT) -> Array:
@@ -146,6 +174,7 @@ def vocab_logits(config: ModelConfig, variables: PyTree, hidden) -> Array:
     kernel = trunk["embed"]["tokens"].T if config.tie_embeddings else trunk["unembed"]["kernel"]
     rows_NxD = by_rows(hidden).reshape(-1, config.width).astype(config.dtype)
     logits_NxV = jnp.matmul(rows_NxD, kernel.astype(config.dtype), preferred_element_type=jnp.float32)
+    logits_NxV = softcap(logits_NxV, config.logit_softcap)
     return by_rows(logits_NxV.reshape(*hidden.shape[:-1], config.vocab_size))
 
 
@@ -201,10 +230,10 @@ def prefill(config: ModelConfig, variables: PyTree, tokens_BxS, lengths_B) -> tu
     segments_BxS = (index_S < lengths_B[:, None]).astype(jnp.int32)
     positions_BxS = jnp.broadcast_to(index_S, tokens_BxS.shape)
     x_BxSxD = _embed(config, variables["params"], tokens_BxS, positions_BxS)
-    rotation, mask = rotation_of(config, positions_BxS), _mask(segments_BxS)
+    views = _views(config, positions_BxS, segments_BxS)
     cache = []
     for index in range(config.num_layers):
-        x_BxSxD, (k, v) = Block(config).apply(_layer(variables, index), x_BxSxD, rotation, mask)
+        x_BxSxD, (k, v) = Block(config).apply(_layer(variables, index), x_BxSxD, *views[_windowed(config)[index]])
         x_BxSxD = by_rows(x_BxSxD)
         cache.append(LayerCache(k.swapaxes(1, 2), v.swapaxes(1, 2)))
     last_BxD = jnp.take_along_axis(x_BxSxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
@@ -234,32 +263,41 @@ def decode(
     """
     position_BxK = jnp.broadcast_to((lengths_B + t)[:, None], token_BxK.shape)
     x_BxKxD = _embed(config, variables["params"], token_BxK, position_BxK)
-    rotation = rotation_of(config, position_BxK)
-    caches = []
+    rotations = rotation_of(config, position_BxK), rotation_of(config, position_BxK, local=True)
+    windowed, caches = _windowed(config), []
     for index, (prompt, response) in enumerate(zip(prompt_cache, response_cache, strict=True)):
         layer = _layer(variables, index)
-        q, k, v = Block(config).apply(layer, x_BxKxD, rotation, method="qkv")
+        q, k, v = Block(config).apply(layer, x_BxKxD, rotations[windowed[index]], method="qkv")
         response = LayerCache(
             lax.dynamic_update_slice_in_dim(response.k, k[:, :, :, None], t, axis=3),
             lax.dynamic_update_slice_in_dim(response.v, v[:, :, :, None], t, axis=3),
         )
-        attended = _attend_prompt_and_response(q, prompt, response, lengths_B, t)
+        window = config.window if windowed[index] else None
+        attended = _attend_prompt_and_response(config, q, prompt, response, lengths_B, t, window)
         x_BxKxD = by_rows(Block(config).apply(layer, x_BxKxD, attended, method="finish"))
         caches.append(response)
     hidden = Norm(config).apply({"params": variables["params"]["final_norm"]}, x_BxKxD)
     return vocab_logits(config, variables, hidden), tuple(caches)
 
 
-def _attend_prompt_and_response(q_BxKxHxE, prompt: LayerCache, response: LayerCache, lengths_B, t) -> Array:
-    """Attention of one query a sample over [its prompt | its own response so far], with one softmax: [B, K, H, E]."""
+def _attend_prompt_and_response(config, q_BxKxHxE, prompt: LayerCache, response: LayerCache, lengths_B, t, window: int | None) -> Array:
+    """Attention of one query a sample over [its prompt | its own response so far], with one softmax: [B, K, H, E].
+
+    window: only the last so many tokens are seen, the query's own among them.
+    """
     B, K, H, E = q_BxKxHxE.shape
     G, S = prompt.k.shape[1:3]
-    q = q_BxKxHxE.reshape(B, K, G, H // G, E) * E**-0.5
+    q = q_BxKxHxE.reshape(B, K, G, H // G, E) * attention_scale(config)
     prompt_scores = jnp.einsum("bkgre,bgse->bkgrs", q, prompt.k, preferred_element_type=jnp.float32)
     response_scores = jnp.einsum("bkgre,bkgte->bkgrt", q, response.k, preferred_element_type=jnp.float32)
-    seen_BxS = jnp.arange(S) < lengths_B[:, None]
+    prompt_scores, response_scores = (softcap(x, config.attention_softcap) for x in (prompt_scores, response_scores))
+    index_T = jnp.arange(response.k.shape[3])
+    seen_BxS, seen_T = jnp.arange(S) < lengths_B[:, None], index_T <= t
+    if window is not None:
+        seen_BxS &= lengths_B[:, None] + t - jnp.arange(S) < window
+        seen_T &= t - index_T < window
     prompt_scores = jnp.where(seen_BxS[:, None, None, None], prompt_scores, MASKED)
-    response_scores = jnp.where(jnp.arange(response.k.shape[3]) <= t, response_scores, MASKED)
+    response_scores = jnp.where(seen_T, response_scores, MASKED)
     # One softmax over both parts, divided by its sum at the end, so that the parts are never concatenated.
     largest = jnp.maximum(prompt_scores.max(-1, keepdims=True), response_scores.max(-1, keepdims=True))
     prompt_weights, response_weights = jnp.exp(prompt_scores - largest), jnp.exp(response_scores - largest)

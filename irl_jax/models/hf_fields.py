@@ -1,0 +1,116 @@
+"""Reading and writing the fields of a Hugging Face config.json, shared by the families."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from irl_jax.errors import UserError
+from irl_jax.models.layers import ModelConfig, RopeScaling
+
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu": "gelu",
+    "silu": "silu",
+    "swish": "silu",
+}
+HF_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "gelu": "gelu", "silu": "silu"}
+_LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+def size(hf: dict, key: str, where: str, default: int | None = None) -> int:
+    """A positive integer. Raises: UserError where it is none, or missing without a default."""
+    value = hf.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{where}: {key} must be a positive integer, not {value!r}")
+    return value
+
+
+def number(hf: dict, key: str, where: str, default: float | None = None) -> float:
+    """A number, positive. Raises: UserError where it is none, or missing without a default."""
+    value = hf.get(key)
+    value = default if value is None else value
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+        raise UserError(f"{where}: {key} must be a positive number, not {value!r}")
+    return float(value)
+
+
+def switch(hf: dict, key: str, where: str, default: bool) -> bool:
+    """True or false. Raises: UserError where it is neither."""
+    value = hf.get(key, default)
+    if not isinstance(value, bool):
+        raise UserError(f"{where}: {key} must be true or false, not {value!r}")
+    return value
+
+
+def activation(hf: dict, key: str, default: str, where: str) -> str:
+    """Ours of their name. Raises: UserError where we have none of it."""
+    name = hf.get(key, default)
+    if name not in ACTIVATIONS:
+        raise UserError(f"{where}: {key} {name!r} is not supported, only {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def refuse(hf: dict, where: str, **supported: Any) -> None:
+    """Raises: UserError where a field is there and says anything else than what is supported."""
+    for key, value in supported.items():
+        if hf.get(key, value) != value:
+            raise UserError(f"{where}: {key} = {hf[key]!r} is not supported, only {value!r}")
+
+
+def rope(hf: dict, where: str, default_theta: float = 10000.0) -> dict:
+    """The fields rope_theta, rope_scaling and rotary_share of ModelConfig.
+
+    Older configs have the base at the top level and the scaling in rope_scaling, newer ones both in rope_parameters.
+    Raises: UserError for a scaling that this decoder lacks.
+    """
+    fields = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    if not isinstance(fields, dict):
+        raise UserError(f"{where}: rope_parameters must be an object, not {fields!r}")
+    top = (hf.get("rope_parameters") or {}) | hf
+    kind = fields.get("rope_type", fields.get("type", "default"))
+    if kind not in ("default", "linear", "llama3"):
+        raise UserError(f"{where}: rotary positions of type {kind!r} ({fields}) are not supported, only default, linear and llama3")
+    scaling = None
+    if kind == "linear":
+        scaling = RopeScaling("linear", number(fields, "factor", where))
+    elif kind == "llama3":
+        named = {"original_max_position_embeddings": hf.get("max_position_embeddings")} | fields
+        factor, low, high = (number(named, key, where) for key in _LLAMA3_ROPE[:3])
+        if low >= high:
+            raise UserError(f"{where}: low_freq_factor {low:g} must be below high_freq_factor {high:g}")
+        scaling = RopeScaling("llama3", factor, low, high, size(named, _LLAMA3_ROPE[3], where))
+    theta = number(fields, "rope_theta", where, number(top, "rope_theta", where, default_theta))
+    share = number(fields, "partial_rotary_factor", where, number(top, "partial_rotary_factor", where, 1.0))
+    if share > 1:
+        raise UserError(f"{where}: partial_rotary_factor {share:g} is above 1")
+    return {"rope_theta": theta, "rope_scaling": scaling, "rotary_share": share}
+
+
+def rope_to_hf(config: ModelConfig) -> dict:
+    """The inverse of `rope`, in the older fields and the newer."""
+    scaling, fields = config.rope_scaling, {"rope_type": "default"}
+    if scaling is not None:
+        fields = {"rope_type": scaling.kind, "factor": scaling.factor}
+        fields |= dict(zip(_LLAMA3_ROPE, scaling[1:], strict=True)) if scaling.kind == "llama3" else {}
+    theta = {"rope_theta": config.rope_theta}
+    share = {"partial_rotary_factor": config.rotary_share} if config.rotary_share != 1 else {}
+    return theta | share | {"rope_scaling": fields if scaling else None, "rope_parameters": fields | theta | share}
+
+
+def layer_types(hf: dict, where: str, layers: int, windowed: list[bool]) -> tuple[bool, ...]:
+    """Which layers see a window: what layer_types says, or `windowed`; () where none does."""
+    kinds = hf.get("layer_types")
+    if kinds is not None:
+        names = {"sliding_attention": True, "full_attention": False}
+        if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in names for kind in kinds):
+            raise UserError(f"{where}: layer_types must name full_attention or sliding_attention for each of the {layers} layers")
+        windowed = [names[kind] for kind in kinds]
+    return tuple(windowed) if any(windowed) else ()
+
+
+def layer_types_to_hf(config: ModelConfig) -> list[str]:
+    """The inverse of `layer_types`."""
+    return ["sliding_attention" if windowed else "full_attention" for windowed in config.windowed or (False,) * config.num_layers]

@@ -1,0 +1,105 @@
+"""A checkpoint's tensors to and from our trunk, by the table of its family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+
+from irl_jax.errors import UserError
+from irl_jax.models.families import FAMILIES, Tensor, family
+from irl_jax.models.transformer import ModelConfig, init_trunk
+from irl_jax.types import PyTree
+
+
+def _flat_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every leaf of the trunk; the paths of blocks lack "blocks/", their shapes the layers."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(lambda: init_trunk(jax.random.key(0), config)))
+    shapes = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+    return {path.removeprefix("blocks/"): shape[1:] if path.startswith("blocks/") else shape for path, shape in shapes.items()}
+
+
+def import_tensors(config: ModelConfig, names: Iterable[str], get: Callable[[str], np.ndarray], where: str) -> dict:
+    """Turns a checkpoint's tensors into a trunk, using each exactly once and checking its shape.
+
+    Args:
+      config: the architecture.
+      names: the names of all tensors in the checkpoint.
+      get: name -> tensor.
+      where: the checkpoint's name, for errors.
+    Returns: the trunk as numpy arrays, float32.
+    Raises: UserError naming missing, unknown or misshapen tensors.
+    """
+    stored = _stored_names(family(config), names)
+    shapes = _flat_shapes(config)
+    rules = [rule for rule in FAMILIES[family(config)].tensors if rule.leaves[0] in shapes]
+    layers = {rule: range(config.num_layers) if "{}" in rule.name else (None,) for rule in rules}
+    wanted = {rule.name.format(layer) for rule in rules for layer in layers[rule]}
+    duplicate = {"lm_head.weight"} if config.tie_embeddings else set()
+    _complain("lacks the tensor", wanted - set(stored), where)
+    _complain("has the unknown tensor", set(stored) - wanted - duplicate, where)
+    trunk = {}
+    for rule in rules:
+        parts = [_split(get(stored[name]), rule, shapes, name, where) for name in map(rule.name.format, layers[rule])]
+        for leaf, *arrays in zip(rule.leaves, *parts, strict=True):
+            if "{}" in rule.name:
+                _put(trunk, f"blocks/{leaf}", np.stack(arrays))
+            else:
+                _put(trunk, leaf, arrays[0])
+    for name in duplicate & set(stored):
+        if not np.array_equal(np.asarray(get(stored[name]), np.float32), trunk["embed"]["tokens"]):
+            raise UserError(f"{where}: tie_word_embeddings is set, but {name} differs from the token embeddings")
+    return trunk
+
+
+def _stored_names(kind: str, names: Iterable[str]) -> dict[str, str]:
+    """Full name -> name in the checkpoint, without buffers."""
+    buffers, prefix = FAMILIES[kind].buffers, FAMILIES[kind].prefix
+    names = [name for name in names if not name.endswith(buffers)]
+    prefix = "" if any(name.startswith(prefix) for name in names) else prefix
+    return {name if name == "lm_head.weight" else prefix + name: name for name in names}
+
+
+def _complain(verb: str, names: set[str], where: str) -> None:
+    if names:
+        listed = sorted(names)
+        more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+        raise UserError(f"{where}: {verb}{'s' if len(listed) > 1 else ''} {', '.join(listed[:3])}{more}")
+
+
+def _split(tensor: np.ndarray, rule: Tensor, shapes: dict, name: str, where: str) -> list[np.ndarray]:
+    """One tensor cut into its leaves, as contiguous float32 arrays."""
+    widths = [shapes[leaf][-1] for leaf in rule.leaves]
+    expected = (*shapes[rule.leaves[0]][:-1], sum(widths))
+    expected = expected[::-1] if rule.transposed else expected
+    if tensor.shape != expected:
+        raise UserError(f"{where}: tensor {name} has shape {tensor.shape}, the config asks for {expected}")
+    tensor = (tensor.T if rule.transposed else tensor).astype(np.float32)
+    return [np.ascontiguousarray(part) for part in np.split(tensor, np.cumsum(widths)[:-1], axis=-1)]
+
+
+def _put(tree: dict, path: str, value: np.ndarray) -> None:
+    *parents, last = path.split("/")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[last] = value
+
+
+def export_tensors(config: ModelConfig, trunk: PyTree) -> dict[str, np.ndarray]:
+    """The checkpoint's tensors of a trunk: the inverse of `import_tensors`."""
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf, np.float32)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(trunk)
+    }
+    tensors = {}
+    for rule in FAMILIES[family(config)].tensors:
+        layered = "{}" in rule.name
+        paths = [f"blocks/{leaf}" if layered else leaf for leaf in rule.leaves]
+        if paths[0] not in leaves:
+            continue
+        joined = np.concatenate([leaves[path] for path in paths], axis=-1)
+        for layer in range(config.num_layers) if layered else (None,):
+            tensor = joined[layer] if layered else joined
+            tensors[rule.name.format(layer)] = np.ascontiguousarray(tensor.T if rule.transposed else tensor)
+    return tensors
