@@ -187,7 +187,7 @@ def test_half_precision_weights_become_float32(dtype, tmp_path):
 def test_how_it_is_computed_is_the_callers(tmp_path):
     hf.save_folder(tmp_path, GPT2, random_trunk(GPT2))
     config, _ = hf.load_folder(tmp_path, dtype="bfloat16", scan_layers=True, remat="dots", loss_chunk=64)
-    assert config == dataclasses.replace(GPT2, dtype="bfloat16", scan_layers=True, remat="dots", loss_chunk=64)
+    assert config == dataclasses.replace(GPT2, dtype="bfloat16", scan_layers=True, remat="dots", loss_chunk=64, family="gpt2")
 
 
 # ---------------------------------------------------------------- what users get wrong
@@ -257,9 +257,9 @@ def test_a_hub_name_is_fetched_and_a_folder_is_not(tmp_path, monkeypatch):
         (GPT2, {"n_layer": "two"}, "n_layer must be a positive integer, not 'two'"),
         (GPT2, {"n_embd": ...}, "n_embd must be a positive integer, not None"),
         (GPT2, {"n_head": 3}, "n_embd 8 is not a multiple of n_head 3"),
-        (LLAMA, {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rotary positions of type 'llama3'"),
-        (LLAMA, {"rope_parameters": ..., "rope_scaling": {"type": "linear", "factor": 2.0}}, "rotary positions of type 'linear'"),
-        (LLAMA, {"attention_bias": True}, "attention_bias and mlp_bias differ"),
+        (LLAMA, {"rope_parameters": {"rope_type": "yarn", "rope_theta": 5e5}}, "rotary positions of type 'yarn'"),
+        (LLAMA, {"rope_parameters": ..., "rope_scaling": {"type": "linear"}}, "factor must be a positive number, not None"),
+        (LLAMA, {"attention_bias": "yes"}, "attention_bias must be true or false, not 'yes'"),
         (LLAMA, {"num_key_value_heads": 3}, "4 attention heads cannot share 3"),
         (LLAMA, {"head_dim": 5}, "even head_dim"),
         (GEMMA, {"hidden_activation": "gelu"}, "Gemma with the activation 'gelu' is not supported"),
@@ -276,13 +276,13 @@ def test_configs_beyond_this_decoder_are_refused(config, changes, message):
 def test_older_configs_have_the_rotary_base_at_the_top():
     raw = families.to_hf_config(LLAMA) | {"rope_theta": 250.0}
     del raw["rope_parameters"]
-    assert families.from_hf_config(raw) == dataclasses.replace(LLAMA, rope_theta=250.0)
+    assert families.from_hf_config(raw) == dataclasses.replace(LLAMA, rope_theta=250.0, family="llama")
 
 
 def test_old_gemma_configs_say_gelu_and_mean_its_tanh_form():
     raw = families.to_hf_config(GEMMA) | {"hidden_act": "gelu"}
     for old in (raw | {"hidden_activation": None}, {k: v for k, v in raw.items() if k != "hidden_activation"}):
-        assert families.from_hf_config(old) == GEMMA
+        assert families.from_hf_config(old) == dataclasses.replace(GEMMA, family="gemma")
 
 
 # ---------------------------------------------------------------- tokenizers and special ids

@@ -1,5 +1,6 @@
 """The rule table at full size, the mesh's errors, padding, and compiled steps that keep shardings."""
 
+import dataclasses
 import functools
 
 import jax
@@ -67,10 +68,13 @@ def everything(model):
     return (*shapes, BATCH, RewardBatch(BATCH, ROW, ROW, ROW), PolicyBatch(BATCH, BATCH.mask, BATCH.mask, BATCH.mask, BATCH.mask, ROW, ROW))
 
 
+NORMED = dataclasses.replace(LLAMA3_8B, qk_norm=True, post_norms=True)  # what Gemma 3 has of leaves
+
+
 @functools.cache
 def all_leaves():
     """(path, shape) of every leaf there is; one of each name and rank would do, but all are."""
-    return sorted({(path, leaf.shape) for model in (GPT2, LLAMA3_8B) for tree in everything(model) for path, leaf in paths(tree)})
+    return sorted({(path, leaf.shape) for model in (GPT2, LLAMA3_8B, NORMED) for tree in everything(model) for path, leaf in paths(tree)})
 
 
 @pytest.mark.parametrize("axes", MESHES.values(), ids=MESHES)
