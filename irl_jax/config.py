@@ -93,7 +93,7 @@ def _testbed() -> ConfigDict:
 def _model() -> ConfigDict:
     m = ConfigDict()
     m.path = ""  # a Hugging Face folder or hub name; "" initialises from scratch and pretrains (testbed)
-    m.architecture = "gpt2"  # from scratch: "gpt2", "llama" or "gemma"
+    m.architecture = "gpt2"  # from scratch: a model_type of models/families.py: "gpt2", "llama", "gemma2", ...
     m.num_layers = 3
     m.width = 96
     m.num_heads = 4
