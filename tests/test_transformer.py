@@ -19,7 +19,12 @@ LLAMA = ModelConfig(
     vocab_size=23, num_layers=2, width=16, num_heads=4, num_kv_heads=2, head_dim=6, mlp_width=20, max_positions=24,
     positions="rotary", norm="rms", gated_mlp=True, activation="silu", qkv_bias=False, output_bias=False, mlp_bias=False, tie_embeddings=False,
 )  # fmt: skip
+GEMMA3 = dataclasses.replace(  # everything that later families add: two rotary bases, a window shorter than the rows, caps, more norms
+    LLAMA, num_layers=3, windowed=(True, False, True), window=4, local_rope_theta=50.0, attention_softcap=2.0, logit_softcap=3.0,
+    query_scalar=5.0, qk_norm=True, post_norms=True, unit_offset=True, embed_scale=True,
+)  # fmt: skip
 BOTH = pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
+ALL = pytest.mark.parametrize("config", [GPT2, LLAMA, GEMMA3], ids=["gpt2", "llama", "gemma3"])
 
 
 # Compiled whole: operation by operation the same tests take many times longer.
@@ -115,7 +120,7 @@ def test_full_forward_equals_plain_numpy(config):
     np.testing.assert_allclose(all_logits(config, {"params": trunk}, *batch), expected, atol=2e-5 * np.abs(expected).max())
 
 
-@BOTH
+@ALL
 def test_packed_sequences_equal_the_same_alone(config):
     variables = {"params": noisy_trunk(config)}
     first, second = rows(config, (1, 5), 3), rows(config, (1, 7), 4)
@@ -138,7 +143,7 @@ def test_token_logprobs_are_the_log_softmax(config):
     np.testing.assert_array_equal(got[:, 0], 0.0)
 
 
-@BOTH
+@ALL
 def test_padding_changes_nothing_and_gives_no_nan(config):
     variables = {"params": noisy_trunk(config)}
     tokens, positions, segments = rows(config, (2, 8))
@@ -163,7 +168,7 @@ def _loss_and_gradient(config, variables):
     return jax.value_and_grad(loss)(variables)
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize(
     "change",
     [
@@ -203,7 +208,7 @@ def test_vocabulary_loss_in_chunks_never_holds_all_logits(config):
     assert count(dataclasses.replace(config, loss_chunk=0)) == 2 * 15 * 1009
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "unstacked"])
 def test_cached_decode_equals_full_forward(config, stacked):
     """Prompts of different lengths, K = 3 samples of different tokens, adapters on."""
@@ -230,7 +235,7 @@ def test_cached_decode_equals_full_forward(config, stacked):
             np.testing.assert_allclose(np.stack([step[b, k] for step in logits]), full[length:], atol=scale)
 
 
-@BOTH
+@ALL
 def test_prompts_in_a_batch_equal_the_same_alone(config):
     variables = {"params": noisy_trunk(config)}
     lengths, prompts = np.array([5, 2]), np.array(rows(config, (2, 5))[0])
