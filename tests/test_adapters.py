@@ -17,7 +17,8 @@ GPT2 = ModelConfig(
 LLAMA = dataclasses.replace(
     GPT2, num_kv_heads=1, positions="rotary", norm="rms", gated_mlp=True, activation="silu", qkv_bias=False, output_bias=False, mlp_bias=False
 )
-BOTH = pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
+GEMMA3 = dataclasses.replace(LLAMA, qk_norm=True, post_norms=True, windowed=(True, False), window=3)  # norms beside the kernels
+ALL = pytest.mark.parametrize("config", [GPT2, LLAMA, GEMMA3], ids=["gpt2", "llama", "gemma3"])
 
 
 init_trunk = jax.jit(transformer.init_trunk, static_argnums=1)
@@ -30,7 +31,7 @@ def states(config, variables):
     return transformer.hidden_states(config, variables, tokens, np.broadcast_to(np.arange(7), (2, 7)), np.ones((2, 7), int))
 
 
-@BOTH
+@ALL
 def test_a_fresh_adapter_is_the_base_exactly(config):
     trunk = init_trunk(jax.random.key(0), config)
     adapter = init_adapter(jax.random.key(1), config, 3)
@@ -39,7 +40,7 @@ def test_a_fresh_adapter_is_the_base_exactly(config):
     jax.tree.map(np.testing.assert_array_equal, merged, trunk)
 
 
-@BOTH
+@ALL
 def test_every_kernel_of_the_blocks_has_one(config):
     blocks = init_trunk(jax.random.key(0), config)["blocks"]
     adapter = init_adapter(jax.random.key(1), config, 3)["blocks"]
@@ -53,7 +54,7 @@ def test_every_kernel_of_the_blocks_has_one(config):
     assert not np.array_equal(adapter["attention"]["q"]["a"], adapter["attention"]["k"]["a"])
 
 
-@BOTH
+@ALL
 def test_merged_trunk_is_the_same_function(config):
     trunk = init_trunk(jax.random.key(0), config)
     adapter = jax.tree.map(lambda a: a + 0.1, init_adapter(jax.random.key(1), config, 3))

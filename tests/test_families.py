@@ -13,7 +13,8 @@ from irl_jax import hf, sampler
 from irl_jax.models import tensors, transformer
 from irl_jax.types import PromptBatch
 
-LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 16}  # fmt: skip
 SMALL = dict(vocab_size=29, hidden_size=24, intermediate_size=20, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
              max_position_embeddings=64, bos_token_id=1, eos_token_id=2, pad_token_id=0)  # fmt: skip
 GEMMA2 = SMALL | dict(head_dim=10, query_pre_attn_scalar=7, sliding_window=5)
@@ -33,9 +34,11 @@ CASES = {  # name: (model_type, settings)
     "qwen3-tied": ("qwen3", SMALL | dict(head_dim=12, tie_word_embeddings=True, num_key_value_heads=4, attention_bias=True)),
     "gemma": ("gemma", SMALL | dict(head_dim=10, num_key_value_heads=1)),
     "gemma2": ("gemma2", GEMMA2),
-    "gemma2-caps": ("gemma2", GEMMA2 | dict(attn_logit_softcapping=1.0, final_logit_softcapping=2.0, sliding_window=3, num_key_value_heads=1)),
+    "gemma2-caps": ("gemma2", GEMMA2 | dict(attn_logit_softcapping=1.0, final_logit_softcapping=2.0, sliding_window=3,
+                                           num_key_value_heads=1)),
     "gemma3": ("gemma3_text", GEMMA2 | dict(num_hidden_layers=7)),
-    "gemma3-scaled": ("gemma3_text", GEMMA2 | dict(sliding_window=4, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    "gemma3-scaled": ("gemma3_text", GEMMA2 | dict(sliding_window=4,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         rope_parameters={"full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 900.0},
                          "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}})),
     "phi3": ("phi3", SMALL | dict(sliding_window=6)),
@@ -119,8 +122,8 @@ def test_greedy_text_is_that_of_generate(pair, torch):
     tokens, mask, _ = batch(left=True)
     limit = 10
     with torch.no_grad():
-        want = model.generate(torch.tensor(tokens), attention_mask=torch.tensor(mask.astype(np.int64)), max_new_tokens=limit, do_sample=False,
-                              eos_token_id=2, pad_token_id=0)[:, T:].numpy()
+        want = model.generate(torch.tensor(tokens), attention_mask=torch.tensor(mask.astype(np.int64)), max_new_tokens=limit,
+                              do_sample=False, eos_token_id=2, pad_token_id=0)[:, T:].numpy()
     draw = jax.jit(sampler.make_sampler(config, samples=1, max_tokens=limit, eos_ids=(2,), pad_id=0, temperature=0.0))
     drawn = draw({"params": trunk}, PromptBatch(right(tokens, mask), jnp.asarray(LENGTHS), jnp.arange(3)), jax.random.key(0))
     got = np.asarray(drawn.tokens)[:, 0]
@@ -147,4 +150,5 @@ def test_what_we_write_gives_transformers_the_same_logits(pair, tmp_path, torch)
     with torch.no_grad():
         expected, got = theirs(torch, model, *rows), theirs(torch, back, *rows)
     np.testing.assert_allclose(got.numpy()[rows[1]], expected.numpy()[rows[1]], atol=1e-6)
-    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == json.loads((folder / "config.json").read_text())["architectures"]
+    architectures = [json.loads((where / "config.json").read_text())["architectures"] for where in (tmp_path, folder)]
+    assert architectures[0] == architectures[1]

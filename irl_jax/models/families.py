@@ -50,7 +50,7 @@ def _norm(name: str, leaf: str) -> tuple[Tensor, Tensor]:
 _QKV = ("attention/q", "attention/k", "attention/v")
 
 
-def _llama_tensors(fused: bool = False, qk_norm: bool = False, mlp_norm: str = "post_attention_layernorm") -> tuple[Tensor, ...]:
+def _llama_tensors(fused: bool = False, qk_norm: bool = False, gemma2_norms: bool = False) -> tuple[Tensor, ...]:
     """Llama's tensors, and what others call or join differently; their names start with model.layers.N."""
     layer = "model.layers.{}"
     q_k_v = [Tensor(f"{layer}.self_attn.qkv_proj.weight", tuple(f"{path}/kernel" for path in _QKV), transposed=True)]
@@ -59,7 +59,8 @@ def _llama_tensors(fused: bool = False, qk_norm: bool = False, mlp_norm: str = "
         q_k_v = [t for x in "qkv" for t in _linear(f"{layer}.self_attn.{x}_proj", f"attention/{x}", transposed=True)]
         up = [t for x in ("gate", "up") for t in _linear(f"{layer}.mlp.{x}_proj", f"mlp/{x}", transposed=True)]
     norms = [Tensor(f"{layer}.self_attn.{x}_norm.weight", (f"attention/{x}_norm/scale",)) for x in "qk" if qk_norm]
-    if mlp_norm != "post_attention_layernorm":  # Gemma 2's and 3's, which have that name for another one
+    mlp_norm = "pre_feedforward_layernorm" if gemma2_norms else "post_attention_layernorm"
+    if gemma2_norms:  # which have Llama's name of the norm before the MLP for the one after attention
         norms.append(Tensor(f"{layer}.post_attention_layernorm.weight", ("attention_post_norm/scale",)))
         norms.append(Tensor(f"{layer}.post_feedforward_layernorm.weight", ("mlp_post_norm/scale",)))
     return (
@@ -94,7 +95,7 @@ _GPT2_TENSORS = (
 class Family(NamedTuple):
     """One family of checkpoints.
 
-    architecture: the class of transformers, without the head's name ("LlamaFor", "GPT2"). read(hf, where) -> ModelConfig, for an
+    architecture: the class of transformers. read(hf, where) -> ModelConfig, for an
     hf whose fields may be malformed. write(config) -> the fields that `read` reads. tensors: which holds which leaf. prefix: of
     the names, left out where the model without its head was saved. buffers: ends of names that are constants, not parameters.
     """
@@ -139,9 +140,10 @@ def _write_gpt2(config: ModelConfig) -> dict:
     }
 
 
-def _read_llama(hf: dict, where: str, *, head_dim: int | None = None, positions: int = 2048, tied: bool = False, theta: float = 1e4,
-                **fields: Any) -> ModelConfig:
-    """What Llama and the others share. head_dim, positions, tied, theta: the family's defaults; fields: of ModelConfig, beyond Llama's."""
+def _read_shared(
+    hf: dict, where: str, *, head_dim: int | None = None, positions: int = 2048, tied: bool = False, **fields: Any
+) -> ModelConfig:
+    """What Llama and all that came after share. head_dim, positions, tied: the family's defaults; fields: of ModelConfig, its own."""
     width, heads = size(hf, "hidden_size", where), size(hf, "num_attention_heads", where)
     bias = switch(hf, "attention_bias", where, False)
     read = dict(
@@ -159,21 +161,20 @@ def _read_llama(hf: dict, where: str, *, head_dim: int | None = None, positions:
         gated_mlp=True,
         qkv_bias=bias,
         output_bias=bias,
-        mlp_bias=switch(hf, "mlp_bias", where, False),
+        mlp_bias=False,
         tie_embeddings=switch(hf, "tie_word_embeddings", where, tied),
     )
     if "activation" not in fields:
         read["activation"] = activation(hf, "hidden_act", "silu", where)
     if "rope_theta" not in fields:
-        read |= rope(hf, where, theta)
+        read |= rope(hf, where)
     config = ModelConfig(**read | fields)
     if config.head_dim % 2 or int(config.head_dim * config.rotary_share) % 2:
         raise UserError(f"{where}: rotary positions need an even head_dim (and rotated share of it), not {config.head_dim}")
     return config
 
 
-def _write_llama(config: ModelConfig) -> dict:
-    """Llama's fields; attention_bias and mlp_bias only where Llama has them."""
+def _write_shared(config: ModelConfig) -> dict:
     return {
         "num_hidden_layers": config.num_layers,
         "hidden_size": config.width,
@@ -185,20 +186,32 @@ def _write_llama(config: ModelConfig) -> dict:
         "hidden_act": HF_ACTIVATIONS[config.activation],
         "rms_norm_eps": config.norm_eps,
         "attention_bias": config.output_bias,
-        "mlp_bias": config.mlp_bias,
     } | rope_to_hf(config)
 
 
-def _read_mistral(hf: dict, where: str) -> ModelConfig:
-    window = hf.get("sliding_window", 4096)
+def _read_llama(hf: dict, where: str) -> ModelConfig:
+    return _read_shared(hf, where, mlp_bias=switch(hf, "mlp_bias", where, False))
+
+
+def _write_llama(config: ModelConfig) -> dict:
+    return _write_shared(config) | {"mlp_bias": config.mlp_bias}
+
+
+def _window(hf: dict, where: str, default: int | None) -> dict:
+    """The window that all layers see, of a config that may say null; and no biases, which its family lacks."""
+    none = {"qkv_bias": False, "output_bias": False}
+    if hf.get("sliding_window", default) is None:
+        return none
     layers = size(hf, "num_hidden_layers", where)
-    windowed = {} if window is None else {"window": size(hf, "sliding_window", where, 4096), "windowed": (True,) * layers}
-    refuse(hf, where, attention_bias=False, mlp_bias=False)
-    return _read_llama(hf, where, positions=131072, **windowed)
+    return none | {"window": size(hf, "sliding_window", where, default), "windowed": (True,) * layers}
+
+
+def _read_mistral(hf: dict, where: str) -> ModelConfig:
+    return _read_shared(hf, where, positions=131072, **_window(hf, where, 4096))
 
 
 def _write_mistral(config: ModelConfig) -> dict:
-    return _write_llama(config) | {"sliding_window": config.window if config.windowed else None}
+    return _write_shared(config) | {"sliding_window": config.window if config.windowed else None}
 
 
 def _qwen_window(hf: dict, where: str) -> dict:
@@ -213,40 +226,39 @@ def _qwen_window(hf: dict, where: str) -> dict:
 
 
 def _write_qwen(config: ModelConfig) -> dict:
-    fields = _write_llama(config) | {"use_sliding_window": bool(config.windowed), "layer_types": layer_types_to_hf(config)}
+    fields = _write_shared(config) | {"use_sliding_window": bool(config.windowed), "layer_types": layer_types_to_hf(config)}
     fields |= {"sliding_window": config.window, "max_window_layers": config.windowed.index(True)} if config.windowed else {}
     return fields
 
 
 def _read_qwen2(hf: dict, where: str) -> ModelConfig:
-    refuse(hf, where, mlp_bias=False)
     if "head_dim" in hf:  # not a field of Qwen2's; transformers takes it for its rotary angles alone
         refuse(hf, where, head_dim=size(hf, "hidden_size", where) // size(hf, "num_attention_heads", where))
-    return _read_llama(hf, where, positions=32768, qkv_bias=True, output_bias=False, **_qwen_window(hf, where))
+    return _read_shared(hf, where, positions=32768, qkv_bias=True, output_bias=False, **_qwen_window(hf, where))
 
 
 def _write_qwen2(config: ModelConfig) -> dict:
-    return {key: value for key, value in _write_qwen(config).items() if key not in ("head_dim", "attention_bias", "mlp_bias")}
+    return {key: value for key, value in _write_qwen(config).items() if key not in ("head_dim", "attention_bias")}
 
 
 def _read_qwen3(hf: dict, where: str) -> ModelConfig:
-    refuse(hf, where, mlp_bias=False)
-    return _read_llama(hf, where, head_dim=128, positions=32768, qk_norm=True, **_qwen_window(hf, where))
+    return _read_shared(hf, where, head_dim=128, positions=32768, qk_norm=True, **_qwen_window(hf, where))
 
 
 def _read_gemma(hf: dict, where: str, **fields: Any) -> ModelConfig:
     """Gemma 1; configs as old as the model say hidden_act "gelu" and mean the tanh form that it was trained with."""
-    refuse(hf, where, mlp_bias=False, use_bidirectional_attention=False if hf.get("use_bidirectional_attention") is not None else None)
+    if hf.get("use_bidirectional_attention"):
+        refuse(hf, where, use_bidirectional_attention=False)
     key = "hidden_activation" if hf.get("hidden_activation") is not None else "hidden_act"
     named = activation(hf, key, "gelu_pytorch_tanh", where)
     if named != "gelu_tanh" and not (named == "gelu" and key == "hidden_act"):
         raise UserError(f"{where}: Gemma with the activation {named!r} is not supported, only gelu_pytorch_tanh")
     gemma = {"head_dim": 256, "positions": 8192, "tied": True, "activation": "gelu_tanh", "unit_offset": True, "embed_scale": True}
-    return _read_llama(hf, where, **gemma | fields)
+    return _read_shared(hf, where, **gemma | fields)
 
 
 def _write_gemma(config: ModelConfig) -> dict:
-    return _write_llama(config) | {"hidden_activation": "gelu_pytorch_tanh"}
+    return _write_shared(config) | {"hidden_activation": "gelu_pytorch_tanh"}
 
 
 def _read_gemma2(hf: dict, where: str, pattern: int = 2, softcaps: tuple[float, float] = (50.0, 30.0), **fields: Any) -> ModelConfig:
@@ -293,22 +305,19 @@ def _write_gemma3(config: ModelConfig) -> dict:
 
 
 def _read_phi3(hf: dict, where: str) -> ModelConfig:
-    layers, window = size(hf, "num_hidden_layers", where), hf.get("sliding_window")
-    windowed = {} if window is None else {"window": size(hf, "sliding_window", where), "windowed": (True,) * layers}
-    refuse(hf, where, attention_bias=False, mlp_bias=False)
-    return _read_llama(hf, where, positions=4096, norm_eps=number(hf, "rms_norm_eps", where, 1e-5), **windowed)
+    return _read_shared(hf, where, positions=4096, norm_eps=number(hf, "rms_norm_eps", where, 1e-5), **_window(hf, where, None))
 
 
 FAMILIES: dict[str, Family] = {  # by model_type
-    "gpt2": Family("GPT2", _read_gpt2, _write_gpt2, _GPT2_TENSORS, "transformer.", (".attn.bias", ".attn.masked_bias")),
-    "llama": Family("LlamaFor", _read_llama, _write_llama, _llama_tensors()),
-    "mistral": Family("MistralFor", _read_mistral, _write_mistral, _llama_tensors()),
-    "qwen2": Family("Qwen2For", _read_qwen2, _write_qwen2, _llama_tensors()),
-    "qwen3": Family("Qwen3For", _read_qwen3, _write_qwen, _llama_tensors(qk_norm=True)),
-    "gemma": Family("GemmaFor", _read_gemma, _write_gemma, _llama_tensors()),
-    "gemma2": Family("Gemma2For", _read_gemma2, _write_gemma2, _llama_tensors(mlp_norm="pre_feedforward_layernorm")),
-    "gemma3_text": Family("Gemma3For", _read_gemma3, _write_gemma3, _llama_tensors(qk_norm=True, mlp_norm="pre_feedforward_layernorm")),
-    "phi3": Family("Phi3For", _read_phi3, _write_mistral, _llama_tensors(fused=True)),
+    "gpt2": Family("GPT2LMHeadModel", _read_gpt2, _write_gpt2, _GPT2_TENSORS, "transformer.", (".attn.bias", ".attn.masked_bias")),
+    "llama": Family("LlamaForCausalLM", _read_llama, _write_llama, _llama_tensors()),
+    "mistral": Family("MistralForCausalLM", _read_mistral, _write_mistral, _llama_tensors()),
+    "qwen2": Family("Qwen2ForCausalLM", _read_qwen2, _write_qwen2, _llama_tensors()),
+    "qwen3": Family("Qwen3ForCausalLM", _read_qwen3, _write_qwen, _llama_tensors(qk_norm=True)),
+    "gemma": Family("GemmaForCausalLM", _read_gemma, _write_gemma, _llama_tensors()),
+    "gemma2": Family("Gemma2ForCausalLM", _read_gemma2, _write_gemma2, _llama_tensors(gemma2_norms=True)),
+    "gemma3_text": Family("Gemma3ForCausalLM", _read_gemma3, _write_gemma3, _llama_tensors(qk_norm=True, gemma2_norms=True)),
+    "phi3": Family("Phi3ForCausalLM", _read_phi3, _write_mistral, _llama_tensors(fused=True)),
 }
 
 
@@ -390,7 +399,6 @@ def to_hf_config(config: ModelConfig) -> dict:
 
 
 def _written(kind: str, config: ModelConfig) -> dict:
-    head = "LMHeadModel" if kind == "gpt2" else "CausalLM"
-    common = {"model_type": kind, "architectures": [FAMILIES[kind].architecture + head], "dtype": "float32",
+    common = {"model_type": kind, "architectures": [FAMILIES[kind].architecture], "dtype": "float32",
               "vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_embeddings}  # fmt: skip
     return common | FAMILIES[kind].write(config)

@@ -60,7 +60,7 @@ def refuse(hf: dict, where: str, **supported: Any) -> None:
             raise UserError(f"{where}: {key} = {hf[key]!r} is not supported, only {value!r}")
 
 
-def rope(hf: dict, where: str, default_theta: float = 10000.0) -> dict:
+def rope(hf: dict, where: str, default_theta: float = 1e4) -> dict:
     """The fields rope_theta, rope_scaling and rotary_share of ModelConfig.
 
     Older configs have the base at the top level and the scaling in rope_scaling, newer ones both in rope_parameters.

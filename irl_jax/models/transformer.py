@@ -18,7 +18,6 @@ heads, R = H / G heads that share one, E head width, V vocabulary, L layers.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -127,16 +126,18 @@ def hidden_states(config: ModelConfig, variables: PyTree, tokens_BxT, positions_
         x_BxTxD = x_BxTxD + shift_BxTxD.astype(x_BxTxD.dtype)
     views = _views(config, positions_BxT, segments_BxT)
 
-    @functools.partial(_rematerialised, config)
     def layer(x, layer_variables, view):
         return by_rows(Block(config).apply(layer_variables, by_rows(x), *view)[0])
 
     if config.scan_layers:
+        # The view is chosen within what is recomputed: outside, every layer's mask would be kept for the backward pass.
+        one = _rematerialised(config, lambda x, variables, windowed: layer(x, variables, _view_of(views, windowed)))
         stacked = {name: collection["blocks"] for name, collection in variables.items() if collection is not None}
-        x_BxTxD, _ = lax.scan(lambda x, one: (layer(x, one[0], _view_of(views, one[1])), None), x_BxTxD, (stacked, _windowed(config)))
+        x_BxTxD, _ = lax.scan(lambda x, xs: (one(x, *xs), None), x_BxTxD, (stacked, _windowed(config)))
     else:
-        for index in range(config.num_layers):
-            x_BxTxD = layer(x_BxTxD, _layer(variables, index), views[_windowed(config)[index]])
+        one = _rematerialised(config, layer)
+        for index, windowed in enumerate(_windowed(config)):
+            x_BxTxD = one(x_BxTxD, _layer(variables, index), views[windowed])
     return Norm(config).apply({"params": variables["params"]["final_norm"]}, x_BxTxD)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from irl_jax import policy_steps, reward_steps, roles, rollouts, sampler, sharding, steps, variants
-from irl_jax.models import transformer
+from irl_jax.models import adapters, transformer
 from irl_jax.stages import sampling, scoring, training
 from irl_jax.types import PolicyBatch, PromptBatch, RewardBatch, TokenBatch
 
@@ -295,9 +295,8 @@ class Planner:
         return (3 if whole else 2) * trunk + 3 * (attention + adapters)
 
     def _adapter_size(self) -> int:
-        blocks = self.trunk["blocks"]
-        kernels = [one["kernel"].shape for group in ("attention", "mlp") for one in blocks[group].values()]
-        return sum(layers * self.rank * (into + out) for layers, into, out in kernels)
+        adapter = jax.eval_shape(lambda: adapters.init_adapter(jax.random.key(0), self.model, self.rank))
+        return sum(leaf.size for leaf in jax.tree.leaves(adapter))
 
 
 class Lowered:
