@@ -8,14 +8,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from irl_jax import hf_export
 from irl_jax.errors import UserError
+from irl_jax.hf_export import INDEX, WEIGHTS
 from irl_jax.models import families, published, tensors
 from irl_jax.models.transformer import ModelConfig
 from irl_jax.types import PyTree
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -206,19 +205,13 @@ def save_folder(directory: str | Path, config: ModelConfig, trunk: PyTree, token
       tokenizer: of transformers; None writes none and no special ids.
     Returns: the directory.
     """
-    from safetensors.numpy import save_file
-
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     special = {}
     if tokenizer is not None:
         check_vocabulary(tokenizer, config.vocab_size, directory)
-        tokenizer.save_pretrained(directory)
         special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     # Ids that are None are written too: transformers would put the family's own defaults in their place.
     hf_config = families.to_hf_config(config) | {f"{name}_token_id": None for name in ("bos", "eos", "pad")} | special
-    stored = {name: np.asarray(tensor) for name, tensor in tensors.export_tensors(config, trunk).items()}
-    save_file(stored, directory / WEIGHTS, metadata={"format": "pt"})
-    for file, value in (("config.json", hf_config), ("generation_config.json", special)):
-        (directory / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    stored = tensors.stored_tensors(config, {"params": trunk})
+    hf_export.write_folder(directory, hf_config, stored, tokenizer=tokenizer, generation=special)
     return directory

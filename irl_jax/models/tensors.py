@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -86,20 +88,54 @@ def _put(tree: dict, path: str, value: np.ndarray) -> None:
     tree[last] = value
 
 
-def export_tensors(config: ModelConfig, trunk: PyTree) -> dict[str, np.ndarray]:
-    """The checkpoint's tensors of a trunk: the inverse of `import_tensors`."""
-    leaves = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf, np.float32)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(trunk)
-    }
-    tensors = {}
+class Stored(NamedTuple):
+    """One tensor of a checkpoint, not made yet.
+
+    leaves: the trunk's leaves in it, as in `families.Tensor`. shape: as it is stored. read: makes it, numpy float32.
+    """
+
+    name: str
+    leaves: tuple[str, ...]
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+def stored_tensors(config: ModelConfig, variables: PyTree) -> Iterator[Stored]:
+    """The checkpoint's tensors one by one, an adapter merged into them, so that no more of a model than one of them need be on the host.
+
+    Args:
+      config: the architecture, with the adapter's scale.
+      variables: {"params": trunk, "adapter": adapter}, blocks stacked; "adapter" may be left out.
+    """
+    leaves, adapter = _by_path(variables["params"]), _by_path(variables.get("adapter") or {})
+
+    def part(path, layer):
+        value = np.asarray(leaves[path] if layer is None else leaves[path][layer], np.float32)
+        factors = [adapter.get(path.removesuffix("kernel") + factor) for factor in "ab"]
+        if factors[0] is None:
+            return value
+        a, b = (np.asarray(factor[layer], np.float32) for factor in factors)
+        return value + np.float32(config.adapter_scale) * (a @ b)
+
+    def read(rule, paths, layer):
+        joined = np.concatenate([part(path, layer) for path in paths], axis=-1)
+        return np.ascontiguousarray(joined.T if rule.transposed else joined)
+
     for rule in FAMILIES[family(config)].tensors:
         layered = "{}" in rule.name
         paths = [f"blocks/{leaf}" if layered else leaf for leaf in rule.leaves]
         if paths[0] not in leaves:
             continue
-        joined = np.concatenate([leaves[path] for path in paths], axis=-1)
+        shape = (*leaves[paths[0]].shape[layered:-1], sum(leaves[path].shape[-1] for path in paths))
         for layer in range(config.num_layers) if layered else (None,):
-            tensor = joined[layer] if layered else joined
-            tensors[rule.name.format(layer)] = np.ascontiguousarray(tensor.T if rule.transposed else tensor)
-    return tensors
+            yield Stored(rule.name.format(layer), rule.leaves, shape[::-1] if rule.transposed else shape,
+                         functools.partial(read, rule, paths, layer))
+
+
+def _by_path(tree: PyTree) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def export_tensors(config: ModelConfig, trunk: PyTree) -> dict[str, np.ndarray]:
+    """The checkpoint's tensors of a trunk: the inverse of `import_tensors`."""
+    return {stored.name: stored.read() for stored in stored_tensors(config, {"params": trunk})}

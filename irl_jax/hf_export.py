@@ -1,0 +1,153 @@
+"""Writing Hugging Face folders: weights in shards, a tensor at a time, and the JSON beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from irl_jax import paths
+from irl_jax.errors import UserError
+from irl_jax.models.tensors import Stored
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = ("float32", "bfloat16", "float16")
+SHARD = 5 * 10**9  # bytes; transformers' own limit
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+class Written(NamedTuple):
+    """What `write_weights` wrote: tensors, bytes of them, and the files' names."""
+
+    tensors: int
+    size: int
+    files: tuple[str, ...]
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "5GB", "500MB", "1GiB" or a plain number. Raises: ValueError for anything else, or less than one byte."""
+    parsed = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not parsed or parsed[2].upper() not in _UNITS:
+        raise ValueError(f"{text!r} is no size")
+    size = int(float(parsed[1]) * _UNITS[parsed[2].upper()])
+    if size < 1:
+        raise ValueError(f"{text!r} is less than one byte")
+    return size
+
+
+def in_shards(tensors: Iterable[Stored], itemsize: int, limit: int) -> list[list[Stored]]:
+    """Tensors in their order, cut before the one that would take a shard over `limit` bytes; one larger than that is a shard alone."""
+    shards, size = [[]], 0
+    for tensor in tensors:
+        own = int(np.prod(tensor.shape, dtype=np.int64)) * itemsize
+        if shards[-1] and size + own > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += own
+    return shards
+
+
+def write_weights(directory: Path, tensors: Iterable[Stored], dtype: str = "float32", limit: int = SHARD) -> Written:
+    """Writes model.safetensors, or its shards and their index where it would pass `limit` bytes.
+
+    Args:
+      directory: a folder that is there.
+      tensors: read in order, one shard of them at a time on the host.
+      dtype: one of DTYPES.
+      limit: bytes a shard.
+    Raises: UserError where a weight is not finite in that dtype; OSError where the file cannot be written.
+    """
+    kind = np_dtype(dtype)
+    shards = in_shards(tensors, kind.itemsize, limit)
+    names = [WEIGHTS] if len(shards) == 1 else [
+        f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    total = 0
+    for name, shard in zip(names, shards, strict=True):
+        total += save_tensors(directory / name, {tensor.name: cast(tensor.name, tensor.read(), dtype) for tensor in shard})
+    if len(shards) > 1:
+        weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    return Written(sum(map(len, shards)), total, tuple(names))
+
+
+def save_tensors(file: Path, tensors: dict[str, np.ndarray]) -> int:
+    """Writes one safetensors file as torch's tools expect it; returns the tensors' bytes. Raises: OSError."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:  # how it says that the disk is full
+        raise OSError(" ".join(str(error).split())[:200]) from error
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def np_dtype(name: str) -> np.dtype:
+    """numpy's dtype of a name in DTYPES."""
+    import ml_dtypes
+
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+def cast(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
+    """A tensor in another dtype. Raises: UserError where a finite number becomes infinite, as those above 65504 do in float16."""
+    with np.errstate(over="ignore"):
+        out = tensor.astype(np_dtype(dtype))
+    if dtype != "float32" and not np.isfinite(out.astype(np.float32)).all():
+        raise UserError(f"--dtype={dtype}: tensor {name} has numbers that are not finite in it; take --dtype=bfloat16 or float32")
+    return out
+
+
+def write_json(file: Path, value: dict) -> None:
+    """Writes an object as JSON. Raises: OSError."""
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_folder(
+    directory: Path,
+    hf_config: dict,
+    tensors: Iterable[Stored],
+    *,
+    tokenizer: Any = None,
+    generation: dict | None = None,
+    dtype: str = "float32",
+    limit: int = SHARD,
+) -> Written:
+    """Writes config.json, the weights and, where given, the tokenizer's files and generation_config.json.
+
+    Args:
+      directory: made if it is not there; files of these names are replaced.
+      hf_config: without dtype, which is that of the weights.
+      tensors, dtype, limit: as in `write_weights`.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(directory)
+    written = write_weights(directory, tensors, dtype, limit)
+    write_json(directory / "config.json", hf_config | {"dtype": dtype})
+    if generation is not None:
+        write_json(directory / "generation_config.json", generation)
+    return written
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write into, which takes that name where all went well and is removed where not.
+
+    Raises: UserError where the system refuses to write.
+    """
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        with paths.refusals(out):
+            temporary.mkdir()
+            yield temporary
+            os.rename(temporary, out)  # onto an empty folder too
+    finally:
+        paths.remove_folder(temporary)
