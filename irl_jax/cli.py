@@ -22,7 +22,7 @@ from irl_jax.config import default
 from irl_jax.errors import UserError
 from irl_jax.overrides import keys_of, nearest, override
 
-VERBS = ("run", "generate", "score", "aot")
+VERBS = ("run", "generate", "score", "export", "aot")
 OVERRIDE = "--config."
 
 
@@ -167,7 +167,23 @@ def _score(arguments, _) -> int:
     return 0
 
 
-_DISPATCH = {"run": _run, "generate": _generate, "score": _score, "aot": _aot}
+def _export(arguments, _) -> int:
+    if arguments.base and not arguments.adapter:
+        raise UserError("--base: needs --adapter; a merged folder stands on no other")
+    out = pathlib.Path(os.path.abspath(os.path.expanduser(arguments.out)))
+    if "://" in arguments.out:
+        raise UserError(f"--out={arguments.out}: must be a folder of this machine; copy it to the store afterwards")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out={arguments.out}: is there already and not an empty folder; choose another, or remove it")
+    _check_folder(arguments.out, str(out.parent))
+    arguments.out = out
+    from irl_jax.stages.export import export
+
+    export(arguments)
+    return 0
+
+
+_DISPATCH = {"run": _run, "generate": _generate, "score": _score, "export": _export, "aot": _aot}
 
 
 def _check_source(arguments, records: str, flag: str) -> None:
@@ -181,11 +197,18 @@ def _check_source(arguments, records: str, flag: str) -> None:
         raise UserError(f"{flag}={records}: no such file")
     out = os.path.abspath(os.path.expanduser(arguments.out))
     folder = os.path.dirname(out)
-    if not os.path.isdir(folder) or os.path.isdir(out):
+    if os.path.isdir(out):
         raise UserError(f"--out={arguments.out}: must be a file in a folder that exists")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"--out={arguments.out}: the folder cannot be written to")
+    _check_folder(arguments.out, folder)
     arguments.out = out
+
+
+def _check_folder(out: str, folder: str) -> None:
+    """Refuses an --out whose folder is not there or cannot be written to."""
+    if not os.path.isdir(folder):
+        raise UserError(f"--out={out}: must be in a folder that exists")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--out={out}: the folder cannot be written to")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -208,6 +231,15 @@ def _number(kind, low, high=math.inf, above=False):
     return parse_number
 
 
+def _size(text: str) -> int:
+    """An argparse type: bytes of "5GB", "500MB" or "1GiB"."""
+    parsed = re.fullmatch(r"(\d+(?:\.\d+)?)(?:([KMG])(i?))?B?", text.strip(), re.IGNORECASE)
+    size = int(float(parsed[1]) * (1024 if parsed[3] else 1000) ** (" kmg".index((parsed[2] or " ").lower()))) if parsed else 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no size; write it as 5GB, 500MB or 1GiB")
+    return size
+
+
 def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     about = "Inverse reinforcement learning from demonstrations, for language models."
     parser = _Parser(prog="irl_jax", description=about, allow_abbrev=False)
@@ -216,6 +248,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "run": "the pipeline, from demonstrations to a policy and a report; goes on where it was stopped",
         "generate": "responses to prompts",
         "score": "log-probabilities (and rewards) of responses",
+        "export": "a policy or a reward as a Hugging Face folder, with a model card that says how it was made",
         "aot": "what a run needs of TPUs that are not there: memory, operations, network and time of each step",
     }
     verbs = {verb: subparsers.add_parser(verb, help=helps[verb], description=helps[verb], allow_abbrev=False) for verb in VERBS}
@@ -252,6 +285,14 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     add("--top_p", type=mass, default=1.0, metavar="P", help="only the likeliest tokens of mass P; 1 is all")
     add("--max_tokens", type=_number(int, 1), metavar="T", help="tokens a response; default: the run's limit, or 64")
     add("--seed", type=_number(int, 0, 2**31 - 1), default=0, metavar="S", help="default 0")
+    add = verbs["export"].add_argument
+    add("--workdir", required=True, metavar="W", help="a run's folder")
+    add("--role", required=True, metavar="ROLE", help="init, sft, or a method such as policy/init_sft or reward/init_sft")
+    add("--out", required=True, metavar="DIR", help="the new folder; it must not be there, or be empty")
+    add("--adapter", action="store_true", help="the role's LoRA adapter alone, for peft; default: merged into the weights")
+    add("--base", default="", metavar="DIR", help="with --adapter: the folder that it stands on; default: the run's own model.path")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights; default float32")
+    add("--max_shard_size", type=_size, default="5GB", metavar="SIZE", help="weights are cut into files of at most this; default 5GB")
     add = verbs["aot"].add_argument
     add("--config", default="", metavar="FILE.py[:VARIANT]", help="a config file; default: the testbed")
     add("--topology", required=True, metavar="CHIP:SHAPE", help="v5e:4x4, v6e:8x8, v5p:2x4x4, ...")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,6 @@ from irl_jax.models.tensors import Stored
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = ("float32", "bfloat16", "float16")
 SHARD = 5 * 10**9  # bytes; transformers' own limit
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 class Written(NamedTuple):
@@ -28,17 +26,6 @@ class Written(NamedTuple):
     tensors: int
     size: int
     files: tuple[str, ...]
-
-
-def parse_size(text: str) -> int:
-    """Bytes of "5GB", "500MB", "1GiB" or a plain number. Raises: ValueError for anything else, or less than one byte."""
-    parsed = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if not parsed or parsed[2].upper() not in _UNITS:
-        raise ValueError(f"{text!r} is no size")
-    size = int(float(parsed[1]) * _UNITS[parsed[2].upper()])
-    if size < 1:
-        raise ValueError(f"{text!r} is less than one byte")
-    return size
 
 
 def in_shards(tensors: Iterable[Stored], itemsize: int, limit: int) -> list[list[Stored]]:

@@ -104,25 +104,38 @@ def _context(args) -> tuple[Context, str]:
         config.data.source, config.model.path, config.adapter.rank = "file", str(args.model), 0
         return _Reading(config), "init"
     config = workdir.read_config(args.workdir)
-    by_group = {group: [method.role for method in variants.methods(config, group)] for group in GROUPS}
-    rewards = [role.removeprefix("reward/") for role in by_group.pop("reward")]
-    role = args.role or "sft"
-    if role in by_group:  # a group's name stands for its first method
+    role = find_role(config, args.workdir, args.role or "sft")
+    rewards = [*(method.name for method in variants.methods(config, "reward")), "log_ratio"]
+    if args.reward and args.reward not in rewards:
+        raise UserError(f"--reward: unknown reward '{args.reward}'; one of {', '.join(rewards)}")
+    return open_run(config, args.workdir), role
+
+
+def find_role(config, path, role: str, rewards: bool = False) -> str:
+    """A role of the run in the workdir `path` by its name; a group's name stands for its first method. Rewards, only where asked.
+
+    Raises: UserError where the run's config has none of that name.
+    """
+    by_group = {group: [method.role for method in variants.methods(config, group)] for group in GROUPS if rewards or group != "reward"}
+    if role in by_group:
         if not by_group[role]:
-            raise UserError(f"--role={role}: {args.workdir} has trained no {role} (its {role}.recipes is empty)")
-        role = by_group[role][0]
+            raise UserError(f"--role={role}: {path} has trained no {role} (its {role}.recipes is empty)")
+        return by_group[role][0]
     known = ("init", "sft", *(known_role for roles in by_group.values() for known_role in roles))
     if role not in known:
         raise UserError(f"--role: unknown role '{role}'; one of {', '.join(known)}")
-    if args.reward and args.reward not in (*rewards, "log_ratio"):
-        raise UserError(f"--reward: unknown reward '{args.reward}'; one of {', '.join([*rewards, 'log_ratio'])}")
+    return role
+
+
+def open_run(config, path) -> Context:
+    """The finished run in the workdir `path`, read only. Raises: UserError where the model it started from is not there."""
     if config.model.path:
         try:
             hf.resolve(config.model.path)
         except UserError as error:
-            raise UserError(f"{args.workdir}: its config.json names model.path = '{config.model.path}' (a relative path starts at the "
+            raise UserError(f"{path}: its config.json names model.path = '{config.model.path}' (a relative path starts at the "
                             f"current folder): {error}") from None
-    return _Reading(config, Reader(args.workdir)), role
+    return _Reading(config, Reader(path))
 
 
 def _read(path, fields) -> list[tuple[str, dict]]:

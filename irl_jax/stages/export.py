@@ -1,0 +1,254 @@
+"""The verb `export`: a role as a Hugging Face folder that transformers, or peft, loads, and that is a model.path here again.
+
+A policy is a `*ForCausalLM`. A reward is a `*ForSequenceClassification` with one label, whose logit at the last token is the
+reward. With --adapter either is a peft folder, to be loaded on the base model.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from irl_jax import hf, hf_export, roles, variants, workdir
+from irl_jax.errors import UserError
+from irl_jax.models import families, peft
+from irl_jax.models.families import Stored
+from irl_jax.stages import generate, model_card
+from irl_jax.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A reward in the form that a ForSequenceClassification folder holds: w . z with no bias.
+
+    variables: of the body, with the head's bias in the final norm where that has one. weight: w, [1, D]. shift: what its scores
+    lack of the reward, a constant.
+    """
+
+    variables: PyTree
+    weight: np.ndarray
+    shift: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Pad:
+    """The padding of a classifier: `token`, its `id`, and whether it was `added` to the tokenizer (and a zero row, to the embeddings)."""
+
+    token: str
+    id: int
+    added: bool
+
+
+def export(args) -> None:
+    """Writes --role of --workdir to --out, whole or not at all.
+
+    Raises: UserError for a role that is unknown or not trained, and for one that such a folder cannot hold.
+    """
+    config = workdir.read_config(args.workdir)
+    role = generate.find_role(config, args.workdir, args.role, rewards=True)
+    method = None if role in ("init", "sft") else variants.find(config, role)
+    is_reward = role.startswith("reward/")
+    if is_reward:
+        refuse_reward(role, method.config.reward)
+    if args.adapter:
+        refuse_adapter(role, config if method is None else method.config, args.base)
+    context = generate.open_run(config, args.workdir)
+    leaves = context.leaves(role)
+    variables = roles.variables(context.trunk, leaves)
+    base = _base(context, args.base) if args.adapter else config.model.path
+    facts = model_card.read_facts(context, role, method, base)
+    hf.check_vocabulary(context.tokenizer, context.model.vocab_size, args.workdir)
+    with hf_export.new_folder(args.out) as folder:
+        if args.adapter:
+            said = _write_adapter(folder, context, role, leaves, base, args.dtype, facts)
+        elif is_reward:
+            said = _write_reward(folder, context, role, variables, leaves["head"], args, facts)
+        else:
+            said = _write_policy(folder, context, variables, args, facts)
+    context.say(f"{role}: {said}, in {args.out}")
+
+
+def refuse_reward(role: str, reward_config) -> None:
+    """Raises UserError for a reward that is no linear function of the last token's state."""
+    reasons = [
+        (reward_config.ensemble > 1, f"an ensemble of {reward_config.ensemble} (reward.ensemble)"),
+        (reward_config.head != "linear", f"a head with a layer of its own (reward.head = {reward_config.head})"),
+        (reward_config.granularity != "response", f"a mean over tokens (reward.granularity = {reward_config.granularity})"),
+        (reward_config.length_residual, "freed of length (reward.length_residual)"),
+    ]  # fmt: skip
+    for applies, reason in reasons:
+        if applies:
+            raise UserError(f"--role={role}: transformers' classifiers have one linear head at the last token, and this reward is "
+                            f"{reason}; `irl_jax score --reward` computes it")
+
+
+def refuse_adapter(role: str, config, base: str) -> None:
+    """Raises UserError for a role without an adapter, or whose adapter has no folder to stand on."""
+    if role == "init":
+        raise UserError("--adapter: init is what the adapters stand on and has none; leave --adapter out")
+    if role.startswith("reward/") and config.reward.body != "adapter":
+        raise UserError(f"--adapter: {role} has no adapter (reward.body = {config.reward.body}); leave --adapter out")
+    if not config.adapter.rank:
+        raise UserError(f"--adapter: {role} is a whole model (adapter.rank = 0) and has no adapter; leave --adapter out")
+    if not (config.model.path or base):
+        raise UserError("--adapter: this run began from scratch, so that there is no folder to load the adapter on; export that first "
+                        "with --role=init and name it here as --base=DIR")
+
+
+def _base(context, given: str) -> str:
+    """What adapter_config.json calls the base: a hub name as it is, a folder from the root on.
+
+    Raises: UserError where --base is not the model that the run's adapters were trained on.
+    """
+    name = given or context.config.model.path
+    if given:
+        where = f"--base={given}: not the model that this run's adapters were trained on"
+        config, trunk = hf.load_folder(given)
+        if families.to_hf_config(config) != families.to_hf_config(context.model):
+            raise UserError(f"{where}: it has another architecture")
+        if not all(np.array_equal(ours, theirs) for ours, theirs in zip(
+                jax.tree.leaves(context.trunk), jax.tree.leaves(trunk), strict=True)):
+            raise UserError(f"{where}: its weights differ (export --role=init in float32)")
+    return str(Path(name).expanduser().absolute()) if Path(name).expanduser().is_dir() else name
+
+
+# ---------------------------------------------------------------- policies
+
+
+def _write_policy(folder: Path, context, variables, args, facts) -> str:
+    ids = {"bos_token_id": context.tokenizer.bos_token_id, "eos_token_id": context.eos_id, "pad_token_id": context.pad_id}
+    ends = list(context.eos_ids)
+    generation = ids | {"eos_token_id": ends if len(ends) > 1 else ends[0]}
+    written = hf_export.write_folder(
+        folder, families.to_hf_config(context.model) | ids, families.stored_tensors(context.model, variables),
+        tokenizer=plain(context.tokenizer), generation=generation, dtype=args.dtype, limit=args.max_shard_size)
+    _write_card(folder, model_card.policy(facts, context.eos_ids, args.dtype))
+    return _said(written, args.dtype)
+
+
+def plain(tokenizer):
+    """A copy that gives no token types, which generic tokenizers do: GPT-2 would add them to its embeddings, and nothing was trained so."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+    return tokenizer
+
+
+def _said(written: hf_export.Written, dtype: str) -> str:
+    files = f"{len(written.files)} files" if len(written.files) > 1 else "one file"
+    return f"{written.tensors} tensors, {written.size / 1e6:,.1f} MB of {dtype} in {files}"
+
+
+def _write_card(folder: Path, text: str) -> None:
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+# ---------------------------------------------------------------- rewards
+
+
+def _write_reward(folder: Path, context, role: str, variables, head, args, facts) -> str:
+    made = classifier(variables, head)
+    tokenizer, pad = with_padding(context.tokenizer, context.eos_ids)
+    model = dataclasses.replace(context.model, vocab_size=max(context.model.vocab_size, pad.id + 1))
+    hf_config = classifier_config(families.to_hf_config(model)) | {
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": context.eos_id, "pad_token_id": pad.id,
+        "irl_jax": {"role": role, "score_bias": made.shift},
+    }  # fmt: skip
+    written = hf_export.write_folder(
+        folder, hf_config, classifier_tensors(context.model, made, model.vocab_size),
+        tokenizer=tokenizer, dtype=args.dtype, limit=args.max_shard_size)
+    _write_card(folder, model_card.reward(facts, pad, made.shift, args.dtype))
+    return _said(written, args.dtype) + _shift_said(made.shift)
+
+
+def _shift_said(shift: float) -> str:
+    return f" (its scores lack the head's bias, {shift:+.6g}, which has no place in such a folder)" if shift else ""
+
+
+def classifier(variables: PyTree, head: PyTree) -> Classifier:
+    """A body and a linear head as w . z, with no bias.
+
+    Where the final norm has a bias c (layer norm), w . z + b = w . (z + b w / |w|^2), so that c takes the head's bias in; nothing else
+    reads z, the vocabulary's head being left out. RMS norms have none, and a zero w has no direction: there b is left over.
+
+    Args:
+      variables: {"params": trunk, "adapter": adapter}. head: {"kernel": [D, 1], "bias": [1]}.
+    """
+    w, b = np.asarray(head["kernel"], np.float64)[:, 0], float(np.asarray(head["bias"])[0])
+    trunk, square = variables["params"], float(w @ w)
+    if b and square and "bias" in trunk["final_norm"]:
+        bias = np.asarray(trunk["final_norm"]["bias"], np.float64) + w * (b / square)
+        trunk = {**trunk, "final_norm": {**trunk["final_norm"], "bias": bias.astype(np.float32)}}
+        b = 0.0
+    return Classifier({**variables, "params": trunk}, np.asarray(head["kernel"], np.float32).T, b)
+
+
+def classifier_config(hf_config: dict) -> dict:
+    """A causal model's config as that of the same family's classifier with one label, "reward"."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSES
+
+    if hf_config["model_type"] not in CLASSES:
+        raise UserError(f"--role: transformers has no sequence classifier for model_type {hf_config['model_type']!r}; "
+                        "`irl_jax score --reward` computes the reward")
+    # transformers tells the number of labels by the names of the labels; "regression": one number, as it is
+    return hf_config | {"architectures": [CLASSES[hf_config["model_type"]]], "id2label": {"0": "reward"}, "label2id": {"reward": 0},
+                        "num_labels": 1, "problem_type": "regression"}
+
+
+def classifier_tensors(config, made: Classifier, rows: int) -> Iterator[Stored]:
+    """The tensors of a classifier's folder: the body's, with `rows` embeddings (zeros where the model has fewer), and the head's."""
+    for stored in families.stored_tensors(config, made.variables):
+        if stored.leaves == ("unembed/kernel",):
+            continue
+        if stored.leaves == ("embed/tokens",) and rows > stored.shape[0]:
+            read = functools.partial(_with_rows, stored.read, rows)
+            stored = stored._replace(shape=(rows, *stored.shape[1:]), read=read)
+        yield stored
+    yield Stored("score.weight", (), made.weight.shape, lambda: np.ascontiguousarray(made.weight))
+
+
+def _with_rows(read, rows: int) -> np.ndarray:
+    table = read()
+    return np.pad(table, ((0, rows - len(table)), (0, 0)))
+
+
+def with_padding(tokenizer, eos_ids: tuple[int, ...]) -> tuple[object, Pad]:
+    """A copy of the tokenizer that pads on the right with a token that ends no response.
+
+    transformers' classifiers score the rightmost token that is not padding: with pad = EOS they would pass over the EOS at which the
+    reward stands. A tokenizer without a padding token of its own gets a new one, beyond its vocabulary.
+    """
+    tokenizer = plain(tokenizer)
+    tokenizer.padding_side = "right"
+    added = tokenizer.pad_token_id is None or tokenizer.pad_token_id in eos_ids
+    if added:
+        tokenizer.add_special_tokens({"pad_token": "<|irl_jax_pad|>"})
+    return tokenizer, Pad(tokenizer.pad_token, int(tokenizer.pad_token_id), added)
+
+
+# ---------------------------------------------------------------- adapters
+
+
+def _write_adapter(folder: Path, context, role: str, leaves, base: str, dtype: str, facts) -> str:
+    made = peft.lora(context.model, leaves["adapter"])
+    tensors, shift, is_reward = dict(made.tensors), 0.0, role.startswith("reward/")
+    if is_reward:
+        tensors[f"{peft.PREFIX}score.weight"] = np.ascontiguousarray(np.asarray(leaves["head"]["kernel"], np.float32).T)
+        shift = float(np.asarray(leaves["head"]["bias"])[0])
+    settings = {
+        "peft_type": "LORA", "task_type": "SEQ_CLS" if is_reward else "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True,
+        "bias": "none", "lora_dropout": 0.0, "use_rslora": False, "modules_to_save": ["score"] if is_reward else None, **made.settings,
+    }  # fmt: skip
+    size = hf_export.save_tensors(folder / "adapter_model.safetensors", {
+        name: hf_export.cast(name, tensor, dtype) for name, tensor in tensors.items()})
+    hf_export.write_json(folder / "adapter_config.json", settings)
+    plain(context.tokenizer).save_pretrained(folder)
+    own_pad = context.tokenizer.pad_token_id
+    pad_id = None if own_pad in context.eos_ids else own_pad
+    _write_card(folder, model_card.adapter(facts, context.eos_ids, pad_id, shift, dtype))
+    return f"an adapter of rank {made.settings['r']} on {base}, {size / 1e6:,.1f} MB of {dtype}" + _shift_said(shift)

@@ -1,0 +1,262 @@
+"""The model card (README.md) of an exported folder: what it is, how it was made, what it scored, how to use it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import irl_jax
+from irl_jax import workdir
+from irl_jax.config import default
+from irl_jax.errors import UserError
+
+BEST_OF = 16  # the column of the rewards' table
+_RECIPES = {
+    "init_sft": "positives: samples of sft; negatives: samples of init",
+    "init_demo": "positives: demonstrations; negatives: samples of init",
+    "sft_demo": "positives: demonstrations; negatives: samples of sft",
+    "preference": "positives: chosen responses; negatives: rejected ones",
+    "log_ratio": "log pi_sft(y|x) - log pi_init(y|x), in closed form",
+    "log_ratio_dense": "log pi_sft - log pi_init, token by token",
+    "demo": "against demonstrations",
+    "sft": "against samples of sft",
+}
+_METHODS = {
+    "init": "The model before fine-tuning, as the run began with it.",
+    "sft": "Supervised fine-tuning on demonstrations.",
+    "reward": "A discriminator whose logit is the reward: at the optimum, the log density ratio of its positives to its negatives.",
+    "policy": "Policy gradient from sft against a reward learnt from demonstrations, held near its reference by a KL penalty.",
+    "adversarial": "Policy gradient against a discriminator that is trained on, alternately, with the policy's own samples.",
+    "dpo": "Direct preference optimisation from sft.",
+    "spin": "Self-play fine-tuning: demonstrations over the last iterate's samples.",
+    "rejection": "Rejection fine-tuning: trained on the best of N samples by a reward.",
+}
+
+
+class Facts(NamedTuple):
+    """What a card says.
+
+    role, group, recipe: "policy/init_sft", "policy", "init_sft" (None where there is none). own: the method's own settings, as its line in
+    config.variants has them. base: hub name or folder of the base model; "" from scratch. source: config.data.source.
+    records: {split: how many}. changed: {key: value} of the settings that are not the defaults. versions: {package: version}.
+    commit: of the run's code, or None. results: of results.json, {} where the run was not evaluated.
+    """
+
+    role: str
+    group: str
+    recipe: str | None
+    own: str
+    base: str
+    source: str
+    records: Mapping[str, int]
+    changed: Mapping[str, Any]
+    versions: Mapping[str, str]
+    commit: str | None
+    results: Mapping
+
+
+def read_facts(context, role: str, method, base: str) -> Facts:
+    """The facts of a role of a finished run; `method` as in `irl_jax.variants`, None for init and sft."""
+    path = context.workdir.path
+    run = workdir.read_json(path / workdir.CONFIG)
+    variant = [line for line in run["config"]["variants"] if line.split("=")[0].strip() == role]
+    results = workdir.read_json(path / "results.json") if (path / "results.json").exists() else {}
+    return Facts(role, role.split("/")[0], method.recipe if method else None, " ".join(variant[0].split()) if variant else "", base,
+                 run["config"]["data"]["source"], _records(context), changed_settings(run["config"]), run["versions"], run["git_commit"],
+                 results)
+
+
+def changed_settings(config: Mapping) -> dict[str, Any]:
+    """{dotted key: value} of a config, as JSON has it, where it is not the default."""
+    defaults = dict(_flat(json.loads(json.dumps(default().to_dict()))))
+    return {key: value for key, value in _flat(config) if key not in defaults or defaults[key] != value}
+
+
+def _flat(tree: Mapping, prefix: str = ""):
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _records(context) -> dict[str, int]:
+    """How many records the run had; {} where its data are no longer there."""
+    try:
+        corpus = context.corpus
+    except UserError:
+        return {}
+    return {"demonstrations": len(corpus.train), "for early stopping": len(corpus.development), "for evaluation": len(corpus.evaluation),
+            "preference pairs": len(corpus.pairs)}
+
+
+# ---------------------------------------------------------------- the three kinds of folders
+
+
+def policy(facts: Facts, eos_ids: Sequence[int], dtype: str) -> str:
+    """The card of a `*ForCausalLM` folder."""
+    return _card(facts, "text-generation", "transformers", f"""\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained(DIR), AutoModelForCausalLM.from_pretrained(DIR)
+rows = tokenizer(prompt, return_tensors="pt")
+ids = model.generate(**rows, do_sample=True, top_k=0, max_new_tokens=64)   # as it was evaluated: temperature 1, unfiltered
+```
+
+Generation ends at {_ids(eos_ids)}. The weights are {dtype}, adapters merged. `python -m irl_jax generate --model=DIR` and
+`--config.model.path=DIR` take the folder as well.
+""")
+
+
+def reward(facts: Facts, pad, shift: float, dtype: str) -> str:
+    """The card of a `*ForSequenceClassification` folder; `pad` has token, id and added, `shift` is what its scores lack."""
+    why = ("The model's own tokenizer pads with its EOS or not at all, so that this folder adds the token, with a row of zeros that "
+           "nothing attends to." if pad.added else "It is the tokenizer's own.")
+    return _card(facts, "text-classification", "transformers", f"""\
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained(DIR), AutoModelForSequenceClassification.from_pretrained(DIR)
+texts = [prompt + response + tokenizer.eos_token]
+rows = tokenizer(texts, return_tensors="pt", padding=True)
+rewards = model(**rows).logits[:, 0]
+```
+
+The one logit is the reward of the response, read at the last token, which is the EOS of a finished response: {_bias(shift)}
+It is no probability: differences between responses to one prompt are what it means. Rows are padded with `{pad.token}` (id {pad.id}),
+which must not be the EOS: transformers scores the rightmost token that is not padding. {why} The weights are {dtype}, adapters merged.
+""")
+
+
+def adapter(facts: Facts, eos_ids: Sequence[int], pad_id: int | None, shift: float, dtype: str) -> str:
+    """The card of a peft folder. pad_id: the tokenizer's padding where it is no EOS, else None; shift: what a reward's scores lack."""
+    if facts.group != "reward":
+        use = f"""\
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({facts.base!r}), DIR)
+```
+
+Generation ends at {_ids(eos_ids)}. The adapter's weights are {dtype}.
+"""
+    else:
+        batches = "" if pad_id is not None else " Score one row at a time: the tokenizer has no padding token apart from its EOS."
+        use = f"""\
+```python
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+base = AutoModelForSequenceClassification.from_pretrained({facts.base!r}, num_labels=1, pad_token_id={pad_id})
+model = PeftModel.from_pretrained(base, DIR)
+```
+
+The one logit at the last token, which is the EOS of a finished response, is the reward of the response: {_bias(shift)}{batches}
+The adapter's weights are {dtype}.
+"""
+    return _card(facts, "text-classification" if facts.group == "reward" else "text-generation", "peft", use)
+
+
+def _bias(shift: float) -> str:
+    if not shift:
+        return "the same number as in the run."
+    return (f"the run's number less a constant, the head's bias of {shift:+.6g}, which such a folder has no place for; add it for the "
+            "run's own numbers.")
+
+
+def _ids(ids: Sequence[int]) -> str:
+    return f"token {ids[0]}" if len(ids) == 1 else f"any of the tokens {', '.join(map(str, ids))}"
+
+
+# ---------------------------------------------------------------- the parts of a card
+
+
+def _card(facts: Facts, task: str, library: str, use: str) -> str:
+    licence = "As the base model is licensed" if facts.base else "The run began from scratch: the weights are their maker's to license"
+    return (f"{_front_matter(facts, task, library)}\n# {facts.role}\n\n{_about(facts)}\n## Use\n\n{use}\n## How it was made\n\n"
+            f"{_making(facts)}\n## Data\n\n{_data(facts)}\n## Evaluation\n\n{_evaluation(facts)}\n## Licence\n\n"
+            f"{licence}, and as the data allow.\n")
+
+
+def _front_matter(facts: Facts, task: str, library: str) -> str:
+    tags = ["irl_jax", "inverse-reinforcement-learning", facts.group] + (["reward-model"] if facts.group == "reward" else [])
+    tags += ["lora"] if library == "peft" else []
+    lines = [f"library_name: {library}", f"pipeline_tag: {task}", "tags:", *(f"- {tag}" for tag in tags)]
+    if is_hub_name(facts.base):
+        lines.append(f"base_model: {facts.base}")
+    return "---\n" + "\n".join(lines) + "\n---\n"
+
+
+def is_hub_name(base: str) -> bool:
+    """Whether a base model is named as on the hub ("gpt2", "google/gemma-2b") rather than by a folder, which no other machine knows."""
+    return bool(base) and not base.startswith(("/", ".", "~")) and base.count("/") <= 1
+
+
+def _about(facts: Facts) -> str:
+    lines = [_METHODS[facts.group]]
+    if facts.recipe:
+        lines.append(f"Recipe `{facts.recipe}`{f': {_RECIPES[facts.recipe]}' if facts.recipe in _RECIPES else ''}.")
+    lines.append(f"Base model: `{facts.base}`." if facts.base else "The run initialised the base model itself and pretrained it.")
+    return "\n".join(lines) + "\n"
+
+
+def _making(facts: Facts) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
+    lines = [f"By [irl_jax](https://arxiv.org/abs/2405.15624) (inverse reinforcement learning from demonstrations), commit "
+             f"{facts.commit or 'unknown'}, with {versions}; exported by irl_jax {irl_jax.__version__}."]
+    if facts.own:
+        lines += ["", f"Its own settings: `{facts.own}`"]
+    if facts.changed:
+        lines += ["", "Settings of the run that are not the defaults:", "", "```"]
+        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in facts.changed.items()] + ["```"]
+    else:
+        lines += ["", "Every setting is the default."]
+    return "\n".join(lines) + "\n"
+
+
+def _data(facts: Facts) -> str:
+    source = "irl_jax's embedded testbed, a generated world" if facts.source == "testbed" else f"`{facts.source}`"
+    counts = ", ".join(f"{number:,} {name}" for name, number in facts.records.items())
+    return f"Source: {source}. Records: {counts or 'not counted, the source being no longer there'}.\n"
+
+
+def _evaluation(facts: Facts) -> str:
+    policies, rewards = facts.results.get("policies") or {}, facts.results.get("rewards") or {}
+    if not policies:
+        return "The run was not evaluated.\n"
+    golden = facts.results.get("golden") or {}
+    accuracy = golden.get("heldout_accuracy")
+    judge = (f"Golden reward: {golden.get('name')}" + (f", held-out accuracy {accuracy:.3f}" if accuracy is not None else ", exact")
+             if golden else "There was no golden reward")
+    table = _table(["policy", "golden", "tokens", "KL to sft, nats", "distinct-2", "prompts"], [
+        [_name(name, facts.role), _number(row, "golden_mean", "golden_stderr"), _number(row, "length_mean", digits=1),
+         _number(row, "kl_to_sft", "kl_to_sft_stderr", 2), _number(row, "distinct_2"), str(row.get("n", "–"))]
+        for name, row in policies.items() if row])
+    rows = []
+    for name, row in rewards.items():
+        best = next((point for point in (row or {}).get("best_of_n") or [] if point["n"] == BEST_OF), {})
+        rows.append([_name(name, facts.role.removeprefix("reward/")), _number(row, "heldout_auc", "heldout_auc_stderr"),
+                     _number(row, "spearman_golden", "spearman_golden_stderr"), _number(row, "spearman_length", "spearman_length_stderr"),
+                     _number(best, "golden", "stderr")])
+    quality = _table(["reward", "held-out AUC", "Spearman with golden", "Spearman with length", f"golden of best-of-{BEST_OF}"], rows)
+    return (f"{judge}; no training step sees it. Samples at temperature 1; ± is one standard error over prompts.\n\n{table}"
+            + (f"\n{quality}" if rows and facts.group in ("reward", "policy", "rejection") else ""))
+
+
+def _name(name: str, this: str) -> str:
+    return f"**`{name}`** (this one)" if name == this else f"`{name}`"
+
+
+def _number(row: Mapping, key: str, error: str = "", digits: int = 3) -> str:
+    value, stderr = row.get(key), row.get(error)
+    if value is None:
+        return "–"
+    return f"{value:.{digits}f}" + (f" ± {stderr:.{digits}f}" if stderr is not None else "")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]]) + "\n"
