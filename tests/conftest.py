@@ -1,6 +1,7 @@
 """Fixtures and settings that every test shares."""
 
 import atexit
+import importlib
 import os
 import pathlib
 import shutil
@@ -44,14 +45,24 @@ def shared() -> pathlib.Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def torch():
-    """The torch module for comparisons; without it a skip, or a failure where IRL_JAX_REQUIRE_TORCH=1."""
+def for_comparison(name: str):
+    """A module of the "torch" extra; without it a skip, or a failure where IRL_JAX_REQUIRE_TORCH=1."""
     try:
-        import torch as module
+        return importlib.import_module(name)
     except ImportError as error:
-        message = f"torch is not installed ({error}): IRL_JAX_TEST_TORCH=1 bash launch/test.sh installs it"
+        message = f"{name} is not installed ({error}): IRL_JAX_TEST_TORCH=1 bash launch/test.sh installs it"
         if os.environ.get("IRL_JAX_REQUIRE_TORCH") == "1":
             pytest.fail(message)
         pytest.skip(message)
-    return module
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """The torch module for comparisons, as `for_comparison` gives it."""
+    return for_comparison("torch")
+
+
+@pytest.fixture(scope="session")
+def peft(torch):
+    """The peft module, likewise."""
+    return for_comparison("peft")

@@ -205,8 +205,8 @@ def _about(facts: Facts) -> str:
 
 def _making(facts: Facts) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
-    lines = [f"By [irl_jax](https://arxiv.org/abs/2405.15624) (inverse reinforcement learning from demonstrations), commit "
-             f"{facts.commit or 'unknown'}, with {versions}; exported by irl_jax {irl_jax.__version__}."]
+    lines = ["By irl_jax (inverse reinforcement learning from demonstrations, [arXiv 2405.15624](https://arxiv.org/abs/2405.15624)), "
+             f"commit {facts.commit or 'unknown'}, with {versions}; exported by irl_jax {irl_jax.__version__}."]
     if facts.own:
         lines += ["", f"Its own settings: `{facts.own}`"]
     if facts.changed:
