@@ -1,6 +1,7 @@
 """The verb `export`: folders that transformers and peft load, with the same numbers; its model card; its refusals."""
 
 import dataclasses
+import functools
 import json
 import os
 
@@ -10,12 +11,14 @@ import pytest
 from ml_collections import ConfigDict
 from tiny import tiny_config
 
-from irl_jax import checkpoint, cli, hf, hf_export, roles, stages, workdir
+from irl_jax import checkpoint, cli, hf, hf_export, roles, workdir
 from irl_jax.config import default
+from irl_jax.data import testbed
 from irl_jax.errors import UserError
 from irl_jax.models import adapters, families, peft, transformer
 from irl_jax.models.transformer import ModelConfig
 from irl_jax.stages import export, model_card
+from irl_jax.stages.context import Context
 
 GPT2 = ModelConfig(vocab_size=16, num_layers=2, width=8, num_heads=2, num_kv_heads=2, head_dim=4, mlp_width=12, max_positions=24)
 LLAMA = ModelConfig(
@@ -49,7 +52,7 @@ def base_folder(path, model, **tokenizer):
     return hf.save_folder(path, model, trunk, make_tokenizer(**tokenizer))
 
 
-def run_on(path, base, body="adapter", **settings):
+def run_on(path, base, body="adapter", leaves_scale=0.5, **settings):
     """A workdir whose sft, policy/init_sft and reward/init_sft have leaves drawn at random instead of trained."""
     config = default()
     config.data.source, config.model.path = "file", str(base)
@@ -62,7 +65,7 @@ def run_on(path, base, body="adapter", **settings):
     for seed, role in enumerate(("sft", "policy/init_sft", "reward/init_sft")):
         shapes = jax.eval_shape(lambda role=role: roles.finished_leaves(
             jax.random.key(0), role.split("/")[0], model, config.adapter.rank, trunk, reward=reward))
-        checkpoint.save_tree(path / role / "leaves", filled(shapes, seed + 1))
+        checkpoint.save_tree(path / role / "leaves", filled(shapes, seed + 1, leaves_scale))
     return path
 
 
@@ -87,10 +90,10 @@ def exported(w, role, out, *flags):
     return out
 
 
-def scored(source, folder, *flags):
-    """The lines of `score` for RECORDS."""
+def scored(source, folder, *flags, records=RECORDS):
+    """The lines of `score`."""
     given, out = folder / "in.jsonl", folder / "scored.jsonl"
-    given.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    given.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert cli.main(["score", source, f"--data={given}", f"--out={out}", "--eos", *flags]) == 0
     return [json.loads(line) for line in out.read_text().splitlines()]
 
@@ -101,10 +104,23 @@ def stored(folder):
     return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def our_logits(model, variables, tokens):
     positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
     hidden = transformer.hidden_states(model, variables, tokens, positions, np.ones(tokens.shape, np.int32))
-    return np.asarray(transformer.vocab_logits(model, variables, hidden))
+    return transformer.vocab_logits(model, variables, hidden)
+
+
+def policy_logits(base, w):
+    """(tokens, our policy's logits) with its adapter apart."""
+    tokens = np.random.default_rng(0).integers(0, 16, (3, 9))
+    return tokens, np.asarray(our_logits(*with_adapter(base, w, "policy/init_sft"), tokens))
+
+
+@functools.cache
+def our_rewards(w):
+    """What `score` gives RECORDS by the run's own reward."""
+    return np.array([line["reward"] for line in scored(f"--workdir={w}", w.parent, "--reward=init_sft")])
 
 
 def with_adapter(base, w, role):
@@ -129,19 +145,23 @@ def test_a_policy_is_the_merged_model_and_a_model_here_again(run, tmp_path):
     config, trunk = hf.load_folder(out)
     assert config == dataclasses.replace(model, adapter_scale=0.0) and families.family(config) == family
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), trunk, adapters.merge(model, variables))
-    ours, theirs = scored(f"--workdir={w}", tmp_path, "--role=policy"), scored(f"--model={out}", tmp_path)
-    np.testing.assert_allclose([line["logprob"] for line in theirs], [line["logprob"] for line in ours], rtol=1e-5)
-    assert abs(ours[0]["logprob"] - scored(f"--workdir={w}", tmp_path, "--role=init")[0]["logprob"]) > 0.1  # an adapter that does something
     assert sorted(file.name for file in out.iterdir()) == ["README.md", "config.json", "generation_config.json", "model.safetensors",
                                                            "tokenizer.json", "tokenizer_config.json"]
+
+
+def test_a_folder_scores_as_the_run_did(gpt2, tmp_path):
+    _, w = gpt2
+    ours = scored(f"--workdir={w}", tmp_path, "--role=policy")
+    theirs = scored(f"--model={exported(w, 'policy', tmp_path / 'out')}", tmp_path)
+    np.testing.assert_allclose([line["logprob"] for line in theirs], [line["logprob"] for line in ours], rtol=1e-5)
+    assert abs(ours[0]["logprob"] - scored(f"--workdir={w}", tmp_path, "--role=init")[0]["logprob"]) > 0.1  # an adapter that does something
 
 
 def test_transformers_has_the_policys_logits(run, tmp_path, torch):
     from transformers import AutoModelForCausalLM
 
     _, base, w = run
-    tokens = np.random.default_rng(0).integers(0, 16, (3, 9))
-    expected = our_logits(*with_adapter(base, w, "policy/init_sft"), tokens)
+    tokens, expected = policy_logits(base, w)
     loaded = AutoModelForCausalLM.from_pretrained(exported(w, "policy", tmp_path / "out")).eval()
     with torch.no_grad():
         np.testing.assert_allclose(loaded(torch.tensor(tokens)).logits, expected, atol=1e-5 * np.abs(expected).max())
@@ -201,13 +221,13 @@ def test_transformers_loads_shards(gpt2, tmp_path, torch):
 # ---------------------------------------------------------------- rewards
 
 
-def transformers_rewards(torch, folder, loaded=None):
-    """The classifier's logits for RECORDS: one row at a time, and in one padded batch."""
+def transformers_rewards(torch, folder, loaded=None, records=RECORDS):
+    """The classifier's logits for the records: one row at a time, and in one padded batch."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     model = loaded or AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = [f"{record['prompt']}{record['response']}{tokenizer.eos_token}" for record in RECORDS]
+    texts = [f"{record['prompt']}{record['response']}{tokenizer.eos_token}" for record in records]
     with torch.no_grad():
         alone = [model(**tokenizer(text, return_tensors="pt")).logits[0, 0].item() for text in texts]
         if tokenizer.pad_token_id is None:
@@ -217,7 +237,7 @@ def transformers_rewards(torch, folder, loaded=None):
 
 def test_transformers_has_the_rewards(run, tmp_path, torch):
     family, base, w = run
-    expected = np.array([line["reward"] for line in scored(f"--workdir={w}", tmp_path, "--reward=init_sft")])
+    expected = our_rewards(w)
     assert np.ptp(expected) > 0.1
     out = exported(w, "reward/init_sft", tmp_path / "out")
     config = read(out, "config.json")
@@ -228,13 +248,12 @@ def test_transformers_has_the_rewards(run, tmp_path, torch):
     assert not any("lm_head" in name for name in stored(out))
 
 
-@pytest.mark.parametrize("pad", [None, "<eos>"])
-@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("pad, full", [(None, True), ("<eos>", False)])
 def test_padding_that_is_not_the_eos(pad, full, tmp_path, torch):
     """A tokenizer that pads with EOS, or not at all; a table of embeddings with room for a new token, or without."""
     base = base_folder(tmp_path / "base", dataclasses.replace(GPT2, vocab_size=14 if full else 16), pad=pad)
     w = run_on(tmp_path / "w", base, "frozen")
-    expected = np.array([line["reward"] for line in scored(f"--workdir={w}", tmp_path, "--reward=init_sft")])
+    expected = our_rewards(w)
     out = exported(w, "reward", tmp_path / "out")
     config = read(out, "config.json")
     assert config["pad_token_id"] == 14 and config["vocab_size"] == (15 if full else 16) and config["eos_token_id"] == 2
@@ -242,6 +261,19 @@ def test_padding_that_is_not_the_eos(pad, full, tmp_path, torch):
         np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
     card = (out / "README.md").read_text()
     assert "`<|irl_jax_pad|>` (id 14)" in card and "a row of zeros" in card
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["imdb-gpt2-6m", "stories260k"])
+def test_rewards_of_real_rows(name, shared, tmp_path, torch):
+    records = [{"prompt": "This movie was", "response": " a complete waste of time, and the acting is terrible."},
+               {"prompt": "Once upon a time, there was a film", "response": " that I have seen three times.\n\nWatch it!"}]
+    w = run_on(tmp_path / "w", shared / "models" / name, leaves_scale=0.1)
+    expected = np.array([line["reward"] for line in scored(f"--workdir={w}", tmp_path, "--reward=init_sft", records=records)])
+    out = exported(w, "reward", tmp_path / "out")
+    shift = read(out, "config.json")["irl_jax"]["score_bias"]
+    for got in transformers_rewards(torch, out, records=records):
+        np.testing.assert_allclose(np.array(got) + shift, expected, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
 @pytest.mark.parametrize("body, rank", [("trunk", 2), ("adapter", 0)])
@@ -303,7 +335,8 @@ def test_fused_adapters_are_block_diagonal():
     ours = filled(shapes)["blocks"]["attention"]
     parts = [ours[part]["a"][1] @ ours[part]["b"][1] for part in "qkv"]
     np.testing.assert_allclose((b @ a).T, np.concatenate(parts, axis=1), atol=1e-6)
-    llama = peft.lora(dataclasses.replace(LLAMA, adapter_scale=0.25), adapters.init_adapter(jax.random.key(0), LLAMA, 2)).settings
+    llama = peft.lora(dataclasses.replace(LLAMA, adapter_scale=0.25), filled(jax.eval_shape(
+        lambda: adapters.init_adapter(jax.random.key(0), LLAMA, 2)))).settings
     assert llama["target_modules"] == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
     assert llama["lora_alpha"] == 0.5 and not llama["fan_in_fan_out"] and llama["rank_pattern"] == {}
 
@@ -312,8 +345,7 @@ def test_peft_has_the_policys_logits(run, tmp_path, torch, peft):
     from transformers import AutoModelForCausalLM
 
     _, base, w = run
-    tokens = np.random.default_rng(0).integers(0, 16, (3, 9))
-    expected = our_logits(*with_adapter(base, w, "policy/init_sft"), tokens)
+    tokens, expected = policy_logits(base, w)
     out = exported(w, "policy", tmp_path / "out", "--adapter")
     assert read(out, "adapter_config.json")["base_model_name_or_path"] == str(base)
     loaded = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out).eval()
@@ -326,7 +358,7 @@ def test_peft_has_the_rewards_but_for_the_bias(run, tmp_path, torch, peft):
     from transformers import AutoModelForSequenceClassification
 
     _, base, w = run
-    expected = np.array([line["reward"] for line in scored(f"--workdir={w}", tmp_path, "--reward=init_sft")])
+    expected = our_rewards(w)
     out = exported(w, "reward", tmp_path / "out", "--adapter", f"--base={base}")
     classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, pad_token_id=1)
     loaded = peft.PeftModel.from_pretrained(classifier, out).eval()
@@ -339,15 +371,22 @@ def test_peft_has_the_rewards_but_for_the_bias(run, tmp_path, torch, peft):
 # ---------------------------------------------------------------- from scratch
 
 
-def test_a_testbed_run(tmp_path, capsys):
-    w = tmp_path / "w"
-    stages.run_pipeline(tiny_config(pretrain__steps=2, sft__steps=2), w, ("pretrain", "sft"))
-    capsys.readouterr()
+def test_a_testbed_run(tmp_path, capsys, monkeypatch):
+    w, config = tmp_path / "w", tiny_config()
+    world = testbed.build_world(config.data.testbed, 0)
+    monkeypatch.setattr(testbed, "build_world", lambda *_: world)  # once, not at every call
+    with workdir.Workdir(w, config) as opened:
+        model, tokenizer = Context(config, opened).model, world.tokenizer
+    shapes = jax.eval_shape(lambda: transformer.init_trunk(jax.random.key(0), model))
+    checkpoint.save_tree(w / "pretrain" / "leaves", filled(shapes))
+    checkpoint.save_tree(w / "sft" / "leaves", filled(jax.eval_shape(
+        lambda: roles.finished_leaves(jax.random.key(0), "sft", model, 2, None))))
     out = exported(w, "init", tmp_path / "init")
-    words = "how do i plant the roses?"
-    from irl_jax.data.testbed import build_world
-
-    assert hf.load_tokenizer(out)(words)["input_ids"] == build_world(tiny_config().data.testbed, 0).tokenizer(words)["input_ids"]
+    words = world.corpus.train[0].prompt
+    assert hf.load_tokenizer(out)(words)["input_ids"] == tokenizer(words)["input_ids"]
+    assert len(tokenizer(words)["input_ids"]) > 3 and tokenizer.unk_token_id not in tokenizer(words)["input_ids"]
+    jax.tree.map(np.testing.assert_array_equal, hf.load_folder(out)[1], filled(shapes))
+    capsys.readouterr()
     card = (out / "README.md").read_text()
     assert "60 demonstrations" in card and "not evaluated" in card and "adapter.rank = 2" in card and "base_model" not in card
     err = refused(capsys, tmp_path / "a", f"--workdir={w}", "--role=sft", "--adapter")
@@ -416,7 +455,8 @@ def test_mistakes(gpt2, tmp_path, capsys, monkeypatch):
     assert "init is what the adapters stand on" in refused(capsys, out, run, "--role=init", "--adapter")
     assert "--base: needs --adapter" in refused(capsys, out, run, "--role=sft", f"--base={base}")
     assert "in a folder that exists" in refused(capsys, tmp_path / "none" / "out", run, "--role=sft")
-    assert "a folder of this machine" in refused(capsys, "gs://bucket/out", run, "--role=sft") if False else True
+    assert cli.main(["export", run, "--role=sft", "--out=gs://bucket/out"]) == 2
+    assert "a folder of this machine" in capsys.readouterr().err
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert "cannot be written to" in refused(capsys, out, run, "--role=sft")
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import block_diag
 
-from irl_jax.models import families
+from irl_jax.models.families import FAMILIES, family
 from irl_jax.models.transformer import ModelConfig
 from irl_jax.types import PyTree
 
@@ -36,7 +36,7 @@ def lora(config: ModelConfig, adapter: PyTree) -> Lora:
       adapter: from `adapters.init_adapter`, trained.
     """
     tensors, modules, fused = {}, {}, {}
-    rules = [rule for rule in families.table(config) if "{}" in rule.name and rule.leaves[0].endswith("/kernel")]
+    rules = [rule for rule in FAMILIES[family(config)].tensors if "{}" in rule.name and rule.leaves[0].endswith("/kernel")]
     for rule in rules:
         parts = [_factors(adapter, leaf.removesuffix("/kernel")) for leaf in rule.leaves]
         if parts[0] is None:  # of another variant

@@ -17,8 +17,8 @@ import numpy as np
 
 from irl_jax import hf, hf_export, roles, variants, workdir
 from irl_jax.errors import UserError
-from irl_jax.models import families, peft
-from irl_jax.models.families import Stored
+from irl_jax.models import families, peft, tensors
+from irl_jax.models.tensors import Stored
 from irl_jax.stages import generate, model_card
 from irl_jax.types import PyTree
 
@@ -126,7 +126,7 @@ def _write_policy(folder: Path, context, variables, args, facts) -> str:
     ends = list(context.eos_ids)
     generation = ids | {"eos_token_id": ends if len(ends) > 1 else ends[0]}
     written = hf_export.write_folder(
-        folder, families.to_hf_config(context.model) | ids, families.stored_tensors(context.model, variables),
+        folder, families.to_hf_config(context.model) | ids, tensors.stored_tensors(context.model, variables),
         tokenizer=plain(context.tokenizer), generation=generation, dtype=args.dtype, limit=args.max_shard_size)
     _write_card(folder, model_card.policy(facts, context.eos_ids, args.dtype))
     return _said(written, args.dtype)
@@ -202,7 +202,7 @@ def classifier_config(hf_config: dict) -> dict:
 
 def classifier_tensors(config, made: Classifier, rows: int) -> Iterator[Stored]:
     """The tensors of a classifier's folder: the body's, with `rows` embeddings (zeros where the model has fewer), and the head's."""
-    for stored in families.stored_tensors(config, made.variables):
+    for stored in tensors.stored_tensors(config, made.variables):
         if stored.leaves == ("unembed/kernel",):
             continue
         if stored.leaves == ("embed/tokens",) and rows > stored.shape[0]:
@@ -236,16 +236,16 @@ def with_padding(tokenizer, eos_ids: tuple[int, ...]) -> tuple[object, Pad]:
 
 def _write_adapter(folder: Path, context, role: str, leaves, base: str, dtype: str, facts) -> str:
     made = peft.lora(context.model, leaves["adapter"])
-    tensors, shift, is_reward = dict(made.tensors), 0.0, role.startswith("reward/")
+    stored, shift, is_reward = dict(made.tensors), 0.0, role.startswith("reward/")
     if is_reward:
-        tensors[f"{peft.PREFIX}score.weight"] = np.ascontiguousarray(np.asarray(leaves["head"]["kernel"], np.float32).T)
+        stored[f"{peft.PREFIX}score.weight"] = np.ascontiguousarray(np.asarray(leaves["head"]["kernel"], np.float32).T)
         shift = float(np.asarray(leaves["head"]["bias"])[0])
     settings = {
         "peft_type": "LORA", "task_type": "SEQ_CLS" if is_reward else "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True,
         "bias": "none", "lora_dropout": 0.0, "use_rslora": False, "modules_to_save": ["score"] if is_reward else None, **made.settings,
     }  # fmt: skip
     size = hf_export.save_tensors(folder / "adapter_model.safetensors", {
-        name: hf_export.cast(name, tensor, dtype) for name, tensor in tensors.items()})
+        name: hf_export.cast(name, tensor, dtype) for name, tensor in stored.items()})
     hf_export.write_json(folder / "adapter_config.json", settings)
     plain(context.tokenizer).save_pretrained(folder)
     own_pad = context.tokenizer.pad_token_id
