@@ -23,12 +23,16 @@ from irl_jax.stages.context import Context
 GPT2 = ModelConfig(vocab_size=16, num_layers=2, width=8, num_heads=2, num_kv_heads=2, head_dim=4, mlp_width=12, max_positions=24)
 LLAMA = ModelConfig(
     vocab_size=16, num_layers=2, width=8, num_heads=4, num_kv_heads=2, head_dim=6, mlp_width=12, max_positions=24,
-    positions="rotary", rope_theta=500.0, norm="rms", norm_eps=1e-4, gated_mlp=True, activation="silu", use_bias=False,
-    tie_embeddings=False,
+    positions="rotary", rope_theta=500.0, norm="rms", norm_eps=1e-4, gated_mlp=True, activation="silu", qkv_bias=False,
+    output_bias=False, mlp_bias=False, tie_embeddings=False,
 )  # fmt: skip
 GEMMA = dataclasses.replace(LLAMA, num_kv_heads=1, activation="gelu_tanh", unit_offset=True, embed_scale=True, tie_embeddings=True)
-FAMILIES = {"gpt2": GPT2, "llama": LLAMA, "gemma": GEMMA}
-RECORDS = [{"prompt": "w1 w2 w3", "response": " w4 w5"}, {"prompt": "w6", "response": " w7 w8 w9 w1 w2 w3 w3"}, {"prompt": "w9 w9", "response": " w1"}]
+GEMMA3 = dataclasses.replace(GEMMA, qk_norm=True, post_norms=True, window=4, windowed=(True, False), local_rope_theta=50.0, query_scalar=8.0,
+                             family="gemma3_text")
+PHI3 = dataclasses.replace(LLAMA, head_dim=2, family="phi3")
+FAMILIES = {"gpt2": GPT2, "llama": LLAMA, "gemma": GEMMA, "gemma3_text": GEMMA3, "phi3": PHI3}
+RECORDS = [{"prompt": "w1 w2 w3", "response": " w4 w5"}, {"prompt": "w6", "response": " w7 w8 w9 w1 w2 w3 w3"},
+           {"prompt": "w9 w9", "response": " w1"}]
 SCALE = {"adapter.rank": 2, "adapter.alpha": 3.0}
 
 
@@ -199,7 +203,8 @@ def test_shards_and_dtypes(gpt2, tmp_path, dtype):
     assert {tensor.dtype.name for tensor in tensors.values()} == {dtype} and read(out, "config.json")["dtype"] == dtype
     jax.tree.map(np.testing.assert_array_equal, hf.load_folder(out)[1], hf.load_folder(whole)[1])
     exact = hf.load_folder(exported(w, "sft", tmp_path / "exact"))[1]
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, hf_export.cast("", b, dtype).astype(np.float32)), hf.load_folder(out)[1], exact)
+    rounded = jax.tree.map(lambda leaf: hf_export.cast("", leaf, dtype).astype(np.float32), exact)
+    jax.tree.map(np.testing.assert_array_equal, hf.load_folder(out)[1], rounded)
 
 
 def stored_in(file):
@@ -494,7 +499,8 @@ def test_numbers_that_a_dtype_does_not_hold(gpt2):
     assert hf_export.cast("x", np.array([1e5], np.float32), "bfloat16").dtype.name == "bfloat16"
 
 
-@pytest.mark.parametrize("text, size", [("5GB", 5 * 10**9), ("1.5MB", 1_500_000), ("2GiB", 2**31), ("10k", 10_000), ("7", 7), ("300B", 300)])
+@pytest.mark.parametrize("text, size", [
+    ("5GB", 5 * 10**9), ("1.5MB", 1_500_000), ("2GiB", 2**31), ("10k", 10_000), ("7", 7), ("300B", 300)])
 def test_sizes(text, size):
     arguments, _ = cli.parse(["export", "--workdir=W", "--role=sft", "--out=D", f"--max_shard_size={text}"])
     assert arguments.max_shard_size == size
