@@ -27,8 +27,8 @@ LLAMA = ModelConfig(
     output_bias=False, mlp_bias=False, tie_embeddings=False,
 )  # fmt: skip
 GEMMA = dataclasses.replace(LLAMA, num_kv_heads=1, activation="gelu_tanh", unit_offset=True, embed_scale=True, tie_embeddings=True)
-GEMMA3 = dataclasses.replace(GEMMA, qk_norm=True, post_norms=True, window=4, windowed=(True, False), local_rope_theta=50.0, query_scalar=8.0,
-                             family="gemma3_text")
+GEMMA3 = dataclasses.replace(GEMMA, qk_norm=True, post_norms=True, window=4, windowed=(True, False), local_rope_theta=50.0,
+                             query_scalar=8.0, family="gemma3_text")
 PHI3 = dataclasses.replace(LLAMA, head_dim=2, family="phi3")
 FAMILIES = {"gpt2": GPT2, "llama": LLAMA, "gemma": GEMMA, "gemma3_text": GEMMA3, "phi3": PHI3}
 RECORDS = [{"prompt": "w1 w2 w3", "response": " w4 w5"}, {"prompt": "w6", "response": " w7 w8 w9 w1 w2 w3 w3"},
