@@ -202,6 +202,8 @@ def _check_adversarial(config: ConfigDict) -> None:
 
 def _check_sources(config: ConfigDict) -> None:
     """Refuses data, model and golden reward that do not go together."""
+    if config.golden.kind == "hf_reward" and not config.golden.model:
+        raise UserError("config.golden.model: 'hf_reward' needs the folder or hub name of a *ForSequenceClassification model")
     if config.data.source == "testbed":
         if config.model.path:
             raise UserError(f"config.model.path = {config.model.path!r}: the testbed brings its own vocabulary; set data.source to "

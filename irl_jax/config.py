@@ -14,7 +14,7 @@ POSITIVES = ("demo", "sft")  # what the adversarial loop's discriminator is show
 GROUPS = ("reward", "policy", "adversarial", "dpo", "spin", "rejection")  # kinds of methods: a role is GROUP/NAME
 TRAINED = ("pretrain", "sft", "reward", "policy", "dpo", "spin", "rejection")  # sections with an optimizer
 DIVERGENCES = ("reverse_kl", "jensen_shannon", "forward_kl", "pearson", "neyman", "hellinger", "total_variation")
-GOLDEN_KINDS = ("testbed", "classifier", "none")
+GOLDEN_KINDS = ("testbed", "classifier", "hf_reward", "none")
 
 def default() -> ConfigDict:
     """The default config: the embedded testbed, in LoRA mode, on whatever devices are there."""
@@ -245,11 +245,13 @@ def _rejection() -> ConfigDict:
 
 def _golden() -> ConfigDict:
     g = ConfigDict()
-    g.kind = "testbed"  # "testbed" (exact), "classifier" (fitted to rated text) or "none"
+    g.kind = "testbed"  # "testbed" (exact), "classifier" (fitted to rated text), "hf_reward" (a reward model) or "none"
     g.source = ""  # "classifier": JSONL(.gz) of {text, rating}, never used in training
     g.text_field = "text"  # "classifier": names of the fields in golden.source, whatever data.fields says of the others
     g.rating_field = "rating"
     g.positive_rating = 7.0  # "classifier": ratings from here on count as positive
+    g.model = ""  # "hf_reward": folder or hub name of a *ForSequenceClassification
+    g.label = ""  # "hf_reward": whose score is the reward, where the model has several labels
     g.window_words = 48  # "classifier": words in the windows it is fitted on, as long as the responses
     return g
 

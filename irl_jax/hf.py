@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from irl_jax import hf_export
 from irl_jax.errors import UserError
@@ -70,14 +73,77 @@ def load_folder(
     Raises: UserError, naming file and field or tensor.
     """
     folder = resolve(path)
-    hf_config = _read_json(folder / "config.json")
     config = dataclasses.replace(
-        families.from_hf_config(hf_config, str(folder / "config.json")),
+        families.from_hf_config(_read_json(folder / "config.json"), str(folder / "config.json")),
         dtype=dtype,
         scan_layers=scan_layers,
         remat=remat,
         loss_chunk=loss_chunk,
     )
+    with _stored(folder) as home:
+        return config, tensors.import_tensors(config, home, lambda name: home[name].get_tensor(name), str(folder))
+
+
+class RewardModel(NamedTuple):
+    """A classifier's folder: h = w . z at the last token that is not padding.
+
+    model, trunk: the body. weight: w, float32 [D], of the label. label: its name. pad_id: the id that config.json calls
+    padding, or None.
+    """
+
+    model: ModelConfig
+    trunk: dict
+    weight: np.ndarray
+    label: str
+    pad_id: int | None
+
+
+def load_reward_model(path: str | Path, label: str = "") -> RewardModel:
+    """Reads a `*ForSequenceClassification` folder: a trunk without the vocabulary's head, and `score.weight` [labels, D].
+
+    Args:
+      path: a folder or a hub name.
+      label: whose score is read, by its name in id2label; "" where the folder has one label.
+    Raises: UserError where the folder is no such classifier, has no such label, or several and none is named.
+    """
+    folder = resolve(path)
+    file = folder / "config.json"
+    hf_config = _read_json(file)
+    named = hf_config.get("architectures") or ["none"]
+    if not str(named[0]).endswith("ForSequenceClassification"):
+        raise UserError(f"{file}: architectures says {named[0]}, a reward model is a *ForSequenceClassification")
+    # A classifier has no vocabulary to predict: whatever config.json says of it, there is no such tensor.
+    config = dataclasses.replace(families.from_hf_config(hf_config, str(file)), tie_embeddings=True)
+    with _stored(folder) as home:
+        if "score.weight" not in home:
+            raise UserError(f"{folder}: has no tensor score.weight, a classifier's head")
+        head = home.pop("score.weight").get_tensor("score.weight").astype(np.float32)
+        labels = _labels(hf_config, len(head), file)
+        if head.shape != (len(labels), config.width):
+            raise UserError(f"{folder}: tensor score.weight has shape {head.shape}, the config asks for {(len(labels), config.width)}")
+        if not label and len(labels) > 1:
+            raise UserError(f"{folder}: has the labels {', '.join(labels)}; name the one whose score is the reward (golden.label)")
+        if label and label not in labels:
+            raise UserError(f"{folder}: has no label {label!r}, only {', '.join(labels)} (golden.label)")
+        trunk = tensors.import_tensors(config, home, lambda name: home[name].get_tensor(name), str(folder))
+    pad = hf_config.get("pad_token_id")
+    index = labels.index(label) if label else 0
+    return RewardModel(config, trunk, head[index], labels[index], int(pad) if isinstance(pad, int) else None)
+
+
+def _labels(hf_config: dict, rows: int, file: Path) -> list[str]:
+    """The labels' names in their order; LABEL_0, LABEL_1, ... (transformers' own) where config.json names none."""
+    named = hf_config.get("id2label")
+    if named is None:
+        return [f"LABEL_{index}" for index in range(rows)]
+    if not isinstance(named, dict) or sorted(map(str, named)) != sorted(map(str, range(len(named)))):
+        raise UserError(f"{file}: id2label must name the labels 0 to {len(named) - 1 if isinstance(named, dict) else 'n'}")
+    return [str({str(key): value for key, value in named.items()}[str(index)]) for index in range(len(named))]
+
+
+@contextlib.contextmanager
+def _stored(folder: Path) -> Iterator[dict[str, Any]]:
+    """{tensor's name: the open file that holds it}."""
     with contextlib.ExitStack() as stack:
         home = {}
         for file in weight_files(folder):
@@ -86,7 +152,7 @@ def load_folder(
                 if name in home:
                     raise UserError(f"{file}: tensor {name} stands in another shard too")
                 home[name] = handle
-        return config, tensors.import_tensors(config, home, lambda name: home[name].get_tensor(name), str(folder))
+        yield home
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -133,7 +133,7 @@ def test_bad_settings_are_named(tmp_path):
     with pytest.raises(UserError, match="golden.kind: 'testbed' needs"):
         golden.make_judge(config)
     config.golden.kind = "oracle"
-    with pytest.raises(UserError, match="'oracle' is not one of testbed, classifier, none"):
+    with pytest.raises(UserError, match="'oracle' is not one of testbed, classifier, hf_reward, none"):
         golden.make_judge(config)
     with pytest.raises(UserError, match="golden.source"):
         golden.make_judge(classifier_config(""))

@@ -9,7 +9,7 @@ import numpy as np
 from irl_jax import loop, paths, variants, workdir
 from irl_jax.config import GROUPS
 from irl_jax.evaluation import best_of_n, golden, metrics
-from irl_jax.stages import divergences, judging, over_training, recipe_data, sampling, scoring
+from irl_jax.stages import divergences, judging, over_training, recipe_data, reward_model, sampling, scoring
 
 TILTING_BETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 COMPARED_N = 16  # best-of-16 is what the paired comparisons are about
@@ -26,12 +26,18 @@ def run(context) -> dict:
     return {"seconds": seconds, "compile_seconds": clock.seconds(), "tokens_per_second": scored}
 
 
+def _judge(context) -> golden.Judge:
+    if context.config.golden.kind == "hf_reward":
+        return reward_model.make_judge(context.config, context.mesh)
+    folder = context.directory("evaluate")
+    return golden.make_judge(context.config, context.world, folder if paths.is_local(folder) else None)
+
+
 def _evaluate(context) -> None:
     config = context.config
     judge = None
     if config.golden.kind != "none":
-        folder = context.directory("evaluate")
-        judge = golden.make_judge(config, context.world, folder if paths.is_local(folder) else None)
+        judge = _judge(context)
     controls = [control for control in config.reward.controls if judge or control != "golden"]
     rewards = [*(method.name for method in variants.methods(config, "reward")), *controls]
     recipes = [*config.reward.recipes, *controls]  # what every policy's samples are scored by; variants judge sft's alone

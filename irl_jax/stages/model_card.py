@@ -229,7 +229,7 @@ def _evaluation(facts: Facts) -> str:
         return "The run was not evaluated.\n"
     golden = facts.results.get("golden") or {}
     accuracy = golden.get("heldout_accuracy")
-    judge = (f"Golden reward: {golden.get('name')}" + (f", held-out accuracy {accuracy:.3f}" if accuracy is not None else ", exact")
+    judge = (f"Golden reward: {golden.get('name')}" + (f", held-out accuracy {accuracy:.3f}" if accuracy is not None else "")
              if golden else "There was no golden reward")
     table = _table(["policy", "golden", "tokens", "KL to sft, nats", "distinct-2", "prompts"], [
         [_name(name, facts.role), _number(row, "golden_mean", "golden_stderr"), _number(row, "length_mean", digits=1),

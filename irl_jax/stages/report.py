@@ -233,7 +233,8 @@ def _headline(results: Mapping) -> str:
                     + (f" <small>± {number(error):.3f}</small>" if math.isfinite(number(error)) else "") + "</dd></div>"
                     for name, value, error in cards)
     accuracy = golden.get("heldout_accuracy")
-    judge = {"testbed": "exact, by the testbed", "classifier": "by a text classifier", "none": "none: nothing was judged"}.get(
+    judge = {"testbed": "exact, by the testbed", "classifier": "by a text classifier", "hf_reward": "by a reward model",
+             "none": "none: nothing was judged"}.get(
         golden.get("name"), str(golden.get("name") or "not given"))
     if accuracy is not None:
         judge += f", held-out accuracy {format_number(accuracy)}"
