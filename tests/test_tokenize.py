@@ -8,7 +8,6 @@ from transformers import PreTrainedTokenizerFast
 from irl_jax.data.sources import PairRecord, Record
 from irl_jax.data.tokenize import (
     TokenReport,
-    chat_renderer,
     detokenize,
     tokenize_pairs,
     tokenize_prompts,
@@ -145,25 +144,6 @@ def test_pairs_share_their_prompt():
 
 def test_detokenize_leaves_specials_out():
     assert detokenize(build(), np.asarray([BOS, *ids("_e cat ."), EOS])) == "the cat ."
-
-
-CHAT = "{{ '<s>' }}{% for m in messages %}{{ m.role }}|{{ m.content | trim }}</s>{% endfor %}"
-
-
-def test_chat_template_gives_the_span_of_the_response():
-    render = chat_renderer(build(chat_template=CHAT))
-    turns = [{"role": "user", "content": "s"}, {"role": "assistant", "content": " s "}]
-    assert render(turns) == ("<s>user|s</s>assistant|", "s")
-    example, _ = one(build(chat_template=CHAT), *render(turns), max_prompt=20)
-    assert example.prompt.tolist() == [BOS, *ids("users"), EOS, *ids("assistant")]
-    assert example.response.tolist() == [*ids("s"), EOS]
-    assert chat_renderer(build()) is None
-
-
-def test_chat_template_that_changes_the_response_is_refused():
-    render = chat_renderer(build(chat_template="{% for m in messages %}{{ m.content | upper }}{% endfor %}"))
-    with pytest.raises(UserError, match="changes the assistant's turn"):
-        render([{"role": "user", "content": "s"}, {"role": "assistant", "content": "abc"}])
 
 
 @pytest.mark.shared

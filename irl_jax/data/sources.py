@@ -70,7 +70,7 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
     Args:
         data_config: `config.data`; see irl_jax/config.py for every key.
         seed: of the split, and of the number of prompt words of "continuations".
-        render: messages -> (prompt, response), for records of {messages} (`tokenize.chat_renderer` makes one).
+        render: messages -> (prompt, response), for records of {messages} (`chat.Chat.demonstration`).
 
     Returns:
         The corpus. Equal prompts go to one split. Records rated below `min_rating` are in no training split, but stay in
@@ -192,19 +192,29 @@ def _pair_rows(records, fields, render, pairs_only: bool) -> Iterator[_Row]:
         yield _Row(prompt, response, True, pair)
 
 
-def _render_messages(messages, where: str, render: Render | None) -> tuple[str, str]:
-    if render is None:
+def check_messages(messages, where: str, templated: bool, answered: bool = True) -> None:
+    """Refuses what is no conversation of two or more turns, the last the assistant's; or, without `answered`, of one or more, the last not.
+
+    Raises: UserError, also where the tokenizer has no chat template (`templated`).
+    """
+    if not templated:
         raise UserError(f"{where}: field 'messages' needs a chat template, and the tokenizer has none; give prompt and response")
     well_formed = isinstance(messages, list) and all(
         isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str) for turn in messages
     )
-    if not well_formed or len(messages) < 2 or messages[-1]["role"] != "assistant":
-        raise UserError(
-            f"{where}: field 'messages' must be a list of {{role, content}} of two or more turns, the last one the assistant's"
-        )
-    if not messages[-1]["content"].strip():
+    if not well_formed or len(messages) < 1 + answered or (messages[-1]["role"] == "assistant") != answered:
+        turns = "of two or more turns, the last one the assistant's" if answered else "of turns, the last one not the assistant's"
+        raise UserError(f"{where}: field 'messages' must be a list of {{role, content}} {turns}")
+    if answered and not messages[-1]["content"].strip():
         raise UserError(f"{where}: the last turn of field 'messages' is empty; give the response or remove the record")
-    return render(messages)
+
+
+def _render_messages(messages, where: str, render: Render | None) -> tuple[str, str]:
+    check_messages(messages, where, render is not None)
+    try:
+        return render(messages)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _hh_rows(records, fields, counts: Counter) -> Iterator[_Row]:

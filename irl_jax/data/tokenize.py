@@ -8,7 +8,7 @@ here. A response that is cut by the length limit carries none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +16,6 @@ import numpy as np
 from irl_jax.data.sources import PairRecord, Record
 from irl_jax.errors import UserError
 from irl_jax.types import Example, Pair
-
-_SENTINEL = "sentinel7f3a91c4"  # stands for the response while a chat template is rendered
 
 
 class TokenReport(NamedTuple):
@@ -37,6 +35,7 @@ def tokenize_records(
     max_response: int,
     truncate_prompts: bool = False,
     eos_id: int | None,
+    ends: Sequence[int] = (),
 ) -> tuple[list[Example], TokenReport]:
     """Tokenises demonstrations by the rule on top of this module.
 
@@ -47,6 +46,7 @@ def tokenize_records(
         max_response: tokens, EOS included; longer responses are cut, as the sampler cuts its own.
         truncate_prompts: cut long prompts instead of refusing them.
         eos_id: ends every response that is not cut; None adds no EOS anywhere (and no response counts as ended).
+        ends: further tokens that end a response, as end-of-turn tokens do: after one of them no EOS is added.
 
     Returns:
         One Example a record, in order, `source` being the record's index; and the report.
@@ -62,7 +62,7 @@ def tokenize_records(
         if not response:
             raise UserError(f"{_name(i, records[i].prompt)}: the response is empty; give it some text or remove the record")
         ended = eos_id is not None
-        if ended and response[-1] != eos_id:  # texts that spell their end-of-text token out have it already
+        if ended and response[-1] not in (eos_id, *ends):  # texts that spell their end out have it already
             response = [*response, eos_id]
         if len(response) > max_response:
             response, ended, cut = response[:max_response], False, cut + 1
@@ -100,29 +100,6 @@ def tokenize_prompts(
 def detokenize(tokenizer, ids: Sequence[int]) -> str:
     """The text of response ids, special tokens left out and spaces as the tokenizer has them."""
     return tokenizer.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def chat_renderer(tokenizer) -> Callable[[list], tuple[str, str]] | None:
-    """Makes render(messages) -> (prompt, response) of the tokenizer's chat template; None where it has no template.
-
-    The template renders the conversation once; the response is the span of the last turn's content in it, the prompt all
-    that stands before. What the template puts after it (end of turn) is left to the EOS.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-
-    def render(messages: list) -> tuple[str, str]:
-        content = messages[-1]["content"]
-        marked = [*messages[:-1], {**messages[-1], "content": _SENTINEL}]
-        marked_text = tokenizer.apply_chat_template(marked, tokenize=False)
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-        prompt = marked_text[: max(marked_text.rfind(_SENTINEL), 0)]
-        for response in (content, content.strip()):  # many templates trim
-            if text.startswith(prompt + response):
-                return prompt, response
-        raise UserError("the tokenizer's chat template changes the assistant's turn; give prompt and response, not messages")
-
-    return render
 
 
 # ---- the rule ----

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from irl_jax import checkpoint, distributed, hf, paths, roles, sharding, variants, workdir
-from irl_jax.data import sources, tokenize
+from irl_jax.data import chat, sources, tokenize
 from irl_jax.errors import UserError
 from irl_jax.models import families, transformer
 from irl_jax.stages import scoring
@@ -113,8 +113,14 @@ class Context:
 
     @cached_property
     def eos_ids(self) -> tuple[int, ...]:
-        """The ids that end a response, the one that training appends first."""
-        return hf.eos_ids(None if self.is_testbed else self.folder, self.tokenizer)
+        """The ids that end a response, the one that training appends first; the chat template's end of turn is among them."""
+        ids = hf.eos_ids(None if self.is_testbed else self.folder, self.tokenizer)
+        return ids if self.chat is None or self.chat.end_id in (None, *ids) else (*ids, self.chat.end_id)
+
+    @cached_property
+    def chat(self) -> chat.Chat | None:
+        """The tokenizer's chat template, where it has one."""
+        return chat.of(self.tokenizer)
 
     @property
     def eos_id(self) -> int:
@@ -132,8 +138,7 @@ class Context:
         if self.is_testbed:
             corpus = self.world.corpus
         else:
-            render = tokenize.chat_renderer(self.tokenizer) if getattr(self.tokenizer, "chat_template", None) else None
-            corpus = sources.load_corpus(self.config.data, self.config.seed, render)
+            corpus = sources.load_corpus(self.config.data, self.config.seed, self.chat.demonstration if self.chat else None)
         left_out = sources.left_out(corpus.counts)
         self.say(f"data: {len(corpus.train)} training, {len(corpus.development)} development, {len(corpus.evaluation)} evaluation "
                  f"records{'; ' if left_out else ''}{left_out}")
@@ -144,7 +149,7 @@ class Context:
         data = self.config.data
         examples, report = tokenize.tokenize_records(
             self.tokenizer, records, max_prompt=data.max_prompt_tokens, max_response=data.max_response_tokens,
-            truncate_prompts=data.truncate_prompts, eos_id=self.eos_id)
+            truncate_prompts=data.truncate_prompts, eos_id=self.eos_id, ends=self.eos_ids)
         self._say_tokens(name, len(examples), report)
         return examples
 
@@ -172,7 +177,7 @@ class Context:
         data = self.config.data
         pairs, report = tokenize.tokenize_pairs(
             self.tokenizer, self.corpus.pairs, max_prompt=data.max_prompt_tokens, max_response=data.max_response_tokens,
-            truncate_prompts=data.truncate_prompts, eos_id=self.eos_id)
+            truncate_prompts=data.truncate_prompts, eos_id=self.eos_id, ends=self.eos_ids)
         self._say_tokens("pairs", len(pairs), report)
         return pairs
 

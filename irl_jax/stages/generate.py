@@ -19,6 +19,8 @@ from irl_jax.stages.context import Context, Reader
 def generate(args) -> None:
     """Writes one JSON line a prompt (or a sample): {"prompt", "response", "logprob", "tokens", "ended"}.
 
+    A record of {"messages"} instead is a conversation up to the turn that is sampled; the chat template makes the prompt.
+
     `logprob` is the model's own (temperature 1, unfiltered), summed over the response's tokens, EOS included where it was
     sampled ("ended"); `tokens` counts them. With --reward and --best_of=N, the best of N samples by that reward is written,
     with its "reward"; with --agreement=A and an ensemble, the one that its members agree on (`best_of_n.agreed_choice`).
@@ -26,8 +28,8 @@ def generate(args) -> None:
     records = _read(args.prompts, ("prompt",))
     context, role = _context(args)
     limit = args.max_tokens or context.config.data.max_response_tokens
-    prompts = tokenize.tokenize_prompts(
-        context.tokenizer, [record["prompt"] for _, record in records], max_prompt=sys.maxsize, eos_id=context.eos_id)
+    texts = [_texts(context, where, record, answered=False).prompt for where, record in records]
+    prompts = tokenize.tokenize_prompts(context.tokenizer, texts, max_prompt=sys.maxsize, eos_id=context.eos_id)
     for (where, _), prompt in zip(records, prompts, strict=True):
         if len(prompt) + limit > context.longest:
             raise UserError(f"{where}: the prompt is {len(prompt)} tokens; with --max_tokens={limit} that is longer than the "
@@ -51,16 +53,16 @@ def generate(args) -> None:
 
 
 def score(args) -> None:
-    """Adds "logprob" (nats, summed over the response's tokens) and "tokens" to each {"prompt", "response"} record.
+    """Adds "logprob" (nats, summed over the response's tokens) and "tokens" to each {"prompt", "response"} or {"messages"} record.
 
     A final EOS counts only with --eos. With --reward, "reward" is added: the recipe's logit at the response's last token,
     EOS included, as the reward was trained.
     """
     records = _read(args.data, ("prompt", "response"))
     context, role = _context(args)
-    pairs = [sources.Record(record["prompt"], record["response"]) for _, record in records]
+    pairs = [_texts(context, where, record, answered=True) for where, record in records]
     examples, _ = tokenize.tokenize_records(
-        context.tokenizer, pairs, max_prompt=sys.maxsize, max_response=sys.maxsize, eos_id=context.eos_id)
+        context.tokenizer, pairs, max_prompt=sys.maxsize, max_response=sys.maxsize, eos_id=context.eos_id, ends=context.eos_ids)
     kept = examples if args.eos else [e._replace(response=e.response[:-1], ended=False) for e in examples]
     for (where, _), example in zip(records, examples if args.reward else kept, strict=True):
         size = len(example.prompt) + len(example.response)
@@ -141,7 +143,7 @@ def open_run(config, path) -> Context:
 def _read(path, fields) -> list[tuple[str, dict]]:
     records = []
     for where, record in sources.read_jsonl(path):
-        for field in fields:
+        for field in () if _is_chat(record) else fields:
             if field not in record:
                 raise UserError(f"{where}: no field '{field}' (its fields: {', '.join(record) or 'none'})")
             sources.text_field(record, field, where, allow_empty=field == "prompt")
@@ -149,6 +151,22 @@ def _read(path, fields) -> list[tuple[str, dict]]:
     if not records:
         raise UserError(f"{path}: no records; give one JSON object a line")
     return records
+
+
+def _is_chat(record: dict) -> bool:
+    return "messages" in record and "prompt" not in record
+
+
+def _texts(context, where: str, record: dict, answered: bool) -> sources.Record:
+    """A record's prompt and response; of {"messages"} by the chat template, the last turn being the response where `answered`."""
+    if not _is_chat(record):
+        return sources.Record(record["prompt"], record["response"] if answered else "")
+    messages = record["messages"]
+    sources.check_messages(messages, where, context.chat is not None, answered)
+    try:
+        return sources.Record(*context.chat.demonstration(messages)) if answered else sources.Record(context.chat.prompt(messages), "")
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _text(context, example) -> str:

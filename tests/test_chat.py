@@ -1,0 +1,146 @@
+"""Conversations by the tokenizer's chat template: the generation prompt, the response's span, the token that ends a turn."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from test_export import GPT2
+from test_tokenize import BOS, EOS, build, ids
+
+from irl_jax import cli, hf
+from irl_jax.data import chat, sources
+from irl_jax.data.tokenize import tokenize_records
+from irl_jax.errors import UserError
+from irl_jax.models import transformer
+
+TURNS = [{"role": "user", "content": "s"}, {"role": "assistant", "content": " ab "}]
+LOOP = "{% for m in messages %}"
+ASK = "{% if add_generation_prompt %}"
+TEMPLATES = {  # the habits of published templates, spelt with the test tokenizer's characters
+    "chatml": LOOP + "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}" + ASK
+              + "{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "trims": "<s>" + LOOP + "{{ '<|im_start|>' + m.role + '\n\n' + m.content | trim + '<|im_end|>' }}{% endfor %}" + ASK
+             + "{{ '<|im_start|>assistant\n\n' }}{% endif %}",
+    "brackets": "<s>" + LOOP + "{% if m.role == 'user' %}{{ '[' + m.content | trim + ']' }}{% else %}{{ ' ' + m.content | trim + ' </s>' }}"
+                "{% endif %}{% endfor %}",
+    "thinks": LOOP + "{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{{ 'think. ' }}{% endif %}{{ m.content }}"
+              "{{ '<|im_end|>\n' }}{% endfor %}" + ASK + "{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "headless": "{{ '<s>' }}" + LOOP + "{{ m.role }}|{{ m.content | trim }}</s>{% endfor %}",
+    "endless": LOOP + "{{ m.role }}. {{ m.content }}\n{% endfor %}" + ASK + "{{ 'assistant. ' }}{% endif %}",
+}  # fmt: skip
+SPANS = {
+    "chatml": ("<|im_start|>user\ns<|im_end|>\n<|im_start|>assistant\n", " ab <|im_end|>"),
+    "trims": ("<s><|im_start|>user\n\ns<|im_end|><|im_start|>assistant\n\n", "ab<|im_end|>"),
+    "brackets": ("<s>[s]", " ab </s>"),
+    "thinks": ("<|im_start|>user\ns<|im_end|>\n<|im_start|>assistant\n", "think.  ab <|im_end|>"),
+    "headless": ("<s>user|s</s>assistant|", "ab</s>"),
+    "endless": ("user. s\nassistant. ", " ab "),
+}
+
+
+def tokenizer_of(name):
+    tokenizer = build(chat_template=TEMPLATES[name])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_prompt_is_the_generation_prompt_and_the_response_what_follows(name):
+    tokenizer = tokenizer_of(name)
+    made = chat.of(tokenizer)
+    prompt, response = made.demonstration(TURNS)
+    assert (prompt, response) == SPANS[name] and made.prompt(TURNS[:1]) == prompt
+    assert tokenizer.apply_chat_template(TURNS, tokenize=False).startswith(prompt + response)
+    if name != "headless":
+        assert prompt == tokenizer.apply_chat_template(TURNS[:1], tokenize=False, add_generation_prompt=True)
+    end = {"brackets": EOS, "headless": EOS, "endless": None}.get(name, tokenizer.convert_tokens_to_ids("<|im_end|>"))
+    assert made.end_id == end
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_one_bos_and_one_end_which_is_the_turns(name):
+    tokenizer = tokenizer_of(name)
+    made = chat.of(tokenizer)
+    end = EOS if made.end_id is None else made.end_id
+    limits = dict(max_prompt=80, max_response=80, eos_id=EOS, ends=() if made.end_id is None else (made.end_id,))
+    (example,), _ = tokenize_records(tokenizer, [sources.Record(*made.demonstration(TURNS))], **limits)
+    assert example.prompt[0] == BOS and list(example.prompt).count(BOS) == 1
+    assert example.ended and example.response[-1] == end and np.isin(example.response, (EOS, end)).sum() == 1
+    (cut,), _ = tokenize_records(tokenizer, [sources.Record(*made.demonstration(TURNS))], **{**limits, "max_response": 2})
+    assert not cut.ended and cut.response.tolist() == example.response[:2].tolist()
+    plain = tokenize_records(tokenizer, [sources.Record("s", "ab")], **limits)[0][0]
+    assert plain.response.tolist() == [*ids("ab"), EOS]  # what is no conversation ends in EOS
+
+
+def test_content_that_stands_in_the_header_too_and_further_turns():
+    made = chat.of(tokenizer_of("headless"))
+    turns = [*TURNS, {"role": "user", "content": "t"}, {"role": "assistant", "content": "a"}]
+    assert made.demonstration(turns) == ("<s>user|s</s>assistant|ab</s>user|t</s>assistant|", "a</s>")
+
+
+@pytest.mark.parametrize("template, message", [
+    (LOOP + "{{ m.content | upper }}{% endfor %}", "changes the assistant's turn"),
+    (LOOP + "{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", "changes the assistant's turn, or leaves it out"),
+    ("{{ raise_exception('system turns only') }}", "refuses the conversation (system turns only)"),
+])  # fmt: skip
+def test_templates_that_do_not_do_name_the_record(template, message):
+    made = chat.of(build(chat_template=template))
+    with pytest.raises(UserError) as caught:
+        sources._render_messages(TURNS, "file, line 3", made.demonstration)
+    assert message in str(caught.value) and str(caught.value).startswith("file, line 3: the tokenizer's chat template")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model whose tokenizer pads with its EOS, and whose turns end in another token that no config names."""
+    path, tokenizer = tmp_path_factory.mktemp("chat"), tokenizer_of("chatml")
+    tokenizer.pad_token = tokenizer.eos_token
+    model = dataclasses.replace(GPT2, vocab_size=len(tokenizer), max_positions=96)
+    trunk = jax.tree.map(np.array, transformer.init_trunk(jax.random.key(0), model))
+    trunk["embed"]["tokens"] *= 5
+    trunk["final_norm"]["bias"] += 100 * trunk["embed"]["tokens"][chat.of(tokenizer).end_id]  # ends the turn at once, most likely
+    return hf.save_folder(path, model, trunk, tokenizer)
+
+
+def lines_of(verb, folder, tmp_path, records, *flags):
+    given, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    given.write_text("".join(json.dumps(record) + "\n" for record in records))
+    name = "prompts" if verb == "generate" else "data"
+    assert cli.main([verb, f"--model={folder}", f"--{name}={given}", f"--out={out}", *flags]) == 0
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_score_takes_conversations_as_their_text(folder, tmp_path):
+    prompt, response = SPANS["chatml"]
+    records = [{"messages": TURNS}, {"prompt": prompt, "response": response}, {"prompt": prompt, "response": " ab "}]
+    asked, same, other = lines_of("score", folder, tmp_path, records, "--eos")
+    assert asked["logprob"] == pytest.approx(same["logprob"], abs=1e-5) and asked["tokens"] == same["tokens"] == other["tokens"] == 5
+    assert abs(other["logprob"] - same["logprob"]) > 1e-3  # EOS instead of the end of turn
+    without = lines_of("score", folder, tmp_path, records)
+    assert [line["tokens"] for line in without] == [4] * 3 and without[0]["logprob"] == pytest.approx(without[2]["logprob"], abs=1e-5)
+
+
+def test_generate_takes_conversations_and_ends_at_the_end_of_turn(folder, tmp_path):
+    records = [{"messages": TURNS[:1]}, {"prompt": SPANS["chatml"][0]}]
+    for line in lines_of("generate", folder, tmp_path, records, "--temperature=0"):
+        assert line["tokens"] == 1 and line["ended"] and line["response"] == ""
+
+
+@pytest.mark.parametrize("verb, record, message", [
+    ("generate", {"messages": TURNS}, "the last one not the assistant's"),
+    ("score", {"messages": TURNS[:1]}, "the last one the assistant's"),
+    ("score", {"messages": "s"}, "must be a list of {role, content}"),
+    ("score", {"messages": [TURNS[0], {"role": "assistant", "content": " "}]}, "the last turn of field 'messages' is empty"),
+])
+def test_conversations_that_do_not_do(verb, record, message, folder, tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text(json.dumps(record) + "\n")
+    name = "prompts" if verb == "generate" else "data"
+    assert cli.main([verb, f"--model={folder}", f"--{name}={tmp_path / 'in.jsonl'}", f"--out={tmp_path / 'out'}"]) == 2
+    err = capsys.readouterr().err
+    assert message in err and "line 1" in err and err.count("\n") == 1
+
+
+def test_no_template_is_no_chat():
+    assert chat.of(build()) is None
