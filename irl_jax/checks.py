@@ -18,6 +18,7 @@ _CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "full", "dots"),
     "golden.kind": GOLDEN_KINDS,
+    "model.param_dtype": ("float32", "bfloat16"),
     "reward.body": ("adapter", "trunk", "frozen"),
     "reward.head": ("linear", "mlp"),
     "reward.granularity": ("response", "token"),

@@ -99,7 +99,8 @@ def _model() -> ConfigDict:
     m.num_heads = 4
     m.num_kv_heads = 4
     m.mlp_width = 384
-    m.dtype = "float32"  # of computation; parameters stay float32
+    m.param_dtype = "float32"  # of the initial model beneath the adapters; "bfloat16" halves it. What trains is float32
+    m.dtype = "float32"  # of computation
     m.scan_layers = False  # lax.scan over the layers in training and scoring: compiles faster, for deep models
     m.remat = "none"  # "none", "full" or "dots": what the backward pass recomputes
     m.loss_chunk = 0  # tokens a chunk of the vocabulary loss, so that [B, T, V] never exists; 0 is one chunk

@@ -62,14 +62,21 @@ def read_config(name: str | Path) -> ModelConfig:
 
 
 def load_folder(
-    path: str | Path, *, dtype: str = "float32", scan_layers: bool = False, remat: str = "none", loss_chunk: int = 0
+    path: str | Path,
+    *,
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+    scan_layers: bool = False,
+    remat: str = "none",
+    loss_chunk: int = 0,
 ) -> tuple[ModelConfig, dict]:
     """Reads config and weights of a folder.
 
     Args:
       path: a folder with config.json and model.safetensors, or its shards and their index; or a hub name.
       dtype, scan_layers, remat, loss_chunk: how the model is computed, as in ModelConfig.
-    Returns: the config and the trunk, numpy float32. Every tensor was used exactly once and had the right shape.
+      param_dtype: of the trunk, "float32" or "bfloat16".
+    Returns: the config and the trunk, numpy arrays. Every tensor was used exactly once and had the right shape.
     Raises: UserError, naming file and field or tensor.
     """
     folder = resolve(path)
@@ -81,7 +88,7 @@ def load_folder(
         loss_chunk=loss_chunk,
     )
     with _stored(folder) as home:
-        return config, tensors.import_tensors(config, home, lambda name: home[name].get_tensor(name), str(folder))
+        return config, tensors.import_tensors(config, home, lambda name: home[name].get_tensor(name), str(folder), param_dtype)
 
 
 class RewardModel(NamedTuple):

@@ -127,7 +127,8 @@ def _body(rng, body: str, model, rank, trunk, start, role) -> PyTree:
     if start is not None:
         return {body: _copy(start[body])}
     if body == "trunk":
-        return {body: _copy(trunk)}
+        # The shared trunk may be bfloat16; what is trained is not.
+        return {body: jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), trunk)}
     return {body: adapters.init_adapter(rng, model, rank)}
 
 

@@ -3,10 +3,12 @@
 import gzip
 import json
 
+import jax
 import numpy as np
 import pytest
 
-from irl_jax import cli
+from irl_jax import cli, hf
+from irl_jax.models import transformer
 
 pytestmark = [pytest.mark.shared, pytest.mark.slow]
 TEXTS, TOKENS = 200, 24
@@ -71,3 +73,30 @@ def test_greedy_text_is_the_same(model, tmp_path, torch):
     got = [line["response"] for line in lines_of("generate", folder, tmp_path, prompts, "--temperature=0", f"--max_tokens={TOKENS}")]
     assert len(set(got)) > TEXTS // 2
     assert got == expected
+
+
+def test_bfloat16_is_near_float32(model, torch):
+    """Parameters and activations in bfloat16: mean KL of the next token's law from float32 torch's, and each text's."""
+    from transformers import AutoModelForCausalLM
+
+    folder, tokenizer, records = model
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    config, trunk = hf.load_folder(folder, dtype="bfloat16", param_dtype="bfloat16")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(trunk)} == {"bfloat16"}
+
+    @jax.jit
+    def ours(trunk, tokens):
+        hidden = transformer.hidden_states(config, {"params": trunk}, tokens, np.arange(32)[None], np.ones((1, 32), np.int32))
+        assert hidden.dtype.name == "bfloat16"
+        return transformer.vocab_logits(config, {"params": trunk}, hidden)
+
+    divergences = []
+    for record in records:
+        tokens = np.array([tokenizer(record["prompt"] + record["response"])["input_ids"][:32]])
+        if tokens.shape[1] < 32:
+            continue
+        with torch.no_grad():
+            expected = theirs(torch.tensor(tokens)).logits.double().log_softmax(-1)
+        got = torch.tensor(np.asarray(ours(trunk, tokens))).double().log_softmax(-1)
+        divergences.append((expected.exp() * (expected - got)).sum(-1).mean().item())
+    assert len(divergences) > 100 and 1e-5 < np.mean(divergences) < 1.5e-3 and max(divergences) < 3e-3

@@ -20,6 +20,7 @@ def test_the_default_is_fine():
 @pytest.mark.parametrize("key, value, message", [
     ("policy.kl", "k1", "policy.kl = 'k1'"),
     ("golden.kind", "human", "golden.kind"),
+    ("model.param_dtype", "float16", "model.param_dtype"),
     ("sft.schedule", "step", "cosine, linear, constant"),
     ("policy.recipes", ("golden",), "unknown 'golden'"),
     ("reward.recipes", ("init_sft", "sft_init"), "unknown 'sft_init'"),

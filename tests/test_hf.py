@@ -186,6 +186,9 @@ def test_half_precision_weights_become_float32(dtype, tmp_path):
 
 def test_how_it_is_computed_is_the_callers(tmp_path):
     hf.save_folder(tmp_path, GPT2, random_trunk(GPT2))
+    exact, rounded = (hf.load_folder(tmp_path, param_dtype=kind)[1] for kind in ("float32", "bfloat16"))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a, b.dtype), b), exact, rounded)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(rounded)} == {"bfloat16"}
     config, _ = hf.load_folder(tmp_path, dtype="bfloat16", scan_layers=True, remat="dots", loss_chunk=64)
     assert config == dataclasses.replace(GPT2, dtype="bfloat16", scan_layers=True, remat="dots", loss_chunk=64, family="gpt2")
 

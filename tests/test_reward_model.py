@@ -8,11 +8,11 @@ import pytest
 from test_export import GPT2, base_folder, make_tokenizer
 from test_runs import _file_config
 
-from irl_jax import checks, hf, hf_export, sharding, stages
+from irl_jax import checks, hf, hf_export, sharding, stages, workdir
 from irl_jax.config import default
 from irl_jax.errors import UserError
 from irl_jax.models import families, tensors, transformer
-from irl_jax.stages import reward_model
+from irl_jax.stages import generate, reward_model
 
 LABELS = ("harmless", "helpful", "short")
 PROMPTS, RESPONSES = ["w1 w2", "", "w5 w6 w7", "w1"], [" w3 w4 w5", "w7", " w8 <eos>", " w2 w3 w4 w5 w6 w7 w8 w9"]
@@ -136,11 +136,14 @@ def test_one_label_needs_no_name_and_none_is_refused_early(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_judged_by_a_reward_model(tmp_path):
+def test_a_run_in_bfloat16_judged_by_a_reward_model(tmp_path):
     classifier(tmp_path / "judge")
-    config = _file_config(tmp_path)
+    config = _file_config(tmp_path, model__param_dtype="bfloat16")
     config.golden.kind, config.golden.model, config.golden.label = "hf_reward", str(tmp_path / "judge"), "short"
     stages.run_pipeline(config, tmp_path / "w")
     results = json.loads((tmp_path / "w" / "results.json").read_text())
     assert results["golden"]["name"] == "hf_reward" and all(np.isfinite(row["golden_mean"]) for row in results["policies"].values())
+    context = generate.open_run(workdir.read_config(tmp_path / "w"), tmp_path / "w")
+    for tree, kind in ((context.trunk, "bfloat16"), *((context.leaves(role), "float32") for role in ("sft", "reward/init_sft"))):
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(tree)} == {kind}
     assert "by a reward model" in (tmp_path / "w" / "report" / "index.html").read_text()

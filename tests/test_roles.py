@@ -39,6 +39,13 @@ def test_leaves_of_each_role(role, rank, names):
     assert not buffers(leaves) & buffers(TRUNK)
 
 
+def test_what_trains_is_float32_on_a_trunk_that_is_not():
+    halved = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), TRUNK)
+    leaves = roles.init_leaves(KEY, "sft", MODEL, 0, halved)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(leaves)} == {"float32"}
+    equal(leaves["trunk"], jax.tree.map(lambda leaf: leaf.astype(jnp.float32), halved))
+
+
 @pytest.mark.parametrize("rank", [0, 4])
 def test_policy_starts_from_a_copy_of_sft(rank):
     sft = roles.init_leaves(KEY, "sft", MODEL, rank, TRUNK)

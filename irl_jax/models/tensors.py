@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from irl_jax.errors import UserError
@@ -22,7 +23,9 @@ def _flat_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {path.removeprefix("blocks/"): shape[1:] if path.startswith("blocks/") else shape for path, shape in shapes.items()}
 
 
-def import_tensors(config: ModelConfig, names: Iterable[str], get: Callable[[str], np.ndarray], where: str) -> dict:
+def import_tensors(
+    config: ModelConfig, names: Iterable[str], get: Callable[[str], np.ndarray], where: str, param_dtype: str = "float32"
+) -> dict:
     """Turns a checkpoint's tensors into a trunk, using each exactly once and checking its shape.
 
     Args:
@@ -30,9 +33,11 @@ def import_tensors(config: ModelConfig, names: Iterable[str], get: Callable[[str
       names: the names of all tensors in the checkpoint.
       get: name -> tensor.
       where: the checkpoint's name, for errors.
-    Returns: the trunk as numpy arrays, float32.
+      param_dtype: of the arrays, "float32" or "bfloat16".
+    Returns: the trunk as numpy arrays.
     Raises: UserError naming missing, unknown or misshapen tensors.
     """
+    kind = jnp.dtype(param_dtype)
     stored = _stored_names(family(config), names)
     shapes = _flat_shapes(config)
     rules = [rule for rule in FAMILIES[family(config)].tensors if rule.leaves[0] in shapes]
@@ -43,14 +48,14 @@ def import_tensors(config: ModelConfig, names: Iterable[str], get: Callable[[str
     _complain("has the unknown tensor", set(stored) - wanted - duplicate, where)
     trunk = {}
     for rule in rules:
-        parts = [_split(get(stored[name]), rule, shapes, name, where) for name in map(rule.name.format, layers[rule])]
+        parts = [_split(get(stored[name]), rule, shapes, name, where, kind) for name in map(rule.name.format, layers[rule])]
         for leaf, *arrays in zip(rule.leaves, *parts, strict=True):
             if "{}" in rule.name:
                 _put(trunk, f"blocks/{leaf}", np.stack(arrays))
             else:
                 _put(trunk, leaf, arrays[0])
     for name in duplicate & set(stored):
-        if not np.array_equal(np.asarray(get(stored[name]), np.float32), trunk["embed"]["tokens"]):
+        if not np.array_equal(get(stored[name]).astype(kind), trunk["embed"]["tokens"]):
             raise UserError(f"{where}: tie_word_embeddings is set, but {name} differs from the token embeddings")
     return trunk
 
@@ -70,14 +75,14 @@ def _complain(verb: str, names: set[str], where: str) -> None:
         raise UserError(f"{where}: {verb}{'s' if len(listed) > 1 else ''} {', '.join(listed[:3])}{more}")
 
 
-def _split(tensor: np.ndarray, rule: Tensor, shapes: dict, name: str, where: str) -> list[np.ndarray]:
-    """One tensor cut into its leaves, as contiguous float32 arrays."""
+def _split(tensor: np.ndarray, rule: Tensor, shapes: dict, name: str, where: str, kind) -> list[np.ndarray]:
+    """One tensor cut into its leaves, as contiguous arrays."""
     widths = [shapes[leaf][-1] for leaf in rule.leaves]
     expected = (*shapes[rule.leaves[0]][:-1], sum(widths))
     expected = expected[::-1] if rule.transposed else expected
     if tensor.shape != expected:
         raise UserError(f"{where}: tensor {name} has shape {tensor.shape}, the config asks for {expected}")
-    tensor = (tensor.T if rule.transposed else tensor).astype(np.float32)
+    tensor = (tensor.T if rule.transposed else tensor).astype(kind)
     return [np.ascontiguousarray(part) for part in np.split(tensor, np.cumsum(widths)[:-1], axis=-1)]
 
 

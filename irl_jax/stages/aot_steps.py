@@ -53,7 +53,8 @@ class Planner:
     def __init__(self, config, model, mesh):
         self.config, self.model, self.mesh = config, model, mesh
         self.rank, self.longest = config.adapter.rank, config.data.max_prompt_tokens + config.data.max_response_tokens
-        self.trunk = self.like(lambda: transformer.init_trunk(jax.random.key(0), model))
+        kind = config.model.param_dtype
+        self.trunk = self.like(lambda: jax.tree.map(lambda leaf: leaf.astype(kind), transformer.init_trunk(jax.random.key(0), model)))
         self.gae = config.policy.advantage == "gae"
         self.key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=NamedSharding(mesh, PartitionSpec()))
 

@@ -214,7 +214,7 @@ class Context:
 
     @cached_property
     def _imported(self):
-        return hf.load_folder(self.folder)
+        return hf.load_folder(self.folder, param_dtype=self.config.model.param_dtype)
 
     @cached_property
     def trunk(self):
@@ -223,7 +223,8 @@ class Context:
             if self.workdir is not None:  # `generate --model` has none
                 self.workdir.refer_to(hf.weight_files(self.folder))
             return sharding.place(self._imported[1], self.mesh)
-        return self.load("pretrain", self.like(lambda: transformer.init_trunk(jax.random.key(0), self.model)))
+        pretrained = self.load("pretrain", self.like(lambda: transformer.init_trunk(jax.random.key(0), self.model)))
+        return jax.tree.map(lambda leaf: leaf.astype(self.config.model.param_dtype), pretrained)
 
     # ------------------------------------------------------------------ roles
 

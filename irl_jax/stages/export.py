@@ -109,7 +109,7 @@ def _base(context, given: str) -> str:
     name = given or context.config.model.path
     if given:
         where = f"--base={given}: not the model that this run's adapters were trained on"
-        config, trunk = hf.load_folder(given)
+        config, trunk = hf.load_folder(given, param_dtype=context.config.model.param_dtype)
         if families.to_hf_config(config) != families.to_hf_config(context.model):
             raise UserError(f"{where}: it has another architecture")
         if not all(np.array_equal(ours, theirs) for ours, theirs in zip(
