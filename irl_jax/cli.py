@@ -274,7 +274,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         add("--reward", metavar="RECIPE", help="with --workdir: a learnt reward, such as init_sft")
         add("--out", required=True, metavar="O.jsonl", help="where the records go")
     add = verbs["generate"].add_argument
-    add("--prompts", required=True, metavar="P.jsonl", help="records with a prompt")
+    add("--prompts", required=True, metavar="P.jsonl", help="records with a prompt, or messages")
     add("--best_of", type=_number(int, 1), default=1, metavar="N", help="with --reward: the best of N samples")
     add("--agreement", type=_number(float, 0), metavar="A",
         help="with --best_of and an ensemble: go on to more samples only while the members' mean gain is above A of their deviations")
@@ -300,7 +300,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     add("--steps", default="", metavar="A,B", help="only these, such as sft,policy; default: all")
     add("--out", default="aot", metavar="DIR", help="where plan.json goes; default: aot")
     add = verbs["score"].add_argument
-    add("--data", required=True, metavar="D.jsonl", help="records with a prompt and a response")
+    add("--data", required=True, metavar="D.jsonl", help="records with a prompt and a response, or messages")
     add("--eos", action="store_true", help="count the EOS that ends each response")
     return parser, verbs
 

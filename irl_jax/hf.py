@@ -214,7 +214,7 @@ def load_tokenizer(path: str | Path) -> Any:
         raise UserError(f"{folder}: no tokenizer; one of {', '.join(TOKENIZER_FILES)} must be there")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # what tokenizers raises is a bare Exception
         raise UserError(f"{folder}: no tokenizer that transformers can read ({_line(error)})") from error
     if (folder / "config.json").is_file():
         check_vocabulary(tokenizer, families.from_hf_config(_read_json(folder / "config.json"), str(folder)).vocab_size, folder)

@@ -14,6 +14,7 @@ from irl_jax.errors import UserError
 from irl_jax.models.hf_fields import (
     HF_ACTIVATIONS,
     activation,
+    fields_of,
     layer_types,
     layer_types_to_hf,
     number,
@@ -287,10 +288,10 @@ def _write_gemma2(config: ModelConfig) -> dict:
 
 def _read_gemma3(hf: dict, where: str) -> ModelConfig:
     """Gemma 3's text model: windowed layers have a rotary base of their own, and only the others' is scaled."""
-    both = hf.get("rope_parameters") or {}
+    both = fields_of(hf, "rope_parameters", where)
     nested = both if "full_attention" in both or "sliding_attention" in both else {"full_attention": both}
     whole = rope(hf | {"rope_parameters": nested.get("full_attention")}, where, 1e6)
-    local = nested.get("sliding_attention") or {}
+    local = fields_of(nested, "sliding_attention", where)
     refuse(local, f"{where}: rope_parameters.sliding_attention", rope_type="default")
     base = number(local, "rope_theta", where, number(hf, "rope_local_base_freq", where, 1e4))
     pattern = size(hf, "sliding_window_pattern", where, 6)
@@ -385,7 +386,7 @@ def from_hf_config(hf: dict, where: str = "config.json") -> ModelConfig:
     Raises: UserError naming the field that is missing, malformed or beyond what this decoder does.
     """
     kind = hf.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(f"{where}: model_type {kind!r} is not supported, only {', '.join(FAMILIES)}")
     config = dataclasses.replace(FAMILIES[kind].read(hf, where), family=kind)
     if config.num_heads % config.num_kv_heads:

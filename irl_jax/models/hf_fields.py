@@ -20,11 +20,11 @@ _LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_p
 
 
 def size(hf: dict, key: str, where: str, default: int | None = None) -> int:
-    """A positive integer. Raises: UserError where it is none, or missing without a default."""
+    """A positive integer of 31 bits. Raises: UserError where it is none, or missing without a default."""
     value = hf.get(key)
     value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{where}: {key} must be a positive integer, not {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+        raise UserError(f"{where}: {key} must be a positive integer, not {_short(value)}")
     return value
 
 
@@ -32,9 +32,13 @@ def number(hf: dict, key: str, where: str, default: float | None = None) -> floa
     """A number, positive. Raises: UserError where it is none, or missing without a default."""
     value = hf.get(key)
     value = default if value is None else value
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
-        raise UserError(f"{where}: {key} must be a positive number, not {value!r}")
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e38:
+        raise UserError(f"{where}: {key} must be a positive number, not {_short(value)}")
     return float(value)
+
+
+def _short(value: Any) -> str:
+    return value if len(value := repr(value)) < 100 else f"{value[:40]}..."
 
 
 def switch(hf: dict, key: str, where: str, default: bool) -> bool:
@@ -48,7 +52,7 @@ def switch(hf: dict, key: str, where: str, default: bool) -> bool:
 def activation(hf: dict, key: str, default: str, where: str) -> str:
     """Ours of their name. Raises: UserError where we have none of it."""
     name = hf.get(key, default)
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise UserError(f"{where}: {key} {name!r} is not supported, only {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
@@ -60,16 +64,23 @@ def refuse(hf: dict, where: str, **supported: Any) -> None:
             raise UserError(f"{where}: {key} = {hf[key]!r} is not supported, only {value!r}")
 
 
+def fields_of(hf: dict, key: str, where: str) -> dict:
+    """An object; {} where there is none. Raises: UserError where it is something else."""
+    value = hf.get(key) or {}
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: {key} must be an object, not {_short(value)}")
+    return value
+
+
 def rope(hf: dict, where: str, default_theta: float = 1e4) -> dict:
     """The fields rope_theta, rope_scaling and rotary_share of ModelConfig.
 
     Older configs have the base at the top level and the scaling in rope_scaling, newer ones both in rope_parameters.
     Raises: UserError for a scaling that this decoder lacks.
     """
-    fields = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
-    if not isinstance(fields, dict):
-        raise UserError(f"{where}: rope_parameters must be an object, not {fields!r}")
-    top = (hf.get("rope_parameters") or {}) | hf
+    newer = fields_of(hf, "rope_parameters", where)
+    fields = fields_of(hf, "rope_scaling", where) or newer
+    top = newer | hf
     kind = fields.get("rope_type", fields.get("type", "default"))
     if kind not in ("default", "linear", "llama3"):
         raise UserError(f"{where}: rotary positions of type {kind!r} ({fields}) are not supported, only default, linear and llama3")
