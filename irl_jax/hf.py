@@ -191,6 +191,8 @@ def _read_json(file: Path) -> dict:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{file}: no such file; a model folder needs it") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not valid JSON ({_line(error)})") from error
     if not isinstance(value, dict):
@@ -217,7 +219,7 @@ def load_tokenizer(path: str | Path) -> Any:
     except Exception as error:  # what tokenizers raises is a bare Exception
         raise UserError(f"{folder}: no tokenizer that transformers can read ({_line(error)})") from error
     if (folder / "config.json").is_file():
-        check_vocabulary(tokenizer, families.from_hf_config(_read_json(folder / "config.json"), str(folder)).vocab_size, folder)
+        check_vocabulary(tokenizer, read_config(folder).vocab_size, folder)
     return tokenizer
 
 
@@ -238,34 +240,37 @@ def eos_ids(folder: str | Path | None = None, tokenizer: Any = None) -> tuple[in
     """The ids that end a response: the tokenizer's own EOS first (the one that training appends), then further ones that
     generation_config.json (or, where it names none, config.json) lists.
 
-    Raises: UserError where nothing names an EOS.
+    Raises: UserError where nothing names an EOS, or something that is no id.
     """
     ids = [] if tokenizer is None or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    listed = _special_id(folder, "eos_token_id")
-    ids += listed if isinstance(listed, list) else [] if listed is None else [listed]
+    ids += _special_ids(folder, "eos_token_id")
     if not ids:
         raise UserError(f"{folder or 'the tokenizer'}: no EOS token in the tokenizer, generation_config.json or config.json")
-    return tuple(dict.fromkeys(int(i) for i in ids))
+    return tuple(dict.fromkeys(ids))
 
 
 def pad_id(folder: str | Path | None = None, tokenizer: Any = None) -> int:
     """The id that fills rows: the tokenizer's, else the folder's, else EOS. Masks never look at it, so that pad = EOS is
-    harmless."""
+    harmless.
+
+    Raises: UserError as `eos_ids`.
+    """
     if tokenizer is not None and tokenizer.pad_token_id is not None:
         return int(tokenizer.pad_token_id)
-    listed = _special_id(folder, "pad_token_id")
-    return int(listed) if isinstance(listed, int) and listed >= 0 else eos_ids(folder, tokenizer)[0]
+    return [*_special_ids(folder, "pad_token_id"), *eos_ids(folder, tokenizer)][0]
 
 
-def _special_id(folder: str | Path | None, field: str) -> int | list | None:
-    if folder is None:
-        return None
-    for file in ("generation_config.json", "config.json"):
-        if (Path(folder) / file).is_file():
-            value = _read_json(Path(folder) / file).get(field)
-            if value is not None:
-                return value
-    return None
+def _special_ids(folder: str | Path | None, field: str) -> list[int]:
+    """The ids of a field, of one of them or a list; [] where no file has it, or it is -1, which older folders write for none."""
+    for file in () if folder is None else ("generation_config.json", "config.json"):
+        value = _read_json(Path(folder) / file).get(field) if (Path(folder) / file).is_file() else None
+        if value is None:
+            continue
+        ids = value if isinstance(value, list) else [] if value == -1 else [value]
+        if not all(isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**31 for number in ids):
+            raise UserError(f"{Path(folder) / file}: {field} must be a token's id or a list of them, not {_line(json.dumps(value))}")
+        return ids
+    return []
 
 
 def save_folder(directory: str | Path, config: ModelConfig, trunk: PyTree, tokenizer: Any = None) -> Path:

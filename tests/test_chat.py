@@ -10,6 +10,7 @@ from test_export import GPT2
 from test_tokenize import BOS, EOS, build, ids
 
 from irl_jax import cli, hf
+from irl_jax.config import default
 from irl_jax.data import chat, sources
 from irl_jax.data.tokenize import tokenize_records
 from irl_jax.errors import UserError
@@ -28,6 +29,12 @@ TEMPLATES = {  # the habits of published templates, spelt with the test tokenize
     "thinks": LOOP + "{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{{ 'think. ' }}{% endif %}{{ m.content }}"
               "{{ '<|im_end|>\n' }}{% endfor %}" + ASK + "{{ '<|im_start|>assistant\n' }}{% endif %}",
     "headless": "{{ '<s>' }}" + LOOP + "{{ m.role }}|{{ m.content | trim }}</s>{% endfor %}",
+    "gemma": "<s>{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + LOOP
+             + "{{ '<|im_start|>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim + '<|im_end|>\n' }}{% endfor %}"
+             + ASK + "{{ '<|im_start|>model\n' }}{% endif %}",
+    "zephyr": LOOP + "{{ '|' + m.role + '|\n' + m.content + '</s>\n' }}{% endfor %}" + ASK + "{{ '|assistant|' }}{% endif %}",
+    "reasons": LOOP + "{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' and '/' not in m.content %}{{ '//' }}{% endif %}"
+               "{{ m.content.strip() + '<|im_end|>\n' }}{% endfor %}" + ASK + "{{ '<|im_start|>assistant\n' }}{% endif %}",
     "endless": LOOP + "{{ m.role }}. {{ m.content }}\n{% endfor %}" + ASK + "{{ 'assistant. ' }}{% endif %}",
 }  # fmt: skip
 SPANS = {
@@ -36,6 +43,9 @@ SPANS = {
     "brackets": ("<s>[s]", " ab </s>"),
     "thinks": ("<|im_start|>user\ns<|im_end|>\n<|im_start|>assistant\n", "think.  ab <|im_end|>"),
     "headless": ("<s>user|s</s>assistant|", "ab</s>"),
+    "gemma": ("<s><|im_start|>user\ns<|im_end|>\n<|im_start|>model\n", "ab<|im_end|>"),
+    "zephyr": ("|user|\ns</s>\n|assistant|", "\n ab </s>"),
+    "reasons": ("<|im_start|>user\ns<|im_end|>\n<|im_start|>assistant\n", "//ab<|im_end|>"),
     "endless": ("user. s\nassistant. ", " ab "),
 }
 
@@ -55,7 +65,7 @@ def test_the_prompt_is_the_generation_prompt_and_the_response_what_follows(name)
     assert tokenizer.apply_chat_template(TURNS, tokenize=False).startswith(prompt + response)
     if name != "headless":
         assert prompt == tokenizer.apply_chat_template(TURNS[:1], tokenize=False, add_generation_prompt=True)
-    end = {"brackets": EOS, "headless": EOS, "endless": None}.get(name, tokenizer.convert_tokens_to_ids("<|im_end|>"))
+    end = {"brackets": EOS, "headless": EOS, "zephyr": EOS, "endless": None}.get(name, tokenizer.convert_tokens_to_ids("<|im_end|>"))
     assert made.end_id == end
 
 
@@ -74,6 +84,51 @@ def test_one_bos_and_one_end_which_is_the_turns(name):
     assert plain.response.tolist() == [*ids("ab"), EOS]  # what is no conversation ends in EOS
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_many_turns_are_the_ids_of_the_rendered_text_and_only_the_last_is_trained(name):
+    """Against the tokenizer on the whole text; the earlier answer, its end of turn included, belongs to the prompt."""
+    tokenizer, turns = tokenizer_of(name), [*TURNS, {"role": "user", "content": " t"}, {"role": "assistant", "content": "bb"}]
+    made = chat.of(tokenizer)
+    (example,), _ = tokenize_records(tokenizer, [sources.Record(*made.demonstration(turns))], max_prompt=150, max_response=40, eos_id=EOS,
+                                     ends=() if made.end_id is None else (made.end_id,))
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    whole = [BOS, *tokenizer(text.removeprefix("<s>"), add_special_tokens=False)["input_ids"]]
+    both = [*example.prompt, *example.response]
+    assert both[: -1 if made.end_id is None else None] == whole[: len(both) - (made.end_id is None)]
+    assert "bb" in tokenizer.decode(example.response) and "ab" in tokenizer.decode(example.prompt)
+    assert tokenizer.decode(whole[len(both):]).strip() == ""  # what is left out is whitespace
+    (cut,), report = tokenize_records(tokenizer, [sources.Record(*made.demonstration(turns))], max_prompt=6, max_response=40,
+                                      truncate_prompts=True, eos_id=EOS, ends=() if made.end_id is None else (made.end_id,))
+    assert cut.prompt.tolist() == [BOS, *example.prompt[-5:]] and cut.response.tolist() == example.response.tolist()
+    assert report.truncated_prompts == 1
+
+
+def test_reasoning_that_a_template_takes_for_its_own():
+    """Qwen 3's puts an empty thought before an answer that has none: one that has keeps its own."""
+    made = chat.of(tokenizer_of("reasons"))
+    assert made.demonstration([TURNS[0], {"role": "assistant", "content": "t/ab"}])[1] == "t/ab<|im_end|>"
+
+
+def test_a_template_that_wants_a_system_turn_tells_its_end_of_turn():
+    template = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}" + TEMPLATES["chatml"]
+    tokenizer = build(chat_template=template)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    assert chat.of(tokenizer).end_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_messages_beside_a_prompt_are_the_conversation(tmp_path):
+    """As published sets of conversations have it: the first turn's text once more under "prompt"."""
+    made, file = chat.of(tokenizer_of("chatml")), tmp_path / "d.jsonl"
+    rows = [{"prompt": f"s{i}", "messages": [{"role": "user", "content": f"s{i}"}, TURNS[1]]} for i in range(3)]
+    rows.append({"prompt": "p", "response": "r", "messages": "not read"})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = default().data
+    data.source, data.heldout_fraction, data.development_fraction = str(file), 0.3, 0.0
+    corpus = sources.load_corpus(data, 0, made.demonstration)
+    got = {tuple(record) for record in (*corpus.train, *corpus.evaluation)}
+    assert got == {made.demonstration(row["messages"]) for row in rows[:3]} | {("p", "r")}
+
+
 def test_content_that_stands_in_the_header_too_and_further_turns():
     made = chat.of(tokenizer_of("headless"))
     turns = [*TURNS, {"role": "user", "content": "t"}, {"role": "assistant", "content": "a"}]
@@ -84,11 +139,13 @@ def test_content_that_stands_in_the_header_too_and_further_turns():
     (LOOP + "{{ m.content | upper }}{% endfor %}", "changes the assistant's turn"),
     (LOOP + "{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", "changes the assistant's turn, or leaves it out"),
     ("{{ raise_exception('system turns only') }}", "refuses the conversation (system turns only)"),
+    ("{{ 1 // 0 }}", "refuses the conversation ("),
+    ("{% for %}", "refuses the conversation ("),
 ])  # fmt: skip
 def test_templates_that_do_not_do_name_the_record(template, message):
     made = chat.of(build(chat_template=template))
     with pytest.raises(UserError) as caught:
-        sources._render_messages(TURNS, "file, line 3", made.demonstration)
+        sources._render_messages({"messages": TURNS}, "file, line 3", made.demonstration)
     assert message in str(caught.value) and str(caught.value).startswith("file, line 3: the tokenizer's chat template")
 
 
@@ -132,6 +189,9 @@ def test_generate_takes_conversations_and_ends_at_the_end_of_turn(folder, tmp_pa
     ("generate", {"messages": TURNS}, "the last one not the assistant's"),
     ("score", {"messages": TURNS[:1]}, "the last one the assistant's"),
     ("score", {"messages": "s"}, "must be a list of {role, content}"),
+    ("score", {"messages": [TURNS[0], {"role": "assistant", "content": None}]}, "turn 2 of field 'messages' must be {role, content}"),
+    ("generate", {"messages": [{"role": "user", "content": "\ud800"}]}, "turn 1' holds half of a surrogate pair"),
+    ("generate", {"messages": TURNS[:1], "tools": [{"type": "function"}]}, "field 'tools' is not read"),
     ("score", {"messages": [TURNS[0], {"role": "assistant", "content": " "}]}, "the last turn of field 'messages' is empty"),
 ])
 def test_conversations_that_do_not_do(verb, record, message, folder, tmp_path, capsys):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from irl_jax.errors import UserError
 
 _SENTINEL = "sentinel7f3a91c4"  # stands for the response while a template is rendered
+_SYSTEM, _USER = {"role": "system", "content": "-"}, {"role": "user", "content": "-"}
 _CHANGED = "the tokenizer's chat template changes the assistant's turn, or leaves it out; give prompt and response, not messages"
 
 
@@ -22,40 +23,40 @@ class Chat(NamedTuple):
     def demonstration(self, messages: list) -> tuple[str, str]:
         """(prompt, response) of a conversation whose last turn is the assistant's; joined, a prefix of what the template renders.
 
-        The prompt is the generation prompt, as `apply_chat_template(..., add_generation_prompt=True)` gives it. The response is all
-        that follows, the template's whitespace and its end-of-turn token included, but not what comes after that. Where the template has
-        no generation prompt, the assistant's header belongs to the prompt.
+        The prompt is the generation prompt, as `apply_chat_template(..., add_generation_prompt=True)` gives it, earlier turns of the
+        assistant's included. The response is all that follows, the template's whitespace, what it puts before the content (an empty
+        thought, say) and its end-of-turn token included, but not what comes after that. Where the template has no generation prompt, the
+        assistant's header belongs to the prompt.
 
-        Raises: UserError where the template refuses the conversation, or changes the turn by more than the whitespace around it.
+        Raises: UserError where the template refuses the conversation, or shows the turn's content changed by more than the whitespace
+        around it.
         """
-        prompt, before, after = self._around(messages[:-1])
-        content, text = messages[-1]["content"], self._render(messages)
-        for shown in dict.fromkeys((content, content.strip(), content.lstrip(), content.rstrip())):
-            if text == before + shown + after:
-                return prompt, (before + shown)[len(prompt):] + _turn_end(self.tokenizer, after)[0]
-        raise UserError(_CHANGED)
+        prompt, after = self._around(messages[:-1])
+        content, text = messages[-1]["content"].strip(), self._render(messages)
+        response = text[len(prompt) : len(text) - len(after)]
+        if not (text.startswith(prompt) and text.endswith(after) and content in response):
+            raise UserError(_CHANGED)
+        return prompt, response + _turn_end(self.tokenizer, after)[0]
 
     def prompt(self, messages: list) -> str:
         """What the assistant's next turn is sampled after. Raises: UserError where the template refuses the conversation."""
         return self._around(messages)[0]
 
-    def _around(self, turns: list) -> tuple[str, str, str]:
-        """The prompt, and what the template puts before and after the content of an assistant's turn that follows `turns`."""
+    def _around(self, turns: list) -> tuple[str, str]:
+        """The prompt of an assistant's turn that follows `turns`, and what the template puts after its content."""
         asked, bare = (self._render(turns, add_generation_prompt=asks) for asks in (True, False))
         before, found, after = self._render([*turns, {"role": "assistant", "content": _SENTINEL}]).partition(_SENTINEL)
         if not found:
             raise UserError(_CHANGED)
         header = before[len(asked):]
         if before.startswith(asked) and (asked != bare or not header.strip()):
-            return asked, before, after
-        return before, before, after
+            return asked, after
+        return before, after
 
     def _render(self, messages: list, **how) -> str:
-        from jinja2 import TemplateError
-
         try:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, **how)
-        except (TemplateError, ValueError, TypeError) as error:  # templates refuse by raise_exception
+        except Exception as error:  # templates refuse by raise_exception, and are programs: whatever they do wrong comes out here
             raise UserError(f"the tokenizer's chat template refuses the conversation ({' '.join(str(error).split())[:200]})") from error
 
 
@@ -64,11 +65,12 @@ def of(tokenizer) -> Chat | None:
     if not getattr(tokenizer, "chat_template", None):
         return None
     chat = Chat(tokenizer, None)
-    try:
-        after = chat._around([{"role": "user", "content": "-"}])[2]
-    except UserError:  # it asks for more than a user's turn: each conversation will tell
-        return chat
-    return chat._replace(end_id=_turn_end(tokenizer, after)[1])
+    for turns in ([_USER], [_SYSTEM, _USER]):
+        try:
+            return chat._replace(end_id=_turn_end(tokenizer, chat._around(turns)[1])[1])
+        except UserError:  # some want a system turn first; what wants more yet, each conversation will tell
+            continue
+    return chat
 
 
 def _turn_end(tokenizer, after: str) -> tuple[str, int | None]:

@@ -176,10 +176,11 @@ def left_out(counts: Mapping[str, int]) -> str:
 
 
 def _pair_rows(records, fields, render, pairs_only: bool) -> Iterator[_Row]:
-    """{prompt, response}, {prompt, chosen, rejected} or {messages}."""
+    """{prompt, response}, {prompt, chosen, rejected} or {messages}, which may stand beside a prompt alone."""
     for where, record in records:
-        if "messages" in record and fields.prompt not in record and not pairs_only:
-            yield _Row(*_render_messages(record["messages"], where, render))
+        compared = (fields.prompt, fields.chosen, fields.rejected)
+        if not pairs_only and is_chat(record, fields.prompt, fields.response) and is_chat(record, *compared):
+            yield _Row(*_render_messages(record, where, render))
             continue
         prompt = text_field(record, fields.prompt, where, allow_empty=True)
         pair = None
@@ -192,25 +193,37 @@ def _pair_rows(records, fields, render, pairs_only: bool) -> Iterator[_Row]:
         yield _Row(prompt, response, True, pair)
 
 
-def check_messages(messages, where: str, templated: bool, answered: bool = True) -> None:
-    """Refuses what is no conversation of two or more turns, the last the assistant's; or, without `answered`, of one or more, the last not.
+def is_chat(record: Mapping, *fields: str) -> bool:
+    """Whether a record is read as its conversation: it has messages, and not all of the `fields` that would be read instead."""
+    return "messages" in record and not all(field in record for field in fields)
 
-    Raises: UserError, also where the tokenizer has no chat template (`templated`).
+
+def messages_of(record: Mapping, where: str, templated: bool, answered: bool = True) -> list[dict]:
+    """A record's conversation of two or more turns, the last the assistant's; or, without `answered`, of one or more, the last not.
+
+    Raises: UserError where it is none, or the tokenizer has no chat template (`templated`).
     """
     if not templated:
         raise UserError(f"{where}: field 'messages' needs a chat template, and the tokenizer has none; give prompt and response")
-    well_formed = isinstance(messages, list) and all(
-        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str) for turn in messages
-    )
-    if not well_formed or len(messages) < 1 + answered or (messages[-1]["role"] == "assistant") != answered:
-        turns = "of two or more turns, the last one the assistant's" if answered else "of turns, the last one not the assistant's"
-        raise UserError(f"{where}: field 'messages' must be a list of {{role, content}} {turns}")
-    if answered and not messages[-1]["content"].strip():
+    if record.get("tools"):
+        raise UserError(f"{where}: field 'tools' is not read; leave it out, or give prompt and response as the template renders them")
+    messages = record["messages"]
+    turns = messages if isinstance(messages, list) else []
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, dict) or not all(isinstance(turn.get(field), str) for field in ("role", "content")):
+            raise UserError(f"{where}: turn {number} of field 'messages' must be {{role, content}}, both text; calls of tools and contents "
+                            "in parts are not read")
+        _check_encodable(turn["content"], where, f"messages, turn {number}")
+    if len(turns) < 1 + answered or (turns[-1]["role"] == "assistant") != answered:
+        wanted = "of two or more turns, the last one the assistant's" if answered else "of turns, the last one not the assistant's"
+        raise UserError(f"{where}: field 'messages' must be a list of {{role, content}} {wanted}")
+    if answered and not turns[-1]["content"].strip():
         raise UserError(f"{where}: the last turn of field 'messages' is empty; give the response or remove the record")
+    return turns
 
 
-def _render_messages(messages, where: str, render: Render | None) -> tuple[str, str]:
-    check_messages(messages, where, render is not None)
+def _render_messages(record, where: str, render: Render | None) -> tuple[str, str]:
+    messages = messages_of(record, where, render is not None)
     try:
         return render(messages)
     except UserError as error:
@@ -270,14 +283,18 @@ def text_field(record: Mapping[str, Any], field: str, where: str, allow_empty: b
         value = _decode(value, where, field)
     if not isinstance(value, str):
         raise UserError(f"{where}: field {field!r} must be text, not {type(value).__name__}")
+    _check_encodable(value, where, field)
+    if not allow_empty and not value.strip():
+        raise UserError(f"{where}: field {field!r} is empty; give it some text or remove the record")
+    return value
+
+
+def _check_encodable(value: str, where: str, field: str) -> None:
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:
             raise UserError(f"{where}: field {field!r} holds half of a surrogate pair, which is not valid Unicode") from None
-    if not allow_empty and not value.strip():
-        raise UserError(f"{where}: field {field!r} is empty; give it some text or remove the record")
-    return value
 
 
 def number_field(record: Mapping[str, Any], field: str, where: str, key: str = "data.fields") -> float:

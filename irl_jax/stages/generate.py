@@ -15,6 +15,8 @@ from irl_jax.evaluation import best_of_n
 from irl_jax.stages import scoring
 from irl_jax.stages.context import Context, Reader
 
+ASKED, ANSWERED = ("prompt",), ("prompt", "response")  # the fields of a record
+
 
 def generate(args) -> None:
     """Writes one JSON line a prompt (or a sample): {"prompt", "response", "logprob", "tokens", "ended"}.
@@ -25,10 +27,10 @@ def generate(args) -> None:
     sampled ("ended"); `tokens` counts them. With --reward and --best_of=N, the best of N samples by that reward is written,
     with its "reward"; with --agreement=A and an ensemble, the one that its members agree on (`best_of_n.agreed_choice`).
     """
-    records = _read(args.prompts, ("prompt",))
+    records = _read(args.prompts, ASKED)
     context, role = _context(args)
     limit = args.max_tokens or context.config.data.max_response_tokens
-    texts = [_texts(context, where, record, answered=False).prompt for where, record in records]
+    texts = [_texts(context, where, record, ASKED).prompt for where, record in records]
     prompts = tokenize.tokenize_prompts(context.tokenizer, texts, max_prompt=sys.maxsize, eos_id=context.eos_id)
     for (where, _), prompt in zip(records, prompts, strict=True):
         if len(prompt) + limit > context.longest:
@@ -58,9 +60,9 @@ def score(args) -> None:
     A final EOS counts only with --eos. With --reward, "reward" is added: the recipe's logit at the response's last token,
     EOS included, as the reward was trained.
     """
-    records = _read(args.data, ("prompt", "response"))
+    records = _read(args.data, ANSWERED)
     context, role = _context(args)
-    pairs = [_texts(context, where, record, answered=True) for where, record in records]
+    pairs = [_texts(context, where, record, ANSWERED) for where, record in records]
     examples, _ = tokenize.tokenize_records(
         context.tokenizer, pairs, max_prompt=sys.maxsize, max_response=sys.maxsize, eos_id=context.eos_id, ends=context.eos_ids)
     kept = examples if args.eos else [e._replace(response=e.response[:-1], ended=False) for e in examples]
@@ -143,7 +145,7 @@ def open_run(config, path) -> Context:
 def _read(path, fields) -> list[tuple[str, dict]]:
     records = []
     for where, record in sources.read_jsonl(path):
-        for field in () if _is_chat(record) else fields:
+        for field in () if sources.is_chat(record, *fields) else fields:
             if field not in record:
                 raise UserError(f"{where}: no field '{field}' (its fields: {', '.join(record) or 'none'})")
             sources.text_field(record, field, where, allow_empty=field == "prompt")
@@ -153,16 +155,12 @@ def _read(path, fields) -> list[tuple[str, dict]]:
     return records
 
 
-def _is_chat(record: dict) -> bool:
-    return "messages" in record and "prompt" not in record
-
-
-def _texts(context, where: str, record: dict, answered: bool) -> sources.Record:
-    """A record's prompt and response; of {"messages"} by the chat template, the last turn being the response where `answered`."""
-    if not _is_chat(record):
+def _texts(context, where: str, record: dict, fields) -> sources.Record:
+    """A record's prompt and response; of {"messages"} by the chat template, the last turn its response where `fields` ask for one."""
+    answered = "response" in fields
+    if not sources.is_chat(record, *fields):
         return sources.Record(record["prompt"], record["response"] if answered else "")
-    messages = record["messages"]
-    sources.check_messages(messages, where, context.chat is not None, answered)
+    messages = sources.messages_of(record, where, context.chat is not None, answered)
     try:
         return sources.Record(*context.chat.demonstration(messages)) if answered else sources.Record(context.chat.prompt(messages), "")
     except UserError as error:
