@@ -30,8 +30,8 @@ TEMPLATES = {  # the habits of published templates, spelt with the test tokenize
               "{{ '<|im_end|>\n' }}{% endfor %}" + ASK + "{{ '<|im_start|>assistant\n' }}{% endif %}",
     "headless": "{{ '<s>' }}" + LOOP + "{{ m.role }}|{{ m.content | trim }}</s>{% endfor %}",
     "gemma": "<s>{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + LOOP
-             + "{{ '<|im_start|>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim + '<|im_end|>\n' }}{% endfor %}"
-             + ASK + "{{ '<|im_start|>model\n' }}{% endif %}",
+             + "{{ '<|im_start|>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim + '<|im_end|>\n' }}"
+             "{% endfor %}" + ASK + "{{ '<|im_start|>model\n' }}{% endif %}",
     "zephyr": LOOP + "{{ '|' + m.role + '|\n' + m.content + '</s>\n' }}{% endfor %}" + ASK + "{{ '|assistant|' }}{% endif %}",
     "reasons": LOOP + "{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' and '/' not in m.content %}{{ '//' }}{% endif %}"
                "{{ m.content.strip() + '<|im_end|>\n' }}{% endfor %}" + ASK + "{{ '<|im_start|>assistant\n' }}{% endif %}",
@@ -137,6 +137,7 @@ def test_content_that_stands_in_the_header_too_and_further_turns():
 
 @pytest.mark.parametrize("template, message", [
     (LOOP + "{{ m.content | upper }}{% endfor %}", "changes the assistant's turn"),
+    (LOOP + "{{ m.content | replace('ab', 'ba') }}{% endfor %}", "changes the assistant's turn"),
     (LOOP + "{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", "changes the assistant's turn, or leaves it out"),
     ("{{ raise_exception('system turns only') }}", "refuses the conversation (system turns only)"),
     ("{{ 1 // 0 }}", "refuses the conversation ("),
