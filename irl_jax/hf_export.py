@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from irl_jax.errors import UserError
 from irl_jax.models.tensors import Stored
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SENTENCEPIECE = "tokenizer.model"
 DTYPES = ("float32", "bfloat16", "float16")
 SHARD = 5 * 10**9  # bytes; transformers' own limit
 
@@ -97,6 +99,25 @@ def write_json(file: Path, value: dict) -> None:
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def write_tokenizer(directory: Path, tokenizer: Any) -> None:
+    """Writes the files of a tokenizer of transformers, for its versions 4 and 5 and for llama.cpp's converter.
+
+    Version 5 calls a tokenizer that is of no model's class by a name that 4 does not know, under whose own name for it there would be token
+    types again; and leaves the SentencePiece model out, which the converter wants of Gemma.
+    """
+    tokenizer.save_pretrained(directory)
+    file = directory / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    for key in ("backend", "is_local", "local_files_only"):  # how it was loaded here
+        settings.pop(key, None)
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    write_json(file, settings | {"model_input_names": list(tokenizer.model_input_names)})
+    model = Path(tokenizer.name_or_path) / SENTENCEPIECE
+    if tokenizer.name_or_path and model.is_file():
+        shutil.copyfile(model, directory / SENTENCEPIECE)
+
+
 def write_folder(
     directory: Path,
     hf_config: dict,
@@ -116,9 +137,9 @@ def write_folder(
     """
     directory.mkdir(parents=True, exist_ok=True)
     if tokenizer is not None:
-        tokenizer.save_pretrained(directory)
+        write_tokenizer(directory, tokenizer)
     written = write_weights(directory, tensors, dtype, limit)
-    write_json(directory / "config.json", hf_config | {"dtype": dtype})
+    write_json(directory / "config.json", hf_config | {"dtype": dtype, "torch_dtype": dtype})  # transformers 5 and llama.cpp, and those before
     if generation is not None:
         write_json(directory / "generation_config.json", generation)
     return written

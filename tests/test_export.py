@@ -166,7 +166,10 @@ def test_transformers_has_the_policys_logits(run, tmp_path, torch):
 
     _, base, w = run
     tokens, expected = policy_logits(base, w)
-    loaded = AutoModelForCausalLM.from_pretrained(exported(w, "policy", tmp_path / "out")).eval()
+    loaded, info = AutoModelForCausalLM.from_pretrained(exported(w, "policy", tmp_path / "out"), output_loading_info=True)
+    assert not any(info.values()), info
+    tied = {"lm_head.weight"} if loaded.config.tie_word_embeddings else set()
+    assert set(stored(tmp_path / "out")) == set(loaded.state_dict()) - tied
     with torch.no_grad():
         np.testing.assert_allclose(loaded(torch.tensor(tokens)).logits, expected, atol=1e-5 * np.abs(expected).max())
 
@@ -176,12 +179,18 @@ def test_special_ids_templates_and_token_types(tmp_path):
     tokenizer = make_tokenizer(pad=None)
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     tokenizer.save_pretrained(base)
+    (base / "tokenizer.model").write_bytes(b"sentences")
     (base / "generation_config.json").write_text('{"eos_token_id": [2, 7], "bos_token_id": 2}')
     out = exported(run_on(tmp_path / "w", base), "init", tmp_path / "out")
     assert read(out, "generation_config.json") == {"bos_token_id": None, "eos_token_id": [2, 7], "pad_token_id": 2}
     config = read(out, "config.json")
     assert (config["eos_token_id"], config["pad_token_id"], config["bos_token_id"]) == (2, 2, None)
-    assert config["architectures"] == ["GPT2LMHeadModel"] and config["dtype"] == "float32"
+    assert config["architectures"] == ["GPT2LMHeadModel"] and config["dtype"] == config["torch_dtype"] == "float32"
+    settings = read(out, "tokenizer_config.json")  # what transformers 4 reads too
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast" and settings["model_input_names"] == ["input_ids", "attention_mask"]
+    assert not {"is_local", "local_files_only", "backend"} & set(settings)
+    assert (out / "tokenizer.model").read_bytes() == b"sentences"  # llama.cpp's converter wants it
+    assert "apply_chat_template(messages, add_generation_prompt=True" in (out / "README.md").read_text()
     loaded = hf.load_tokenizer(out)
     assert loaded.chat_template == tokenizer.chat_template and hf.eos_ids(out, loaded) == (2, 7)
     assert list(loaded("w1 w2")) == ["input_ids", "attention_mask"]  # GPT-2 would embed token types

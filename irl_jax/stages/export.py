@@ -128,7 +128,7 @@ def _write_policy(folder: Path, context, variables, args, facts) -> str:
     written = hf_export.write_folder(
         folder, families.to_hf_config(context.model) | ids, tensors.stored_tensors(context.model, variables),
         tokenizer=plain(context.tokenizer), generation=generation, dtype=args.dtype, limit=args.max_shard_size)
-    _write_card(folder, model_card.policy(facts, context.eos_ids, args.dtype))
+    _write_card(folder, model_card.policy(facts, context.eos_ids, args.dtype, context.chat is not None))
     return _said(written, args.dtype)
 
 
@@ -247,7 +247,7 @@ def _write_adapter(folder: Path, context, role: str, leaves, base: str, dtype: s
     size = hf_export.save_tensors(folder / "adapter_model.safetensors", {
         name: hf_export.cast(name, tensor, dtype) for name, tensor in stored.items()})
     hf_export.write_json(folder / "adapter_config.json", settings)
-    plain(context.tokenizer).save_pretrained(folder)
+    hf_export.write_tokenizer(folder, plain(context.tokenizer))
     own_pad = context.tokenizer.pad_token_id
     pad_id = None if own_pad in context.eos_ids else own_pad
     _write_card(folder, model_card.adapter(facts, context.eos_ids, pad_id, shift, dtype))

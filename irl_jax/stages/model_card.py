@@ -94,14 +94,16 @@ def _records(context) -> dict[str, int]:
 # ---------------------------------------------------------------- the three kinds of folders
 
 
-def policy(facts: Facts, eos_ids: Sequence[int], dtype: str) -> str:
-    """The card of a `*ForCausalLM` folder."""
+def policy(facts: Facts, eos_ids: Sequence[int], dtype: str, chats: bool) -> str:
+    """The card of a `*ForCausalLM` folder; `chats`: whether its tokenizer has a chat template."""
+    rows = ('tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")' if chats else
+            'tokenizer(prompt, return_tensors="pt")')
     return _card(facts, "text-generation", "transformers", f"""\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer, model = AutoTokenizer.from_pretrained(DIR), AutoModelForCausalLM.from_pretrained(DIR)
-rows = tokenizer(prompt, return_tensors="pt")
+rows = {rows}
 ids = model.generate(**rows, do_sample=True, top_k=0, max_new_tokens=64)   # as it was evaluated: temperature 1, unfiltered
 ```
 
