@@ -183,6 +183,10 @@ def check_reward(config: ConfigDict, recipes: tuple = ()) -> None:
         raise UserError("config.reward.granularity = 'token': preferences compare whole responses; train 'preference' with 'response'")
     if r.granularity == "token" and r.length_residual:
         raise UserError("config.reward.length_residual with granularity = 'token': token logits are averaged: length has no part in them")
+    if r.start and r.head != "linear":
+        raise UserError(f"config.reward.start with reward.head = '{r.head}': a classifier's head is linear; set reward.head to 'linear'")
+    if r.start_label and not r.start:
+        raise UserError("config.reward.start_label: needs reward.start, the classifier that has the label")
     if r.ensemble == 1 and r.combine != "mean":
         raise UserError(f"config.reward.combine = '{r.combine}' needs reward.ensemble above 1")
 

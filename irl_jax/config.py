@@ -161,6 +161,9 @@ def _reward() -> ConfigDict:
     r.head = "linear"  # "linear", or "mlp": one hidden layer
     r.mlp_width = 64  # head = "mlp": hidden units
     r.granularity = "response"  # "response": one logit at its end; "token": one logit for each state and action
+    r.start = ""  # what training starts from: a folder or hub name of a *ForSequenceClassification of the run's architecture and
+    #   tokenizer, whose score it then is. "" starts from init and a head of zeros. Bodies that do not own a trunk need init's own weights
+    r.start_label = ""  # reward.start: whose score, where it has several labels
     r.label_smoothing = 0.0  # share of each label given to the other class
     r.gradient_penalty = 0.0  # weight of the mean squared gradient of the logit with respect to the input embeddings
     r.spectral_norm = 0.0  # cap on the largest singular value of the head's matrices and of each adapter's product; 0 caps nothing
@@ -251,7 +254,7 @@ def _golden() -> ConfigDict:
     g.text_field = "text"  # "classifier": names of the fields in golden.source, whatever data.fields says of the others
     g.rating_field = "rating"
     g.positive_rating = 7.0  # "classifier": ratings from here on count as positive
-    g.model = ""  # "hf_reward": folder or hub name of a *ForSequenceClassification
+    g.model = ""  # "hf_reward": folder or hub name of a *ForSequenceClassification, in model.dtype and model.param_dtype
     g.label = ""  # "hf_reward": whose score is the reward, where the model has several labels
     g.window_words = 48  # "classifier": words in the windows it is fitted on, as long as the responses
     return g

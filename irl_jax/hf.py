@@ -105,14 +105,31 @@ class RewardModel(NamedTuple):
     pad_id: int | None
 
 
-def load_reward_model(path: str | Path, label: str = "") -> RewardModel:
+def load_reward_model(path: str | Path, label: str = "", *, key: str = "golden.label", param_dtype: str = "float32") -> RewardModel:
     """Reads a `*ForSequenceClassification` folder: a trunk without the vocabulary's head, and `score.weight` [labels, D].
 
     Args:
       path: a folder or a hub name.
       label: whose score is read, by its name in id2label; "" where the folder has one label.
+      key: the setting that names the label, for errors.
+      param_dtype: of the trunk, as in `load_folder`.
     Raises: UserError where the folder is no such classifier, has no such label, or several and none is named.
     """
+    with _classifier(path, label, key) as (folder, config, home, labels, index, pad):
+        head = home.pop("score.weight").get_tensor("score.weight").astype(np.float32)
+        trunk = tensors.import_tensors(config, home, lambda name: home[name].get_tensor(name), str(folder), param_dtype)
+    return RewardModel(config, trunk, head[index], labels[index], pad)
+
+
+def check_reward_model(path: str | Path, label: str = "", *, key: str = "golden.label") -> None:
+    """Refuses what `load_reward_model` and `load_tokenizer` would, by the files' heads: no weight is read. Raises: UserError."""
+    with _classifier(path, label, key) as (folder, *_):
+        load_tokenizer(folder)
+
+
+@contextlib.contextmanager
+def _classifier(path: str | Path, label: str, key: str) -> Iterator[tuple[Path, ModelConfig, dict, list[str], int, int | None]]:
+    """(folder, architecture, where its tensors are, labels, the label's number, id of the padding) of a classifier's folder."""
     folder = resolve(path)
     file = folder / "config.json"
     hf_config = _read_json(file)
@@ -124,18 +141,16 @@ def load_reward_model(path: str | Path, label: str = "") -> RewardModel:
     with _stored(folder) as home:
         if "score.weight" not in home:
             raise UserError(f"{folder}: has no tensor score.weight, a classifier's head")
-        head = home.pop("score.weight").get_tensor("score.weight").astype(np.float32)
-        labels = _labels(hf_config, len(head), file)
-        if head.shape != (len(labels), config.width):
-            raise UserError(f"{folder}: tensor score.weight has shape {head.shape}, the config asks for {(len(labels), config.width)}")
+        shape = tuple(home["score.weight"].get_slice("score.weight").get_shape())
+        labels = _labels(hf_config, shape[0] if shape else 0, file)
+        if shape != (len(labels), config.width):
+            raise UserError(f"{folder}: tensor score.weight has shape {shape}, the config asks for {(len(labels), config.width)}")
         if not label and len(labels) > 1:
-            raise UserError(f"{folder}: has the labels {', '.join(labels)}; name the one whose score is the reward (golden.label)")
+            raise UserError(f"{folder}: has the labels {', '.join(labels)}; name the one whose score is the reward ({key})")
         if label and label not in labels:
-            raise UserError(f"{folder}: has no label {label!r}, only {', '.join(labels)} (golden.label)")
-        trunk = tensors.import_tensors(config, home, lambda name: home[name].get_tensor(name), str(folder))
-    pad = hf_config.get("pad_token_id")
-    index = labels.index(label) if label else 0
-    return RewardModel(config, trunk, head[index], labels[index], int(pad) if isinstance(pad, int) else None)
+            raise UserError(f"{folder}: has no label {label!r}, only {', '.join(labels)} ({key})")
+        pad = hf_config.get("pad_token_id")
+        yield folder, config, home, labels, labels.index(label) if label else 0, pad if isinstance(pad, int) else None
 
 
 def _labels(hf_config: dict, rows: int, file: Path) -> list[str]:

@@ -139,7 +139,7 @@ def write_folder(
     if tokenizer is not None:
         write_tokenizer(directory, tokenizer)
     written = write_weights(directory, tensors, dtype, limit)
-    write_json(directory / "config.json", hf_config | {"dtype": dtype, "torch_dtype": dtype})  # transformers 5 and llama.cpp, and those before
+    write_json(directory / "config.json", hf_config | {"dtype": dtype, "torch_dtype": dtype})  # the new name and the old
     if generation is not None:
         write_json(directory / "generation_config.json", generation)
     return written

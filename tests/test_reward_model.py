@@ -1,18 +1,21 @@
 """Reward models as golden rewards: the numbers of transformers, whichever side is padded; labels, truncation, refusals."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
-from test_export import GPT2, base_folder, make_tokenizer
+from test_export import GPT2, LLAMA, base_folder, make_tokenizer
 from test_runs import _file_config
 
-from irl_jax import checks, hf, hf_export, sharding, stages, workdir
+from irl_jax import checks, hf, hf_export, roles, sharding, stages, workdir
 from irl_jax.config import default
 from irl_jax.errors import UserError
 from irl_jax.models import families, tensors, transformer
 from irl_jax.stages import generate, reward_model
+from irl_jax.stages.context import Context
+from irl_jax.types import Example
 
 LABELS = ("harmless", "helpful", "short")
 PROMPTS, RESPONSES = ["w1 w2", "", "w5 w6 w7", "w1"], [" w3 w4 w5", "w7", " w8 <eos>", " w2 w3 w4 w5 w6 w7 w8 w9"]
@@ -27,17 +30,25 @@ def judge_of(folder, label="", **settings):
     return reward_model.make_judge(config, sharding.make_mesh(config.mesh))
 
 
-def classifier(path, labels=LABELS, pad="<pad>", **changes):
-    """A GPT-2 classifier's folder without torch; (trunk, head) of it."""
-    rng = np.random.default_rng(3)
-    trunk = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) * 0.5,
-                         jax.eval_shape(lambda: transformer.init_trunk(jax.random.key(0), GPT2)))
-    head = rng.normal(size=(len(labels), GPT2.width)).astype(np.float32)
+def random_trunk(model, seed=3):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) * 0.5,
+                        jax.eval_shape(lambda: transformer.init_trunk(jax.random.key(0), model)))
+
+
+def classifier(path, labels=LABELS, pad="<pad>", model=GPT2, trunk=None, **changes):
+    """A classifier's folder without torch; (trunk, head) of it."""
+    trunk = trunk or random_trunk(model)
+    head = np.random.default_rng(4).normal(size=(len(labels), model.width)).astype(np.float32)
     tokenizer = make_tokenizer(pad)
-    config = families.to_hf_config(GPT2) | {
-        "architectures": ["GPT2ForSequenceClassification"], "id2label": {str(index): label for index, label in enumerate(labels)},
+    hf_config = families.to_hf_config(model)
+    config = hf_config | {
+        "architectures": [hf_config["architectures"][0].replace("LMHeadModel", "ForCausalLM").replace(
+            "ForCausalLM", "ForSequenceClassification")],
+        "id2label": {str(index): label for index, label in enumerate(labels)},
         "pad_token_id": tokenizer.pad_token_id, "eos_token_id": 2} | changes
-    held = [*tensors.stored_tensors(GPT2, {"params": trunk}), tensors.Stored("score.weight", (), head.shape, lambda: head)]
+    held = [tensor for tensor in tensors.stored_tensors(model, {"params": trunk}) if tensor.name != "lm_head.weight"]
+    held.append(tensors.Stored("score.weight", (), head.shape, lambda: head))
     hf_export.write_folder(path, {key: value for key, value in config.items() if value != "left out"}, held, tokenizer=tokenizer)
     return trunk, head
 
@@ -133,6 +144,86 @@ def test_one_label_needs_no_name_and_none_is_refused_early(tmp_path):
         judge_of("")
     with pytest.raises(UserError, match="no token of text 0"):
         judge_of(tmp_path / "m").score([""], [""])
+
+
+# ---------------------------------------------------------------- as what a reward starts from
+
+
+def run_of(path, model, start, **settings):
+    """(Context without a workdir, fresh or started leaves) of a run on the model's random trunk."""
+    trunk = random_trunk(model)
+    config = default()
+    config.data.source, config.model.path = "file", str(hf.save_folder(path / "base", model, trunk, make_tokenizer()))
+    config.update_from_flattened_dict({"golden.kind": "none", "reward.start": str(start), "reward.start_label": "helpful",
+                                       "adapter.rank": 2, "eval.batch_size": 4,
+                                       "data.max_prompt_tokens": 12, "data.max_response_tokens": 12} | settings)
+    checks.check(config)
+    context = Context(config, None)
+    return context, lambda: reward_model.start_leaves(context, "reward/x", roles.RewardSpec.of(config.reward))
+
+
+@pytest.mark.parametrize("model, settings, own", [
+    (GPT2, {"reward.body": "trunk"}, True),
+    (LLAMA, {"adapter.rank": 0, "model.param_dtype": "bfloat16"}, True),  # an untied head of the run's own beside it
+    (LLAMA, {}, False),
+    (GPT2, {"reward.body": "frozen"}, False),
+    (GPT2, {"reward.ensemble": 2}, False),
+])  # fmt: skip
+def test_a_started_reward_is_the_classifiers_score(tmp_path, torch, model, settings, own):
+    """transformers' score of prompt, response and EOS; the classifier has two embeddings more than the run's model."""
+    from transformers import AutoModelForSequenceClassification
+
+    trunk = random_trunk(model, seed=7 if own else 3)
+    extra = dataclasses.replace(model, vocab_size=model.vocab_size + 2)
+    rows = {**trunk["embed"], "tokens": np.pad(trunk["embed"]["tokens"], ((0, 2), (0, 0)))}
+    classifier(tmp_path / "m", model=extra, trunk={**trunk, "embed": rows})
+    context, start = run_of(tmp_path, model, tmp_path / "m", **settings)
+    leaves, tokenizer = start(), make_tokenizer()
+    examples = [Example(np.asarray(tokenizer(prompt)["input_ids"] or [1], np.int32), np.asarray([*tokenizer(response)["input_ids"], 2]),
+                        True, 0) for prompt, response in zip(PROMPTS, RESPONSES, strict=True)]
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "m").eval()
+    with torch.no_grad():
+        expected = [loaded(torch.tensor([[*example.prompt, *example.response]])).logits[0, 1].item() for example in examples]
+    assert np.ptp(expected) > 0.1
+    for member in context.scorer.member_rewards(leaves, examples):
+        np.testing.assert_allclose(member, expected, atol=1e-5)
+    assert ("trunk" in leaves) == own and {leaf.dtype.name for leaf in jax.tree.leaves(leaves)} == {"float32"}
+
+
+def test_what_a_reward_cannot_start_from(tmp_path):
+    classifier(tmp_path / "m", trunk=random_trunk(GPT2, seed=7))
+    where = f"config.reward.start = '{tmp_path / 'm'}'"
+    with pytest.raises(UserError) as caught:
+        run_of(tmp_path, GPT2, tmp_path / "m")[1]()
+    assert str(caught.value).startswith(f"{where}: its weights differ from the run's model (")
+    assert "reward.body to 'trunk'" in str(caught.value)
+    classifier(tmp_path / "deep", model=dataclasses.replace(GPT2, num_layers=3))
+    with pytest.raises(UserError, match="another architecture than the run's model .n_layer: 3, here 2"):
+        run_of(tmp_path, GPT2, tmp_path / "deep", **{"reward.body": "trunk"})[1]()
+    file = tmp_path / "m" / "tokenizer.json"
+    file.write_text(file.read_text().replace('"w3"', '"x3"'))
+    with pytest.raises(UserError, match="another id for 'w3' than the run's"):
+        run_of(tmp_path, GPT2, tmp_path / "m", **{"reward.body": "trunk"})[1]()
+    with pytest.raises(UserError, match="reward.head to 'linear'"):
+        run_of(tmp_path, GPT2, tmp_path / "m", **{"reward.head": "mlp"})
+    with pytest.raises(UserError, match="start_label: needs reward.start"):
+        run_of(tmp_path, GPT2, "")
+
+
+@pytest.mark.parametrize("key, value, message", [
+    ("golden.model", "none", "config.golden.model: "), ("golden.label", "kind", "has no label 'kind'"), ("reward.start", "none", "none"),
+    ("variants", ("reward/x = init_sft reward.start=/none",), "config.reward.start: /none: no such model folder"),
+    ("reward.start_label", "", "reward.start_label"),
+])
+def test_reward_models_are_refused_before_anything_trains(tmp_path, key, value, message):
+    classifier(tmp_path / "m")
+    config = _file_config(tmp_path)
+    value = str(tmp_path / value) if value == "none" else value
+    config.update_from_flattened_dict({"golden.kind": "hf_reward", "golden.model": str(tmp_path / "m"), "golden.label": "short",
+                                       "reward.start": str(tmp_path / "m"), "reward.start_label": "short"} | {key: value})
+    with pytest.raises(UserError) as caught:
+        stages.run_pipeline(config, tmp_path / "w")
+    assert message in str(caught.value) and "\n" not in str(caught.value) and not (tmp_path / "w").exists()
 
 
 @pytest.mark.slow

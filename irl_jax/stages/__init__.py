@@ -28,6 +28,7 @@ def run_pipeline(config, path, stages: tuple[str, ...] = ()) -> Path | None:
     if unknown:
         raise UserError(f"--stages: unknown stage '{unknown[0]}'; one of {', '.join(STAGES)}")
     check(config)
+    _check_reward_models(config)
     wanted = [stage for stage in STAGES if not stages or stage in stages]
     with Workdir(path, config) as workdir:
         left = distributed.agree([stage for stage in wanted if not workdir.is_done(stage)])
@@ -40,6 +41,14 @@ def run_pipeline(config, path, stages: tuple[str, ...] = ()) -> Path | None:
             distributed.say(f"report: {report}")
             return report
     return None
+
+
+def _check_reward_models(config) -> None:
+    """Refuses reward models that cannot be read, of which the last is needed when all else is done."""
+    if config.golden.kind == "hf_reward" or config.reward.start or any("reward.start" in line for line in config.variants):
+        from irl_jax.stages import reward_model
+
+        reward_model.check(config)
 
 
 def _run(config, workdir, left) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from irl_jax import loop, reward_steps, roles, sharding, steps
 from irl_jax.data import batching, replay
 from irl_jax.errors import UserError
-from irl_jax.stages import gradient, sampling, training
+from irl_jax.stages import gradient, reward_model, sampling, training
 from irl_jax.types import Array, TrainState
 
 SMOOTHING = 0.1  # weight of the newest round in the smoothed accuracy
@@ -109,8 +109,8 @@ class _Critic:
             lambda leaves: reward_steps.effective(leaves, self.settings, context.model)), donate=())
 
     def start(self) -> TrainState:
-        """A fresh discriminator: its logit is 0 everywhere."""
-        leaves = self.context.init_leaves("reward", f"{self.role}/reward", reward=self.spec)
+        """A discriminator before its first update: its logit is 0 everywhere, or that of reward.start."""
+        leaves = reward_model.start_leaves(self.context, f"{self.role}/reward", self.spec)
         return self.context.place(steps.init_state(leaves, self.optimizer))
 
     def leaves(self, state: TrainState):

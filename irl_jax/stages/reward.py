@@ -11,7 +11,7 @@ from irl_jax import reward_steps, roles, sharding, steps, workdir
 from irl_jax.data import batching
 from irl_jax.errors import UserError
 from irl_jax.evaluation import metrics
-from irl_jax.stages import recipe_data, training
+from irl_jax.stages import recipe_data, reward_model, training
 
 
 def run(context) -> dict:
@@ -25,7 +25,7 @@ def train_reward(context, method) -> dict:
     train, stopping, heldout = recipe_data.data_of(context, method.recipe)
     loss = "bradley_terry" if method.recipe == "preference" else "bce"
     spec, settings = roles.RewardSpec.of(config), reward_steps.RewardSettings.of(config, context.eos_ids)
-    leaves = context.init_leaves("reward", f"{name}/leaves", reward=spec)
+    leaves = reward_model.start_leaves(context, f"{name}/leaves", spec)
     optimizer = steps.make_optimizer(config, config.steps)
     step = training.compiled(
         context, ("reward", loss, settings, spec, config.accumulate, training.optimizer_name(config), config.steps),

@@ -1,18 +1,108 @@
-"""The golden reward by somebody's reward model: a `*ForSequenceClassification` folder with a tokenizer of its own."""
+"""Somebody's reward model, a `*ForSequenceClassification` folder: as the golden reward, or as what a reward starts from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from irl_jax import hf, sharding
+from irl_jax import hf, roles, sharding, variants
 from irl_jax.errors import UserError
 from irl_jax.evaluation.golden import Judge
+from irl_jax.models import families
 from irl_jax.stages import scoring
 from irl_jax.stages.context import as_configured
-from irl_jax.types import Example
+from irl_jax.types import Example, PyTree
+
+
+def check(config) -> None:
+    """Refuses the reward models that a config names where they are none, before anything trains.
+
+    Raises: UserError, naming the setting.
+    """
+    named = [("golden.model", config.golden.model, "golden.label", config.golden.label)] if config.golden.kind == "hf_reward" else []
+    for method in [*variants.methods(config, "reward"), *variants.methods(config, "adversarial")]:
+        if method.config.reward.start:
+            named.append(("reward.start", method.config.reward.start, "reward.start_label", method.config.reward.start_label))
+    for key, path, label_key, label in dict.fromkeys(named):
+        try:
+            hf.check_reward_model(path, label, key=label_key)
+        except UserError as error:
+            raise UserError(f"config.{key}: {error}") from None
+
+
+def start_leaves(context, purpose: str, spec: roles.RewardSpec) -> PyTree:
+    """A reward's leaves before it is trained, on the mesh: h = 0 everywhere, or the score of config.reward.start.
+
+    A body with a trunk of its own takes the classifier's. An adapter, or no body, stands on the run's trunk, which then must be the
+    classifier's. As of every reward, the logit stands at the response's last token, its EOS included.
+
+    Args:
+        context, purpose, spec: as for `Context.init_leaves`.
+
+    Raises:
+        UserError: the classifier is of another architecture, tokenizer or, where it must be the same, trunk.
+    """
+    leaves = context.init_leaves("reward", purpose, reward=spec)
+    reward = context.config.reward
+    if not reward.start:
+        return leaves
+    own = leaves.get("members", leaves)
+    kind = "float32" if "trunk" in own else context.config.model.param_dtype
+    loaded = hf.load_reward_model(reward.start, reward.start_label, key="reward.start_label", param_dtype=kind)
+    _same_kind(context, loaded.model, hf.load_tokenizer(reward.start))
+    given = {"head": {"kernel": loaded.weight[:, None], "bias": np.zeros(1, np.float32)}}
+    rows = context.trunk["embed"]["tokens"].shape[0]
+    trunk = {**loaded.trunk, "embed": {**loaded.trunk["embed"], "tokens": _rows(loaded.trunk["embed"]["tokens"], rows)}}
+    if "trunk" in own:
+        given["trunk"] = trunk
+    else:
+        _same_weights(context, trunk, min(rows, loaded.model.vocab_size))
+    started = _replaced(own, given)
+    return context.place({"members": started} if "members" in leaves else started)
+
+
+def _replaced(fresh: PyTree, given: PyTree) -> PyTree:
+    """`fresh` with the leaves that are given in their places, for each member where there are several."""
+    if not isinstance(fresh, Mapping):
+        return np.broadcast_to(np.asarray(given, np.float32), fresh.shape)
+    return {key: _replaced(value, given[key]) if key in given else value for key, value in fresh.items()}
+
+
+def _rows(table: np.ndarray, rows: int) -> np.ndarray:
+    """So many rows of a table: others are of tokens that this run's tokenizer does not give; zeros where it has fewer."""
+    return np.pad(table[:rows], ((0, max(0, rows - len(table))), (0, 0)))
+
+
+def _same_kind(context, model, tokenizer) -> None:
+    where = f"config.reward.start = {context.config.reward.start!r}"
+    ours = dataclasses.replace(context.model, vocab_size=model.vocab_size, tie_embeddings=model.tie_embeddings)
+    theirs, ours = families.to_hf_config(model), families.to_hf_config(ours)
+    if theirs != ours:
+        key = next(key for key in ours | theirs if ours.get(key) != theirs.get(key))
+        raise UserError(f"{where}: another architecture than the run's model ({key}: {theirs.get(key)!r}, here {ours.get(key)!r}); rewards "
+                        "share their shape with it. golden.kind = 'hf_reward' takes any")
+    vocabulary = tokenizer.get_vocab()
+    other = next((token for token, number in context.tokenizer.get_vocab().items() if vocabulary.get(token) != number), None)
+    if other is not None:
+        raise UserError(f"{where}: its tokenizer has another id for {other!r} than the run's, or none; the two must be the same")
+
+
+def _same_weights(context, trunk: PyTree, rows: int) -> None:
+    """Raises UserError where a classifier's trunk, in its first `rows` embeddings, is not the run's."""
+    for path, theirs in jax.tree_util.tree_leaves_with_path(trunk):
+        ours = context.trunk
+        for key in path:
+            ours = ours[key.key]
+        ours, name = sharding.fetch(ours), jax.tree_util.keystr(path, simple=True, separator="/")
+        shared = slice(rows if name == "embed/tokens" else None)
+        if not np.array_equal(ours[shared], theirs[shared]):
+            reward = context.config.reward
+            raise UserError(f"config.reward.start = {reward.start!r}: its weights differ from the run's model ({name}), on which "
+                            f"reward.body = {reward.body!r} stands; set reward.body to 'trunk': the reward then has a whole one of its own")
 
 
 def make_judge(config, mesh) -> Judge:
@@ -28,7 +118,7 @@ def make_judge(config, mesh) -> Judge:
     Raises:
         UserError: no such model or label, or no tokenizer that belongs to it.
     """
-    loaded = hf.load_reward_model(config.golden.model, config.golden.label)
+    loaded = hf.load_reward_model(config.golden.model, config.golden.label, param_dtype=config.model.param_dtype)
     tokenizer = hf.load_tokenizer(config.golden.model)
     model = as_configured(loaded.model, config)
     scorer = scoring.Scorer(model, mesh, sharding.place(loaded.trunk, mesh), longest=model.max_positions, rows=config.eval.batch_size)
