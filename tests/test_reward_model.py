@@ -36,11 +36,11 @@ def random_trunk(model, seed=3):
                         jax.eval_shape(lambda: transformer.init_trunk(jax.random.key(0), model)))
 
 
-def classifier(path, labels=LABELS, pad="<pad>", model=GPT2, trunk=None, **changes):
+def classifier(path, labels=LABELS, pad="<pad>", model=GPT2, trunk=None, tokenizer=None, **changes):
     """A classifier's folder without torch; (trunk, head) of it."""
     trunk = trunk or random_trunk(model)
     head = np.random.default_rng(4).normal(size=(len(labels), model.width)).astype(np.float32)
-    tokenizer = make_tokenizer(pad)
+    tokenizer = tokenizer or make_tokenizer(pad)
     hf_config = families.to_hf_config(model)
     config = hf_config | {
         "architectures": [hf_config["architectures"][0].replace("LMHeadModel", "ForCausalLM").replace(
@@ -227,9 +227,15 @@ def test_reward_models_are_refused_before_anything_trains(tmp_path, key, value, 
 
 
 @pytest.mark.slow
-def test_a_run_in_bfloat16_judged_by_a_reward_model(tmp_path):
+def test_a_run_in_bfloat16_judged_by_a_reward_model_and_started_from_one(tmp_path):
+    """Rewards that start from a classifier and hardly move are still it, in the reward stage and in the adversarial loop."""
     classifier(tmp_path / "judge")
     config = _file_config(tmp_path, model__param_dtype="bfloat16")
+    model, _ = hf.load_folder(config.model.path)
+    trunk, head = classifier(tmp_path / "start", ("reward",), model=model, tokenizer=hf.load_tokenizer(config.model.path))
+    started = f"reward.start={tmp_path / 'start'} reward.body=trunk reward.learning_rate=1e-9"
+    config.variants = (f"reward/started = init_sft {started}", f"adversarial/started = demo {started} adversarial.rounds=2 "
+                       "adversarial.warmup_rounds=1")
     config.golden.kind, config.golden.model, config.golden.label = "hf_reward", str(tmp_path / "judge"), "short"
     stages.run_pipeline(config, tmp_path / "w")
     results = json.loads((tmp_path / "w" / "results.json").read_text())
@@ -237,4 +243,8 @@ def test_a_run_in_bfloat16_judged_by_a_reward_model(tmp_path):
     context = generate.open_run(workdir.read_config(tmp_path / "w"), tmp_path / "w")
     for tree, kind in ((context.trunk, "bfloat16"), *((context.leaves(role), "float32") for role in ("sft", "reward/init_sft"))):
         assert {leaf.dtype.name for leaf in jax.tree.leaves(tree)} == {kind}
+    for role, leaves in (("reward/started", context.leaves("reward/started")), ("adversarial/started/reward", context.load(
+            "adversarial/started/reward", context.like(lambda: context.leaves("reward/started"))))):
+        np.testing.assert_allclose(leaves["head"]["kernel"], head.T, atol=1e-6, err_msg=role)
+        np.testing.assert_allclose(leaves["trunk"]["embed"]["tokens"], trunk["embed"]["tokens"], atol=1e-6, err_msg=role)
     assert "by a reward model" in (tmp_path / "w" / "report" / "index.html").read_text()
