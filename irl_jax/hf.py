@@ -229,12 +229,14 @@ def load_tokenizer(path: str | Path) -> Any:
     folder = resolve(path)
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):  # transformers would make an empty one up
         raise UserError(f"{folder}: no tokenizer; one of {', '.join(TOKENIZER_FILES)} must be there")
+    # Before transformers reads it too, whose complaint about a field would be one about the tokenizer.
+    config = read_config(folder) if (folder / "config.json").is_file() else None
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # what tokenizers raises is a bare Exception
         raise UserError(f"{folder}: no tokenizer that transformers can read ({_line(error)})") from error
-    if (folder / "config.json").is_file():
-        check_vocabulary(tokenizer, read_config(folder).vocab_size, folder)
+    if config is not None:
+        check_vocabulary(tokenizer, config.vocab_size, folder)
     return tokenizer
 
 
