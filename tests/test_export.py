@@ -13,7 +13,7 @@ from tiny import tiny_config
 
 from irl_jax import checkpoint, cli, hf, hf_export, roles, workdir
 from irl_jax.config import default
-from irl_jax.data import testbed
+from irl_jax.data import chat, testbed, tokenize
 from irl_jax.errors import UserError
 from irl_jax.models import adapters, families, peft, transformer
 from irl_jax.models.transformer import ModelConfig
@@ -190,7 +190,6 @@ def test_special_ids_templates_and_token_types(tmp_path):
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast" and settings["model_input_names"] == ["input_ids", "attention_mask"]
     assert not {"is_local", "local_files_only", "backend"} & set(settings)
     assert (out / "tokenizer.model").read_bytes() == b"sentences"  # llama.cpp's converter wants it
-    assert "apply_chat_template(messages, add_generation_prompt=True" in (out / "README.md").read_text()
     loaded = hf.load_tokenizer(out)
     assert loaded.chat_template == tokenizer.chat_template and hf.eos_ids(out, loaded) == (2, 7)
     assert list(loaded("w1 w2")) == ["input_ids", "attention_mask"]  # GPT-2 would embed token types
@@ -441,6 +440,34 @@ def test_the_card_says_how_it_was_made_and_what_it_scored(gpt2, tmp_path):
 def test_hub_names_are_base_models():
     assert model_card.is_hub_name("gpt2") and model_card.is_hub_name("google/gemma-2b")
     assert not any(map(model_card.is_hub_name, ("", "/models/gpt2", "./gpt2", "../x", "~/gpt2", "a/b/c")))
+
+
+def code_of(folder):
+    """The example in a card's first block of code."""
+    return (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+
+
+@pytest.mark.parametrize("bos", ["", "<s>"])
+def test_the_cards_examples_of_a_chat_are_the_runs_numbers(bos, tmp_path, torch):
+    """The example of each card is run; a template that spells BOS out, which the tokenizer adds too."""
+    from test_chat import TEMPLATES, tokenizer_of
+
+    tokenizer = tokenizer_of("chatml")
+    tokenizer.chat_template = bos + TEMPLATES["chatml"]
+    model = dataclasses.replace(GPT2, vocab_size=len(tokenizer), max_positions=96)
+    trunk = filled(jax.eval_shape(lambda: transformer.init_trunk(jax.random.key(0), model)))
+    base = hf.save_folder(tmp_path / "base", model, trunk, tokenizer)
+    w, messages = run_on(tmp_path / "w", base, "frozen"), [{"role": "user", "content": "ab"}]
+    ended = {"messages": [*messages, {"role": "assistant", "content": "sts"}]}
+    (expected,) = scored(f"--workdir={w}", tmp_path, "--reward=init_sft", records=[ended])
+    names = {"DIR": str(exported(w, "reward", tmp_path / "reward")), "messages": messages, "response": "sts"}
+    exec(code_of(tmp_path / "reward"), names)
+    assert names["rewards"].item() == pytest.approx(expected["reward"], abs=1e-4)
+    names = {"DIR": str(exported(w, "policy", tmp_path / "policy")), "messages": messages}
+    exec(code_of(tmp_path / "policy"), names)
+    prompt = tokenize.tokenize_prompts(tokenizer, [chat.of(tokenizer).prompt(messages)], max_prompt=99, eos_id=1)[0]
+    np.testing.assert_array_equal(names["rows"]["input_ids"][0], prompt)
+    assert prompt[0] == tokenizer.bos_token_id and (prompt == tokenizer.bos_token_id).sum() == 1
 
 
 # ---------------------------------------------------------------- mistakes

@@ -15,10 +15,12 @@ class Chat(NamedTuple):
     """A tokenizer with a chat template; `of` makes one.
 
     end_id: the token that the template puts after the assistant's turn, such as <|im_end|>; None where it puts none.
+    spells_bos: whether what it renders begins with the BOS token.
     """
 
     tokenizer: Any
-    end_id: int | None
+    end_id: int | None = None
+    spells_bos: bool = False
 
     def demonstration(self, messages: list) -> tuple[str, str]:
         """(prompt, response) of a conversation whose last turn is the assistant's; joined, a prefix of what the template renders.
@@ -64,10 +66,11 @@ def of(tokenizer) -> Chat | None:
     """The tokenizer's Chat; None where it has no template."""
     if not getattr(tokenizer, "chat_template", None):
         return None
-    chat = Chat(tokenizer, None)
+    chat = Chat(tokenizer)
     for turns in ([_USER], [_SYSTEM, _USER]):
         try:
-            return chat._replace(end_id=_turn_end(tokenizer, chat._around(turns)[1])[1])
+            prompt, after = chat._around(turns)
+            return Chat(tokenizer, _turn_end(tokenizer, after)[1], bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token))
         except UserError:  # some want a system turn first; what wants more yet, each conversation will tell
             continue
     return chat

@@ -128,7 +128,7 @@ def _write_policy(folder: Path, context, variables, args, facts) -> str:
     written = hf_export.write_folder(
         folder, families.to_hf_config(context.model) | ids, tensors.stored_tensors(context.model, variables),
         tokenizer=plain(context.tokenizer), generation=generation, dtype=args.dtype, limit=args.max_shard_size)
-    _write_card(folder, model_card.policy(facts, context.eos_ids, args.dtype, context.chat is not None))
+    _write_card(folder, model_card.policy(facts, context.eos_ids, args.dtype, context.chat))
     return _said(written, args.dtype)
 
 
@@ -162,7 +162,7 @@ def _write_reward(folder: Path, context, role: str, variables, head, args, facts
     written = hf_export.write_folder(
         folder, hf_config, classifier_tensors(context.model, made, model.vocab_size),
         tokenizer=tokenizer, dtype=args.dtype, limit=args.max_shard_size)
-    _write_card(folder, model_card.reward(facts, pad, made.shift, args.dtype))
+    _write_card(folder, model_card.reward(facts, pad, made.shift, args.dtype, context.chat))
     return _said(written, args.dtype) + _shift_said(made.shift)
 
 

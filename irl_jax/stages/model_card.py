@@ -94,16 +94,14 @@ def _records(context) -> dict[str, int]:
 # ---------------------------------------------------------------- the three kinds of folders
 
 
-def policy(facts: Facts, eos_ids: Sequence[int], dtype: str, chats: bool) -> str:
-    """The card of a `*ForCausalLM` folder; `chats`: whether its tokenizer has a chat template."""
-    rows = ('tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")' if chats else
-            'tokenizer(prompt, return_tensors="pt")')
+def policy(facts: Facts, eos_ids: Sequence[int], dtype: str, chat) -> str:
+    """The card of a `*ForCausalLM` folder; `chat`: of `irl_jax.data.chat`, or None."""
     return _card(facts, "text-generation", "transformers", f"""\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer, model = AutoTokenizer.from_pretrained(DIR), AutoModelForCausalLM.from_pretrained(DIR)
-rows = {rows}
+{_prompt(chat)}rows = tokenizer(prompt, return_tensors="pt"{_once(chat)})
 ids = model.generate(**rows, do_sample=True, top_k=0, max_new_tokens=64)   # as it was evaluated: temperature 1, unfiltered
 ```
 
@@ -112,21 +110,33 @@ Generation ends at {_ids(eos_ids)}. The weights are {dtype}, adapters merged. `p
 """)
 
 
-def reward(facts: Facts, pad, shift: float, dtype: str) -> str:
+def _prompt(chat) -> str:
+    """The line that makes a prompt of a conversation."""
+    return "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)\n" if chat else ""
+
+
+def _once(chat) -> str:
+    """What keeps the tokenizer from a second BOS."""
+    return ", add_special_tokens=False" if chat and chat.spells_bos else ""
+
+
+def reward(facts: Facts, pad, shift: float, dtype: str, chat) -> str:
     """The card of a `*ForSequenceClassification` folder; `pad` has token, id and added, `shift` is what its scores lack."""
     why = ("The model's own tokenizer pads with its EOS or not at all, so that this folder adds the token, with a row of zeros that "
            "nothing attends to." if pad.added else "It is the tokenizer's own.")
+    turn_end = chat.tokenizer.convert_ids_to_tokens(chat.end_id) if chat and chat.end_id is not None else None
+    end, which = (json.dumps(turn_end, ensure_ascii=False), "the end of turn") if turn_end else ("tokenizer.eos_token", "the EOS")
     return _card(facts, "text-classification", "transformers", f"""\
 ```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 tokenizer, model = AutoTokenizer.from_pretrained(DIR), AutoModelForSequenceClassification.from_pretrained(DIR)
-texts = [prompt + response + tokenizer.eos_token]
-rows = tokenizer(texts, return_tensors="pt", padding=True)
+{_prompt(chat)}texts = [prompt + response + {end}]
+rows = tokenizer(texts, return_tensors="pt", padding=True{_once(chat)})
 rewards = model(**rows).logits[:, 0]
 ```
 
-The one logit is the reward of the response, read at the last token, which is the EOS of a finished response: {_bias(shift)}
+The one logit is the reward of the response, read at the last token, which is {which} of a finished response: {_bias(shift)}
 It is no probability: differences between responses to one prompt are what it means. Rows are padded with `{pad.token}` (id {pad.id}),
 which must not be the EOS: transformers scores the rightmost token that is not padding. {why} The weights are {dtype}, adapters merged.
 """)
