@@ -26,11 +26,13 @@ LLAMA = ModelConfig(
     positions="rotary", rope_theta=500.0, norm="rms", norm_eps=1e-4, gated_mlp=True, activation="silu", qkv_bias=False,
     output_bias=False, mlp_bias=False, tie_embeddings=False,
 )  # fmt: skip
-GEMMA = dataclasses.replace(LLAMA, num_kv_heads=1, activation="gelu_tanh", unit_offset=True, embed_scale=True, tie_embeddings=True)
-GEMMA3 = dataclasses.replace(GEMMA, qk_norm=True, post_norms=True, window=4, windowed=(True, False), local_rope_theta=50.0,
-                             query_scalar=8.0, family="gemma3_text")
+GEMMA3 = dataclasses.replace(
+    LLAMA, num_kv_heads=1, activation="gelu_tanh", unit_offset=True, embed_scale=True, tie_embeddings=True, qk_norm=True, post_norms=True,
+    window=4, windowed=(True, False), local_rope_theta=50.0, query_scalar=8.0, family="gemma3_text",
+)  # fmt: skip
 PHI3 = dataclasses.replace(LLAMA, head_dim=2, family="phi3")
-FAMILIES = {"gpt2": GPT2, "llama": LLAMA, "gemma": GEMMA, "gemma3_text": GEMMA3, "phi3": PHI3}
+FAMILIES = {"gpt2": GPT2, "llama": LLAMA, "gemma3_text": GEMMA3, "phi3": PHI3}  # what they share with others is in test_families
+one_of_each_layout = pytest.mark.parametrize("run", ["gpt2", "llama", "phi3"], indirect=True)  # of the tensors beneath adapters
 RECORDS = [{"prompt": "w1 w2 w3", "response": " w4 w5"}, {"prompt": "w6", "response": " w7 w8 w9 w1 w2 w3 w3"},
            {"prompt": "w9 w9", "response": " w1"}]
 SCALE = {"adapter.rank": 2, "adapter.alpha": 3.0}
@@ -103,9 +105,13 @@ def scored(source, folder, *flags, records=RECORDS):
 
 
 def stored(folder):
+    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in stored_in(file).items()}
+
+
+def stored_in(file):
     from safetensors.numpy import load_file
 
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    return load_file(file)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -166,10 +172,11 @@ def test_transformers_has_the_policys_logits(run, tmp_path, torch):
 
     _, base, w = run
     tokens, expected = policy_logits(base, w)
-    loaded, info = AutoModelForCausalLM.from_pretrained(exported(w, "policy", tmp_path / "out"), output_loading_info=True)
-    assert not any(info.values()), info
+    out = exported(w, "policy", tmp_path / "out", "--max_shard_size=2KB")
+    loaded, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not any(info.values()) and (out / hf.INDEX).is_file(), info
     tied = {"lm_head.weight"} if loaded.config.tie_word_embeddings else set()
-    assert set(stored(tmp_path / "out")) == set(loaded.state_dict()) - tied
+    assert set(stored(out)) == set(loaded.state_dict()) - tied
     with torch.no_grad():
         np.testing.assert_allclose(loaded(torch.tensor(tokens)).logits, expected, atol=1e-5 * np.abs(expected).max())
 
@@ -213,22 +220,6 @@ def test_shards_and_dtypes(gpt2, tmp_path, dtype):
     exact = hf.load_folder(exported(w, "sft", tmp_path / "exact"))[1]
     rounded = jax.tree.map(lambda leaf: hf_export.cast("", leaf, dtype).astype(np.float32), exact)
     jax.tree.map(np.testing.assert_array_equal, hf.load_folder(out)[1], rounded)
-
-
-def stored_in(file):
-    from safetensors.numpy import load_file
-
-    return load_file(file)
-
-
-def test_transformers_loads_shards(gpt2, tmp_path, torch):
-    from transformers import AutoModelForCausalLM
-
-    base, w = gpt2
-    loaded = AutoModelForCausalLM.from_pretrained(exported(w, "sft", tmp_path / "out", "--max_shard_size=1KB"))
-    for name, parameter in loaded.named_parameters():
-        if name != "lm_head.weight":
-            np.testing.assert_array_equal(parameter.detach(), stored(tmp_path / "out")[name])
 
 
 # ---------------------------------------------------------------- rewards
@@ -277,11 +268,10 @@ def test_padding_that_is_not_the_eos(pad, full, tmp_path, torch):
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("name", ["imdb-gpt2-6m", "stories260k"])
-def test_rewards_of_real_rows(name, shared, tmp_path, torch):
+def test_rewards_of_real_rows(shared, tmp_path, torch):
     records = [{"prompt": "This movie was", "response": " a complete waste of time, and the acting is terrible."},
                {"prompt": "Once upon a time, there was a film", "response": " that I have seen three times.\n\nWatch it!"}]
-    w = run_on(tmp_path / "w", shared / "models" / name, leaves_scale=0.1)
+    w = run_on(tmp_path / "w", shared / "models" / "stories260k", leaves_scale=0.1)
     expected = np.array([line["reward"] for line in scored(f"--workdir={w}", tmp_path, "--reward=init_sft", records=records)])
     out = exported(w, "reward", tmp_path / "out")
     shift = read(out, "config.json")["irl_jax"]["score_bias"]
@@ -354,6 +344,7 @@ def test_fused_adapters_are_block_diagonal():
     assert llama["lora_alpha"] == 0.5 and not llama["fan_in_fan_out"] and llama["rank_pattern"] == {}
 
 
+@one_of_each_layout
 def test_peft_has_the_policys_logits(run, tmp_path, torch, peft):
     from transformers import AutoModelForCausalLM
 
@@ -367,6 +358,7 @@ def test_peft_has_the_policys_logits(run, tmp_path, torch, peft):
             np.testing.assert_allclose(model(torch.tensor(tokens)).logits, expected, atol=1e-5 * np.abs(expected).max())
 
 
+@one_of_each_layout
 def test_peft_has_the_rewards_but_for_the_bias(run, tmp_path, torch, peft):
     from transformers import AutoModelForSequenceClassification
 
