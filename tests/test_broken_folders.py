@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_export import GPT2, base_folder
 
-from irl_jax import hf
+from irl_jax import hf, hf_export
 from irl_jax.errors import UserError
 from irl_jax.models import families
 
@@ -71,6 +71,6 @@ def test_random_damage(name, tmp_path):
     None, "x", [1, 2], {"weight_map": {}}, {"weight_map": {"a": 3}}, {"weight_map": {"a": "elsewhere.safetensors"}}])
 def test_indices_that_are_none(value, tmp_path):
     folder = base_folder(tmp_path / "m", GPT2)
-    (folder / hf.WEIGHTS).rename(folder / "one.safetensors")
-    (folder / hf.INDEX).write_text(json.dumps(value))
+    (folder / hf_export.WEIGHTS).rename(folder / "one.safetensors")
+    (folder / hf_export.INDEX).write_text(json.dumps(value))
     assert str(folder) in complaint(lambda: hf.load_folder(folder))

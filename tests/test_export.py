@@ -195,7 +195,7 @@ def test_shards_and_dtypes(gpt2, tmp_path, dtype):
     out = exported(w, "sft", tmp_path / "shards", f"--dtype={dtype}", "--max_shard_size=600B")
     files = sorted(file.name for file in out.glob("*.safetensors"))
     assert files[0] == f"model-00001-of-{len(files):05d}.safetensors" and len(files) > 3
-    index, tensors = read(out, hf.INDEX), stored(out)
+    index, tensors = read(out, hf_export.INDEX), stored(out)
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
     assert {name: file for file in files for name in stored_in(out / file)} == index["weight_map"]
     sizes = [sum(tensor.nbytes for tensor in stored_in(out / file).values()) for file in files]

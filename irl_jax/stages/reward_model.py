@@ -28,10 +28,10 @@ def make_judge(config, mesh) -> Judge:
     Raises:
         UserError: no such model or label, or no tokenizer that belongs to it.
     """
-    loaded = hf.load_reward_model(config.golden.model, config.golden.label)
+    loaded = hf.load_reward_model(config.golden.model, config.golden.label, mesh, vocab_multiple=config.model.vocab_multiple)
     tokenizer = hf.load_tokenizer(config.golden.model)
     model = as_configured(loaded.model, config)
-    scorer = scoring.Scorer(model, mesh, sharding.place(loaded.trunk, mesh), longest=model.max_positions, rows=config.eval.batch_size)
+    scorer = scoring.Scorer(model, mesh, loaded.trunk, longest=model.max_positions, rows=config.eval.batch_size)
     head = {"head": {"kernel": jnp.asarray(loaded.weight[:, None]), "bias": jnp.zeros(1, jnp.float32)}}
     leaves = sharding.place(head, mesh)
 
