@@ -23,7 +23,7 @@ from irl_jax.models.transformer import ModelConfig, init_trunk
 from irl_jax.types import PyTree
 
 DTYPES = ("F32", "F16", "BF16")  # as safetensors names them
-BLOCK = 2**24  # bytes of the rows of a tensor that are read at a time
+BLOCK = 2**22  # bytes of the rows of a tensor that are read at a time
 
 Box = tuple[tuple[int, int], ...]  # (start, stop) of every axis
 
