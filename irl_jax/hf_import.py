@@ -103,21 +103,40 @@ def _filled(like: jax.ShapeDtypeStruct, pieces: Iterable[Piece], stored: Mapping
         box = tuple(part.indices(size)[:2] for part, size in zip(index, like.shape, strict=True))
         places.setdefault(box, []).append(device)
     shape = like.sharding.shard_shape(like.shape)
-    parts = {device: jnp.zeros(shape, like.dtype, device=device) for devices in places.values() for device in devices}
+    small = int(np.prod(like.shape, dtype=np.int64)) * 4 <= BLOCK  # filled on the host, which spares a compilation
+    if small:
+        parts = {box: np.zeros(shape, like.dtype) for box in places}
+    else:
+        parts = {device: jnp.zeros(shape, like.dtype, device=device) for devices in places.values() for device in devices}
+    for piece, box, part, values in _read(pieces, list(places), stored, like.dtype):
+        corner = _corner(piece, box, part)
+        values = values.reshape((1,) * (len(shape) - values.ndim) + values.shape)
+        if small:
+            parts[box][tuple(slice(at, at + size) for at, size in zip(corner, values.shape, strict=True))] = values
+            continue
+        for device in places[box]:
+            parts[device] = _write(parts[device], jax.device_put(values, device), np.array(corner, np.int32))
+        jax.block_until_ready([parts[device] for device in places[box]])  # or blocks would pile up faster than devices take them
+    if small:
+        parts = {device: jax.device_put(parts[box], device) for box, devices in places.items() for device in devices}
+    return jax.make_array_from_single_device_arrays(like.shape, like.sharding, list(parts.values()))
+
+
+def _read(
+    pieces: Iterable[Piece], boxes: list[Box], stored: Mapping[str, StoredTensor], kind: np.dtype
+) -> Iterator[tuple[Piece, Box, Box, np.ndarray]]:
+    """(piece, box of the leaf, part of the tensor, its values as they stand in the leaf) for all that the boxes need, in blocks that are
+    read once."""
     for piece in pieces:
-        own = {box: _in_tensor(piece, box) for box in places}
+        own = {box: _in_tensor(piece, box) for box in boxes}
         for block in _blocks(stored[piece.name], own.values()):
             values = stored[piece.name].read(block)
             for box, wanted in own.items():
                 if not _within(block[0], wanted[0]):
                     continue
-                value = values if len(block) == 1 else values[:, slice(*(edge - block[1][0] for edge in wanted[1]))]
-                value = _in_leaf(piece, np.ascontiguousarray((value.T if piece.transposed else value).astype(like.dtype)), len(shape))
-                at = np.array(_corner(piece, box, (block[0], *wanted[1:])), np.int32)
-                for device in places[box]:
-                    parts[device] = _write(parts[device], jax.device_put(value, device), at)
-            jax.block_until_ready(parts)  # or blocks would pile up on the host faster than devices take them
-    return jax.make_array_from_single_device_arrays(like.shape, like.sharding, list(parts.values()))
+                part = (block[0], *wanted[1:])
+                value = values[tuple(slice(start - from_, stop - from_) for (start, stop), (from_, _) in zip(part, block, strict=True))]
+                yield piece, box, part, np.ascontiguousarray((value.T if piece.transposed else value).astype(kind))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -151,10 +170,6 @@ def _in_tensor(piece: Piece, box: Box) -> Box:
     part = [(start, min(stop, size)) for (start, stop), size in zip(box[piece.layer is not None :], piece.shape, strict=True)]
     part[-1] = (part[-1][0] + piece.start, part[-1][1] + piece.start)
     return tuple(part[::-1] if piece.transposed else part)
-
-
-def _in_leaf(piece: Piece, value: np.ndarray, rank: int) -> np.ndarray:
-    return value.reshape((1,) * (rank - value.ndim) + value.shape)
 
 
 def _corner(piece: Piece, box: Box, part: Box) -> tuple[int, ...]:
