@@ -149,7 +149,7 @@ def test_padding_is_never_drawn_and_the_samples_are_the_same(both, settings):
     np.testing.assert_array_equal(drawn[0].tokens, drawn[1].tokens)
     assert drawn[1].tokens.max() < 37
     for field in ("logprobs", "behaviour_logprobs"):
-        np.testing.assert_allclose(getattr(drawn[0], field), getattr(drawn[1], field), rtol=1e-6, atol=1e-4)  # logits of 300, divided by 0.01
+        np.testing.assert_allclose(getattr(drawn[0], field), getattr(drawn[1], field), rtol=1e-6, atol=1e-4)  # of logits of 300
 
 
 def test_training_whole_trunks_leaves_padding_at_zero(both):
