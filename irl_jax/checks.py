@@ -40,6 +40,7 @@ _POSITIVE = (
     "policy.clip_logit", "policy.clip_ratio", "policy.epochs", "policy.minibatches", "adversarial.rounds", "adversarial.reward_updates",
     "adversarial.reward_rows", "dpo.beta", "spin.beta", "spin.iterations", "spin.prompts", "spin.samples", "rejection.iterations",
     "rejection.prompts", "eval.prompts", "eval.batch_size", "eval.divergence_prompts", "checkpoint.keep", "adapter.alpha",
+    "model.vocab_multiple",
     *(f"{stage}.{key}" for stage in TRAINED for key in ("batch_size", "accumulate", "learning_rate")),
 )
 _SHARES = (  # at least 0, below 1

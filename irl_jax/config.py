@@ -104,6 +104,7 @@ def _model() -> ConfigDict:
     m.scan_layers = False  # lax.scan over the layers in training and scoring: compiles faster, for deep models
     m.remat = "none"  # "none", "full" or "dots": what the backward pass recomputes
     m.loss_chunk = 0  # tokens a chunk of the vocabulary loss, so that [B, T, V] never exists; 0 is one chunk
+    m.vocab_multiple = 1  # the vocabulary is padded to a multiple (128, say), so that mesh.tensor can split it; never drawn nor exported
     return m
 
 

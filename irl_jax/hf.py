@@ -1,19 +1,18 @@
-"""Hugging Face folders in and out: weights, tokenizer, special tokens."""
+"""Hugging Face folders in and out: config, tokenizer, special tokens; the weights by hf_import and hf_export."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from irl_jax import hf_export
+from irl_jax import hf_export, hf_import, sharding
 from irl_jax.errors import UserError
-from irl_jax.hf_export import INDEX, WEIGHTS
+from irl_jax.hf_import import one_line, read_json
 from irl_jax.models import families, published, tensors
 from irl_jax.models.transformer import ModelConfig
 from irl_jax.types import PyTree
@@ -37,7 +36,7 @@ def resolve(name: str | Path) -> Path:
         patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
         return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=patterns))
     except (OSError, ValueError) as error:  # the hub's own errors are subclasses of these
-        raise UserError(f"{name}: neither a folder nor a model the Hugging Face hub gives ({_line(error)})") from error
+        raise UserError(f"{name}: neither a folder nor a model the Hugging Face hub gives ({one_line(error)})") from error
 
 
 def read_config(name: str | Path) -> ModelConfig:
@@ -56,101 +55,106 @@ def read_config(name: str | Path) -> ModelConfig:
             file = Path(huggingface_hub.hf_hub_download(str(name), "config.json"))
         except (OSError, ValueError) as error:
             listed = ", ".join(published.HF_CONFIGS)
-            raise UserError(f"{name}: neither a folder nor a model whose config the Hugging Face hub gives ({_line(error)}); without "
+            raise UserError(f"{name}: neither a folder nor a model whose config the Hugging Face hub gives ({one_line(error)}); without "
                             f"network these are known: {listed}") from error
-    return families.from_hf_config(_read_json(file), str(file))
+    return families.from_hf_config(read_json(file), str(file))
 
 
 def load_folder(
-    path: str | Path,
-    *,
-    dtype: str = "float32",
-    param_dtype: str = "float32",
-    scan_layers: bool = False,
-    remat: str = "none",
-    loss_chunk: int = 0,
-) -> tuple[ModelConfig, dict]:
-    """Reads config and weights of a folder.
+    path: str | Path, mesh: jax.sharding.Mesh | None = None, *, param_dtype: str = "float32", **computed: Any
+) -> tuple[ModelConfig, PyTree]:
+    """Reads config and weights of a folder, the weights tensor by tensor onto the mesh; see `hf_import.load_trunk`.
 
     Args:
       path: a folder with config.json and model.safetensors, or its shards and their index; or a hub name.
-      dtype, scan_layers, remat, loss_chunk: how the model is computed, as in ModelConfig.
+      mesh: from `sharding.make_mesh`; None is the first device alone.
       param_dtype: of the trunk, "float32" or "bfloat16".
-    Returns: the config and the trunk, numpy arrays. Every tensor was used exactly once and had the right shape.
-    Raises: UserError, naming file and field or tensor.
+      computed: how the model is computed and padded: dtype, scan_layers, remat, loss_chunk, vocab_multiple of ModelConfig.
+    Returns: the config and the trunk, split over the mesh by the rule table.
+    Raises: UserError, naming file and field or tensor; nothing was placed then.
     """
     folder = resolve(path)
-    config = dataclasses.replace(
-        families.from_hf_config(_read_json(folder / "config.json"), str(folder / "config.json")),
-        dtype=dtype,
-        scan_layers=scan_layers,
-        remat=remat,
-        loss_chunk=loss_chunk,
-    )
-    with _stored(folder) as home:
-        return config, tensors.import_tensors(config, home, lambda name: home[name].get_tensor(name), str(folder), param_dtype)
+    config = dataclasses.replace(read_config(folder), **computed)
+    return config, hf_import.load_trunk(config, hf_import.stored_in(folder), str(folder), mesh or sharding.one_device(), param_dtype)
 
 
 class RewardModel(NamedTuple):
     """A classifier's folder: h = w . z at the last token that is not padding.
 
-    model, trunk: the body. weight: w, float32 [D], of the label. label: its name. pad_id: the id that config.json calls
+    model, trunk: the body, on the mesh. weight: w, float32 [D], of the label. label: its name. pad_id: the id that config.json calls
     padding, or None.
     """
 
     model: ModelConfig
-    trunk: dict
+    trunk: PyTree
     weight: np.ndarray
     label: str
     pad_id: int | None
 
 
-def load_reward_model(path: str | Path, label: str = "", *, key: str = "golden.label", param_dtype: str = "float32") -> RewardModel:
+def load_reward_model(
+    path: str | Path,
+    label: str = "",
+    mesh: jax.sharding.Mesh | None = None,
+    *,
+    key: str = "golden.label",
+    param_dtype: str = "float32",
+    **computed: Any,
+) -> RewardModel:
     """Reads a `*ForSequenceClassification` folder: a trunk without the vocabulary's head, and `score.weight` [labels, D].
 
     Args:
       path: a folder or a hub name.
       label: whose score is read, by its name in id2label; "" where the folder has one label.
+      mesh, param_dtype, computed: as in `load_folder`.
       key: the setting that names the label, for errors.
-      param_dtype: of the trunk, as in `load_folder`.
     Raises: UserError where the folder is no such classifier, has no such label, or several and none is named.
     """
-    with _classifier(path, label, key) as (folder, config, home, labels, index, pad):
-        head = home.pop("score.weight").get_tensor("score.weight").astype(np.float32)
-        trunk = tensors.import_tensors(config, home, lambda name: home[name].get_tensor(name), str(folder), param_dtype)
-    return RewardModel(config, trunk, head[index], labels[index], pad)
+    found = _classifier(path, label, key, **computed)
+    trunk = hf_import.load_trunk(found.model, found.stored, str(found.folder), mesh or sharding.one_device(), param_dtype)
+    return RewardModel(found.model, trunk, found.score.read()[found.index].astype(np.float32), found.label, found.pad_id)
 
 
 def check_reward_model(path: str | Path, label: str = "", *, key: str = "golden.label") -> None:
     """Refuses what `load_reward_model` and `load_tokenizer` would, by the files' heads: no weight is read. Raises: UserError."""
-    with _classifier(path, label, key) as (folder, *_):
-        load_tokenizer(folder)
+    load_tokenizer(_classifier(path, label, key).folder)
 
 
-@contextlib.contextmanager
-def _classifier(path: str | Path, label: str, key: str) -> Iterator[tuple[Path, ModelConfig, dict, list[str], int, int | None]]:
-    """(folder, architecture, where its tensors are, labels, the label's number, id of the padding) of a classifier's folder."""
+class _Classifier(NamedTuple):
+    """A classifier's folder before its weights are read: `score` holds the head, whose row `index` is the label's; `stored` the rest."""
+
+    folder: Path
+    model: ModelConfig
+    stored: dict[str, hf_import.StoredTensor]
+    score: hf_import.StoredTensor
+    index: int
+    label: str
+    pad_id: int | None
+
+
+def _classifier(path: str | Path, label: str, key: str, **computed: Any) -> _Classifier:
+    """Raises: UserError, as `load_reward_model`."""
     folder = resolve(path)
     file = folder / "config.json"
-    hf_config = _read_json(file)
+    hf_config = read_json(file)
     named = hf_config.get("architectures") or ["none"]
     if not str(named[0]).endswith("ForSequenceClassification"):
         raise UserError(f"{file}: architectures says {named[0]}, a reward model is a *ForSequenceClassification")
     # A classifier has no vocabulary to predict: whatever config.json says of it, there is no such tensor.
-    config = dataclasses.replace(families.from_hf_config(hf_config, str(file)), tie_embeddings=True)
-    with _stored(folder) as home:
-        if "score.weight" not in home:
-            raise UserError(f"{folder}: has no tensor score.weight, a classifier's head")
-        shape = tuple(home["score.weight"].get_slice("score.weight").get_shape())
-        labels = _labels(hf_config, shape[0] if shape else 0, file)
-        if shape != (len(labels), config.width):
-            raise UserError(f"{folder}: tensor score.weight has shape {shape}, the config asks for {(len(labels), config.width)}")
-        if not label and len(labels) > 1:
-            raise UserError(f"{folder}: has the labels {', '.join(labels)}; name the one whose score is the reward ({key})")
-        if label and label not in labels:
-            raise UserError(f"{folder}: has no label {label!r}, only {', '.join(labels)} ({key})")
-        pad = hf_config.get("pad_token_id")
-        yield folder, config, home, labels, labels.index(label) if label else 0, pad if isinstance(pad, int) else None
+    config = dataclasses.replace(families.from_hf_config(hf_config, str(file)), tie_embeddings=True, **computed)
+    stored = hf_import.stored_in(folder)
+    if "score.weight" not in stored:
+        raise UserError(f"{folder}: has no tensor score.weight, a classifier's head")
+    score = stored.pop("score.weight")
+    labels = _labels(hf_config, score.shape[0] if score.shape else 0, file)
+    if score.shape != (len(labels), config.width):
+        raise UserError(f"{folder}: tensor score.weight has shape {score.shape}, the config asks for {(len(labels), config.width)}")
+    if not label and len(labels) > 1:
+        raise UserError(f"{folder}: has the labels {', '.join(labels)}; name the one whose score is the reward ({key})")
+    if label and label not in labels:
+        raise UserError(f"{folder}: has no label {label!r}, only {', '.join(labels)} ({key})")
+    index, pad = labels.index(label) if label else 0, hf_config.get("pad_token_id")
+    return _Classifier(folder, config, stored, score, index, labels[index], pad if isinstance(pad, int) else None)
 
 
 def _labels(hf_config: dict, rows: int, file: Path) -> list[str]:
@@ -161,62 +165,6 @@ def _labels(hf_config: dict, rows: int, file: Path) -> list[str]:
     if not isinstance(named, dict) or sorted(map(str, named)) != sorted(map(str, range(len(named)))):
         raise UserError(f"{file}: id2label must name the labels 0 to {len(named) - 1 if isinstance(named, dict) else 'n'}")
     return [str({str(key): value for key, value in named.items()}[str(index)]) for index in range(len(named))]
-
-
-@contextlib.contextmanager
-def _stored(folder: Path) -> Iterator[dict[str, Any]]:
-    """{tensor's name: the open file that holds it}."""
-    with contextlib.ExitStack() as stack:
-        home = {}
-        for file in weight_files(folder):
-            handle = _open(file, stack)
-            for name in handle.keys():
-                if name in home:
-                    raise UserError(f"{file}: tensor {name} stands in another shard too")
-                home[name] = handle
-        yield home
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder. Raises: UserError where there are none."""
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if not (folder / INDEX).is_file():
-        raise UserError(f"{folder}: has neither {WEIGHTS} nor {INDEX}; other formats must be converted to safetensors first")
-    shards = _read_json(folder / INDEX).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise UserError(f"{folder / INDEX}: has no weight_map")
-    return [folder / name for name in sorted(set(map(str, shards.values())))]
-
-
-def _open(file: Path, stack: contextlib.ExitStack):
-    import ml_dtypes  # noqa: F401 (teaches numpy bfloat16)
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return stack.enter_context(safe_open(file, framework="numpy"))
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: the index names this shard, but it is not there") from error
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: truncated or not a safetensors file ({_line(error)}); fetch it again") from error
-
-
-def _read_json(file: Path) -> dict:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: no such file; a model folder needs it") from error
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not valid JSON ({_line(error)})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: must hold a JSON object")
-    return value
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -234,7 +182,7 @@ def load_tokenizer(path: str | Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # what tokenizers raises is a bare Exception
-        raise UserError(f"{folder}: no tokenizer that transformers can read ({_line(error)})") from error
+        raise UserError(f"{folder}: no tokenizer that transformers can read ({one_line(error)})") from error
     if config is not None:
         check_vocabulary(tokenizer, config.vocab_size, folder)
     return tokenizer
@@ -280,12 +228,12 @@ def pad_id(folder: str | Path | None = None, tokenizer: Any = None) -> int:
 def _special_ids(folder: str | Path | None, field: str) -> list[int]:
     """The ids of a field, of one of them or a list; [] where no file has it, or it is -1, which older folders write for none."""
     for file in () if folder is None else ("generation_config.json", "config.json"):
-        value = _read_json(Path(folder) / file).get(field) if (Path(folder) / file).is_file() else None
+        value = read_json(Path(folder) / file).get(field) if (Path(folder) / file).is_file() else None
         if value is None:
             continue
         ids = value if isinstance(value, list) else [] if value == -1 else [value]
         if not all(isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**31 for number in ids):
-            raise UserError(f"{Path(folder) / file}: {field} must be a token's id or a list of them, not {_line(json.dumps(value))}")
+            raise UserError(f"{Path(folder) / file}: {field} must be a token's id or a list of them, not {one_line(json.dumps(value))}")
         return ids
     return []
 

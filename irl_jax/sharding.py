@@ -24,7 +24,7 @@ ROWS = ("data", "fsdp")
 # Path pattern (of the path's end, so that it covers the same leaf in the optimizer's state, the trunk of a role and the
 # shared trunk) -> mesh axis of each dimension; dimensions beyond the tuple are whole. The first axis of a block's leaves is
 # the layer. Every leaf matches exactly one rule. "tensor?" splits where it divides and otherwise leaves the dimension
-# whole: vocabularies have odd sizes (50257) that nobody can choose, and few key/value heads may be fewer than the devices.
+# whole: vocabularies have odd sizes (50257) unless model.vocab_multiple pads them, and few key/value heads may be fewer than the devices.
 _IN, _OUT = r"(?:attention/[qkv]|mlp/(?:up|gate))", r"(?:attention/o|mlp/down)"  # into the split width, and out of it
 RULES: tuple[tuple[str, tuple], ...] = (
     (r"embed/tokens", ("tensor?", "fsdp")),
@@ -92,6 +92,11 @@ def make_mesh(mesh_config, devices=None) -> Mesh:
         )
     parts = [mesh_utils.create_device_mesh((data // len(slices), fsdp, tensor), one, allow_split_physical_axes=True) for one in slices]
     return Mesh(np.concatenate(parts), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def one_device() -> Mesh:
+    """The mesh of the first device alone."""
+    return jax.make_mesh((1, 1, 1), AXES, (AxisType.Auto,) * 3, devices=jax.local_devices()[:1])
 
 
 def _by_slice(devices) -> list[list]:

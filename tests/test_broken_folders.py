@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from test_export import GPT2, base_folder
 
-from irl_jax import cli, hf
+from irl_jax import cli, hf, hf_export
 from irl_jax.errors import UserError
 from irl_jax.models import families
 
@@ -74,12 +74,12 @@ def edited(file, **fields):
 
 
 def with_tensors(folder, change):
-    stored = load_file(folder / hf.WEIGHTS)
-    save_file(change(stored), folder / hf.WEIGHTS)
+    stored = load_file(folder / hf_export.WEIGHTS)
+    save_file(change(stored), folder / hf_export.WEIGHTS)
 
 
 BREAKS = {  # what is done to a folder, and what the line says
-    "a shard that is not there": (lambda m: ((m / hf.WEIGHTS).unlink(), (m / hf.INDEX).write_text(
+    "a shard that is not there": (lambda m: ((m / hf_export.WEIGHTS).unlink(), (m / hf_export.INDEX).write_text(
         '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')), "model-00001-of-00002.safetensors: the index names this shard"),
     "a wrong shape": (lambda m: with_tensors(m, lambda held: held | {"transformer.ln_f.bias": np.zeros(9, np.float32)}),
                       "tensor transformer.ln_f.bias has shape (9,), the config asks for (8,)"),
@@ -102,8 +102,8 @@ def test_one_line_and_status_2_of_the_command_line(name, tmp_path, capsys):
     folder, (change, words) = base_folder(tmp_path / "m", GPT2), BREAKS[name]
     change(folder)
     (tmp_path / "d.jsonl").write_text('{"prompt": "w1", "response": " w2"}\n')
-    for verb, flag in (("score", "--data"), ("generate", "--prompts")):
-        assert cli.main([verb, f"--model={folder}", f"{flag}={tmp_path / 'd.jsonl'}", f"--out={tmp_path / 'o'}"]) == 2
+    for verb, *flags in (("score", f"--data={tmp_path / 'd.jsonl'}"), ("generate", f"--prompts={tmp_path / 'd.jsonl'}", "--max_tokens=4")):
+        assert cli.main([verb, f"--model={folder}", *flags, f"--out={tmp_path / 'o'}"]) == 2
         said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("irl_jax")]
         assert len(said) == 1 and said[0].startswith("irl_jax: error: ") and str(folder) in said[0] and words in said[0]
         assert not (tmp_path / "o").exists()
@@ -124,6 +124,6 @@ def test_ids_that_older_folders_write_for_none(value, tmp_path):
     None, "x", [1, 2], {"weight_map": {}}, {"weight_map": {"a": 3}}, {"weight_map": {"a": "elsewhere.safetensors"}}])
 def test_indices_that_are_none(value, tmp_path):
     folder = base_folder(tmp_path / "m", GPT2)
-    (folder / hf.WEIGHTS).rename(folder / "one.safetensors")
-    (folder / hf.INDEX).write_text(json.dumps(value))
+    (folder / hf_export.WEIGHTS).rename(folder / "one.safetensors")
+    (folder / hf_export.INDEX).write_text(json.dumps(value))
     assert str(folder) in complaint(lambda: hf.load_folder(folder))

@@ -174,7 +174,7 @@ def test_transformers_has_the_policys_logits(run, tmp_path, torch):
     tokens, expected = policy_logits(base, w)
     out = exported(w, "policy", tmp_path / "out", "--max_shard_size=2KB")
     loaded, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
-    assert not any(info.values()) and (out / hf.INDEX).is_file(), info
+    assert not any(info.values()) and (out / hf_export.INDEX).is_file(), info
     tied = {"lm_head.weight"} if loaded.config.tie_word_embeddings else set()
     assert set(stored(out)) == set(loaded.state_dict()) - tied
     with torch.no_grad():
@@ -210,7 +210,7 @@ def test_shards_and_dtypes(gpt2, tmp_path, dtype):
     out = exported(w, "sft", tmp_path / "shards", f"--dtype={dtype}", "--max_shard_size=600B")
     files = sorted(file.name for file in out.glob("*.safetensors"))
     assert files[0] == f"model-00001-of-{len(files):05d}.safetensors" and len(files) > 3
-    index, tensors = read(out, hf.INDEX), stored(out)
+    index, tensors = read(out, hf_export.INDEX), stored(out)
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
     assert {name: file for file in files for name in stored_in(out / file)} == index["weight_map"]
     sizes = [sum(tensor.nbytes for tensor in stored_in(out / file).values()) for file in files]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from irl_jax import hf
+from irl_jax import hf, hf_export
 from irl_jax.config import default
 from irl_jax.errors import UserError
 from irl_jax.models import families, tensors, transformer
@@ -77,9 +77,9 @@ def rewrite(folder, change):
     """Rewrites the folder's tensors by change(dict of arrays)."""
     from safetensors.numpy import load_file, save_file
 
-    tensors = dict(load_file(folder / hf.WEIGHTS))
+    tensors = dict(load_file(folder / hf_export.WEIGHTS))
     change(tensors)
-    save_file(tensors, folder / hf.WEIGHTS)
+    save_file(tensors, folder / hf_export.WEIGHTS)
 
 
 def edit_json(file, **changes):
@@ -142,16 +142,16 @@ def test_shards_prefixless_names_buffers_and_tied_duplicates(tmp_path):
 
     trunk = random_trunk(GPT2)
     hf.save_folder(tmp_path, GPT2, trunk)
-    tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(tmp_path / hf.WEIGHTS).items()}
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(tmp_path / hf_export.WEIGHTS).items()}
     tensors |= {"h.0.attn.bias": np.ones((1, 1, 4, 4), np.float32), "h.1.attn.masked_bias": np.float32(-1e9)}
     tensors["lm_head.weight"] = tensors["wte.weight"]
     names = sorted(tensors)
-    (tmp_path / hf.WEIGHTS).unlink()
+    (tmp_path / hf_export.WEIGHTS).unlink()
     files = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
     for file, part in files.items():
         save_file({name: np.ascontiguousarray(tensors[name]) for name in part}, tmp_path / file)
     weight_map = {name: file for file, part in files.items() for name in part}
-    (tmp_path / hf.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (tmp_path / hf_export.INDEX).write_text(json.dumps({"weight_map": weight_map}))
     jax.tree.map(np.testing.assert_array_equal, hf.load_folder(tmp_path)[1], trunk)
 
     (tmp_path / "b.safetensors").unlink()
@@ -179,7 +179,7 @@ def test_half_precision_weights_become_float32(dtype, tmp_path):
         header[name] = {"dtype": code, "shape": tensor.shape, "data_offsets": [len(body), len(body) + len(data)]}
         body += data
     head = json.dumps(header).encode()
-    (tmp_path / hf.WEIGHTS).write_bytes(struct.pack("<Q", len(head)) + head + body)
+    (tmp_path / hf_export.WEIGHTS).write_bytes(struct.pack("<Q", len(head)) + head + body)
     _, trunk = hf.load_folder(tmp_path)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(kind).astype(np.float32)), trunk, random_trunk(LLAMA))
 
@@ -217,7 +217,7 @@ def test_tensors_that_do_not_fit_are_named(change, message, tmp_path):
 @pytest.mark.parametrize("keep", [4, 100, -1], ids=["no header", "cut header", "cut data"])
 def test_truncated_weights(keep, tmp_path):
     hf.save_folder(tmp_path, GPT2, random_trunk(GPT2))
-    file = tmp_path / hf.WEIGHTS
+    file = tmp_path / hf_export.WEIGHTS
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(UserError, match="model.safetensors: truncated"):
         hf.load_folder(tmp_path)
@@ -227,7 +227,7 @@ def test_files_that_are_missing_or_broken(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="config.json: no such file"):
         hf.load_folder(tmp_path)
     hf.save_folder(tmp_path, GPT2, random_trunk(GPT2))
-    (tmp_path / hf.WEIGHTS).unlink()
+    (tmp_path / hf_export.WEIGHTS).unlink()
     with pytest.raises(UserError, match="has neither model.safetensors nor"):
         hf.load_folder(tmp_path)
     (tmp_path / "config.json").write_text("{")

@@ -11,7 +11,7 @@ FLOORS = {
     "stages": 7,
     "loop": 6,
     "checkpoint": 5, "workdir": 5, "hf": 5, "evaluation": 5, "rollouts": 5,
-    "hf_export": 4.8,
+    "hf_import": 4.9, "hf_export": 4.8,
     "reward_steps": 4.5, "policy_steps": 4.5, "preference_steps": 4.5,
     "steps": 4, "sampler": 4,
     "sharding": 3, "roles": 3,

@@ -339,7 +339,7 @@ def family(config: ModelConfig) -> str:
 def _architecture(config: ModelConfig) -> ModelConfig:
     """Without how it is computed, and by which name."""
     return dataclasses.replace(config, dtype="float32", scan_layers=False, remat="none", loss_chunk=0, adapter_scale=0.0, family="",
-                               query_scalar=config.query_scalar or float(config.head_dim))
+                               vocab_multiple=1, query_scalar=config.query_scalar or float(config.head_dim))
 
 
 def from_size(model: Any, vocab_size: int, max_positions: int) -> ModelConfig:

@@ -46,7 +46,8 @@ class ModelConfig:
     1 + scale; embed_scale, the token embeddings are multiplied by sqrt(width). dtype is that of the computation. scan_layers,
     remat and loss_chunk do not change the function:
     lax.scan over the layers; what the backward pass recomputes ("none", "full", or "dots": all but the products with
-    parameters); tokens, over all rows, whose vocabulary logits exist at one time (0: all). adapter_scale: alpha / rank.
+    parameters); tokens, over all rows, whose vocabulary logits exist at one time (0: all). adapter_scale: alpha / rank. vocab_multiple
+    does not either: the embedding table and the unembedding are padded by zeros to `padded_vocab` entries, a multiple of it.
     """
 
     vocab_size: int
@@ -85,6 +86,12 @@ class ModelConfig:
     loss_chunk: int = 0
     adapter_scale: float = 0.0
     family: str = ""
+    vocab_multiple: int = 1
+
+    @property
+    def padded_vocab(self) -> int:
+        """Entries of the embedding table: vocab_size, and those above it that are zero and never drawn."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     def __post_init__(self):
         for field, allowed in (("dtype", ("float32", "bfloat16")), ("remat", ("none", "full", "dots"))):
@@ -92,6 +99,8 @@ class ModelConfig:
                 raise UserError(f"config.model.{field}: {getattr(self, field)!r} is none of {', '.join(allowed)}")
         if self.loss_chunk < 0:
             raise UserError(f"config.model.loss_chunk: {self.loss_chunk} is negative; 0 is one chunk")
+        if self.vocab_multiple < 1:
+            raise UserError(f"config.model.vocab_multiple: {self.vocab_multiple} is not positive; 1 pads nothing")
         if self.windowed and (len(self.windowed) != self.num_layers or self.window < 1):
             raise ValueError(f"windowed needs one entry a layer and window > 0, not {len(self.windowed)} and {self.window}")
 

@@ -2,62 +2,81 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from irl_jax.errors import UserError
-from irl_jax.models.families import FAMILIES, Tensor, family
+from irl_jax.models.families import FAMILIES, family
 from irl_jax.models.transformer import ModelConfig, init_trunk
 from irl_jax.types import PyTree
 
 
+class Piece(NamedTuple):
+    """What one leaf takes from one tensor of a checkpoint.
+
+    name: in the checkpoint. layer: which layer of the leaf it is; None where the leaf has no layers. transposed: the tensor is stored
+    [out, in]. shape: of the piece in the leaf, without the layers' axis and without the vocabulary's padding. start: where it begins on
+    the last axis of the tensor (transposed back), for several leaves may lie there side by side.
+    """
+
+    name: str
+    layer: int | None
+    transposed: bool
+    shape: tuple[int, ...]
+    start: int
+
+
+class Plan(NamedTuple):
+    """How a checkpoint becomes a trunk: the pieces of every leaf by its path; two tensors' names, if any, that must be equal."""
+
+    pieces: dict[str, tuple[Piece, ...]]
+    equal: tuple[str, str] | None
+
+
 def _flat_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every leaf of the trunk; the paths of blocks lack "blocks/", their shapes the layers."""
-    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(lambda: init_trunk(jax.random.key(0), config)))
-    shapes = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
-    return {path.removeprefix("blocks/"): shape[1:] if path.startswith("blocks/") else shape for path, shape in shapes.items()}
+    """Path -> shape of every leaf of the trunk, unpadded; the paths of blocks lack "blocks/", their shapes the layers."""
+    config = dataclasses.replace(config, vocab_multiple=1)
+    leaves = _by_path(jax.eval_shape(lambda: init_trunk(jax.random.key(0), config)))
+    return {path.removeprefix("blocks/"): leaf.shape[1:] if path.startswith("blocks/") else leaf.shape for path, leaf in leaves.items()}
 
 
-def import_tensors(
-    config: ModelConfig, names: Iterable[str], get: Callable[[str], np.ndarray], where: str, param_dtype: str = "float32"
-) -> dict:
-    """Turns a checkpoint's tensors into a trunk, using each exactly once and checking its shape.
+def import_plan(config: ModelConfig, stored_shapes: Mapping[str, tuple[int, ...]], where: str) -> Plan:
+    """Says which tensor goes where, each used exactly once, from names and shapes alone.
 
     Args:
       config: the architecture.
-      names: the names of all tensors in the checkpoint.
-      get: name -> tensor.
+      stored_shapes: of all tensors in the checkpoint, by name.
       where: the checkpoint's name, for errors.
-      param_dtype: of the arrays, "float32" or "bfloat16".
-    Returns: the trunk as numpy arrays.
     Raises: UserError naming missing, unknown or misshapen tensors.
     """
-    kind = jnp.dtype(param_dtype)
-    stored = _stored_names(family(config), names)
+    stored = _stored_names(family(config), stored_shapes)
     shapes = _flat_shapes(config)
     rules = [rule for rule in FAMILIES[family(config)].tensors if rule.leaves[0] in shapes]
     layers = {rule: range(config.num_layers) if "{}" in rule.name else (None,) for rule in rules}
-    wanted = {rule.name.format(layer) for rule in rules for layer in layers[rule]}
+    wanted = {rule.name.format(layer): rule for rule in rules for layer in layers[rule]}
     duplicate = {"lm_head.weight"} if config.tie_embeddings else set()
-    _complain("lacks the tensor", wanted - set(stored), where)
-    _complain("has the unknown tensor", set(stored) - wanted - duplicate, where)
-    trunk = {}
+    _complain("lacks the tensor", wanted.keys() - stored.keys(), where)
+    _complain("has the unknown tensor", stored.keys() - wanted.keys() - duplicate, where)
+    for name, rule in wanted.items():
+        expected = (*shapes[rule.leaves[0]][:-1], sum(shapes[leaf][-1] for leaf in rule.leaves))
+        expected = expected[::-1] if rule.transposed else expected
+        if stored_shapes[stored[name]] != expected:
+            raise UserError(f"{where}: tensor {name} has shape {stored_shapes[stored[name]]}, the config asks for {expected}")
+    pieces = {}
     for rule in rules:
-        parts = [_split(get(stored[name]), rule, shapes, name, where, kind) for name in map(rule.name.format, layers[rule])]
-        for leaf, *arrays in zip(rule.leaves, *parts, strict=True):
-            if "{}" in rule.name:
-                _put(trunk, f"blocks/{leaf}", np.stack(arrays))
-            else:
-                _put(trunk, leaf, arrays[0])
-    for name in duplicate & set(stored):
-        if not np.array_equal(get(stored[name]).astype(kind), trunk["embed"]["tokens"]):
-            raise UserError(f"{where}: tie_word_embeddings is set, but {name} differs from the token embeddings")
-    return trunk
+        start = 0
+        for leaf in rule.leaves:
+            path = f"blocks/{leaf}" if "{}" in rule.name else leaf
+            pieces[path] = tuple(
+                Piece(stored[rule.name.format(layer)], layer, rule.transposed, shapes[leaf], start) for layer in layers[rule])
+            start += shapes[leaf][-1]
+    twice = duplicate & stored.keys()
+    return Plan(pieces, (pieces["embed/tokens"][0].name, stored[twice.pop()]) if twice else None)
 
 
 def _stored_names(kind: str, names: Iterable[str]) -> dict[str, str]:
@@ -75,24 +94,6 @@ def _complain(verb: str, names: set[str], where: str) -> None:
         raise UserError(f"{where}: {verb}{'s' if len(listed) > 1 else ''} {', '.join(listed[:3])}{more}")
 
 
-def _split(tensor: np.ndarray, rule: Tensor, shapes: dict, name: str, where: str, kind) -> list[np.ndarray]:
-    """One tensor cut into its leaves, as contiguous arrays."""
-    widths = [shapes[leaf][-1] for leaf in rule.leaves]
-    expected = (*shapes[rule.leaves[0]][:-1], sum(widths))
-    expected = expected[::-1] if rule.transposed else expected
-    if tensor.shape != expected:
-        raise UserError(f"{where}: tensor {name} has shape {tensor.shape}, the config asks for {expected}")
-    tensor = (tensor.T if rule.transposed else tensor).astype(kind)
-    return [np.ascontiguousarray(part) for part in np.split(tensor, np.cumsum(widths)[:-1], axis=-1)]
-
-
-def _put(tree: dict, path: str, value: np.ndarray) -> None:
-    *parents, last = path.split("/")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-    tree[last] = value
-
-
 class Stored(NamedTuple):
     """One tensor of a checkpoint, not made yet.
 
@@ -106,16 +107,18 @@ class Stored(NamedTuple):
 
 
 def stored_tensors(config: ModelConfig, variables: PyTree) -> Iterator[Stored]:
-    """The checkpoint's tensors one by one, an adapter merged into them, so that no more of a model than one of them need be on the host.
+    """The checkpoint's tensors one by one, an adapter merged into them and the vocabulary unpadded, so that no more of a model than one
+    of them need be on the host.
 
     Args:
       config: the architecture, with the adapter's scale.
       variables: {"params": trunk, "adapter": adapter}, blocks stacked; "adapter" may be left out.
     """
-    leaves, adapter = _by_path(variables["params"]), _by_path(variables.get("adapter") or {})
+    leaves, adapter, shapes = _by_path(variables["params"]), _by_path(variables.get("adapter") or {}), _flat_shapes(config)
 
     def part(path, layer):
         value = np.asarray(leaves[path] if layer is None else leaves[path][layer], np.float32)
+        value = value[tuple(map(slice, shapes[path.removeprefix("blocks/")]))]  # without the vocabulary's padding
         factors = [adapter.get(path.removesuffix("kernel") + factor) for factor in "ab"]
         if factors[0] is None:
             return value
@@ -131,7 +134,7 @@ def stored_tensors(config: ModelConfig, variables: PyTree) -> Iterator[Stored]:
         paths = [f"blocks/{leaf}" if layered else leaf for leaf in rule.leaves]
         if paths[0] not in leaves:
             continue
-        shape = (*leaves[paths[0]].shape[layered:-1], sum(leaves[path].shape[-1] for path in paths))
+        shape = (*shapes[rule.leaves[0]][:-1], sum(shapes[leaf][-1] for leaf in rule.leaves))
         for layer in range(config.num_layers) if layered else (None,):
             yield Stored(rule.name.format(layer), rule.leaves, shape[::-1] if rule.transposed else shape,
                          functools.partial(read, rule, paths, layer))
@@ -142,5 +145,5 @@ def _by_path(tree: PyTree) -> dict[str, Any]:
 
 
 def export_tensors(config: ModelConfig, trunk: PyTree) -> dict[str, np.ndarray]:
-    """The checkpoint's tensors of a trunk: the inverse of `import_tensors`."""
+    """The checkpoint's tensors of a trunk: the inverse of an import."""
     return {stored.name: stored.read() for stored in stored_tensors(config, {"params": trunk})}

@@ -13,7 +13,7 @@ is left out when there is none.
              "unembed": {"kernel": [D, V]} (untied embeddings only)}
 
 Axes: B rows, K samples a prompt, S prompt tokens, T tokens of a row or of a response, D width, H heads, G key/value
-heads, R = H / G heads that share one, E head width, V vocabulary, L layers.
+heads, R = H / G heads that share one, E head width, V vocabulary (with its padding, `config.padded_vocab`), L layers.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def init_trunk(rng, config: ModelConfig) -> PyTree:
     Args:
       rng: a PRNG key.
       config: the architecture.
-    Returns: the trunk, float32, laid out as the module's docstring says.
+    Returns: the trunk, float32, laid out as the module's docstring says. The vocabulary's padding is 0, the rest the same for any.
     """
     token_rng, position_rng, block_rng, unembed_rng = jax.random.split(rng, 4)
     normal = nn.initializers.normal(kernel_std(config))
@@ -60,15 +60,17 @@ def init_trunk(rng, config: ModelConfig) -> PyTree:
     def init_block(key):
         return Block(config).init(key, x, rotation, mask)["params"]
 
+    unused = config.padded_vocab - config.vocab_size
     trunk = {
-        "embed": {"tokens": normal(token_rng, (config.vocab_size, config.width), jnp.float32)},
+        "embed": {"tokens": jnp.pad(normal(token_rng, (config.vocab_size, config.width), jnp.float32), ((0, unused), (0, 0)))},
         "blocks": jax.vmap(init_block)(jax.random.split(block_rng, config.num_layers)),
         "final_norm": Norm(config).init(block_rng, x)["params"],
     }
     if config.positions == "learned":
         trunk["embed"]["positions"] = normal(position_rng, (config.max_positions, config.width), jnp.float32)
     if not config.tie_embeddings:
-        trunk["unembed"] = {"kernel": normal(unembed_rng, (config.width, config.vocab_size), jnp.float32)}
+        kernel = normal(unembed_rng, (config.width, config.vocab_size), jnp.float32)
+        trunk["unembed"] = {"kernel": jnp.pad(kernel, ((0, 0), (0, unused)))}
     return trunk
 
 
@@ -170,13 +172,15 @@ def _mask(segments_BxT) -> Array:
 
 
 def vocab_logits(config: ModelConfig, variables: PyTree, hidden) -> Array:
-    """Vocabulary logits of states after the final norm: [..., D] -> float32 [..., V]."""
+    """Vocabulary logits of states after the final norm: [..., D] -> float32 [..., V]; of its padding MASKED, whose exponential is 0."""
     trunk = variables["params"]
     kernel = trunk["embed"]["tokens"].T if config.tie_embeddings else trunk["unembed"]["kernel"]
     rows_NxD = by_rows(hidden).reshape(-1, config.width).astype(config.dtype)
     logits_NxV = jnp.matmul(rows_NxD, kernel.astype(config.dtype), preferred_element_type=jnp.float32)
     logits_NxV = softcap(logits_NxV, config.logit_softcap)
-    return by_rows(logits_NxV.reshape(*hidden.shape[:-1], config.vocab_size))
+    if config.padded_vocab > config.vocab_size:  # after the softcap, which would lift it; finite, for 0 times -inf in entropies is NaN
+        logits_NxV = jnp.where(jnp.arange(config.padded_vocab) < config.vocab_size, logits_NxV, MASKED)
+    return by_rows(logits_NxV.reshape(*hidden.shape[:-1], config.padded_vocab))
 
 
 def token_logprobs(config: ModelConfig, variables: PyTree, tokens, positions, segments, with_entropy: bool = False):

@@ -217,7 +217,8 @@ def out_of_memory(message: str) -> float | None:
 
 def vocabulary_tokens(text: str, model, mesh) -> float:
     """Tokens whose vocabulary logits a chip holds at one time: the largest array with the vocabulary as an axis, parameters aside."""
-    parts = {model.vocab_size, *(model.vocab_size // mesh.shape["tensor"] for _ in (0,) if model.vocab_size % mesh.shape["tensor"] == 0)}
+    size, ways = model.padded_vocab, mesh.shape["tensor"]
+    parts = {size, *([] if size % ways else [size // ways])}
     widths = {model.width // ways for ways in (1, mesh.shape["fsdp"], mesh.shape["fsdp"] * mesh.shape["tensor"]) if model.width % ways == 0}
     tokens = 0.0
     for array in hlo.largest(text, 10**6):

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from irl_jax import checkpoint, distributed, hf, paths, roles, sharding, variants, workdir
+from irl_jax import checkpoint, distributed, hf, hf_import, paths, roles, sharding, variants, workdir
 from irl_jax.data import chat, sources, tokenize
 from irl_jax.errors import UserError
 from irl_jax.models import families, transformer
@@ -31,7 +31,7 @@ def as_configured(base: transformer.ModelConfig, config) -> transformer.ModelCon
     """An architecture, with how a run of this config computes it."""
     m, adapter = config.model, config.adapter
     return dataclasses.replace(base, dtype=m.dtype, scan_layers=m.scan_layers, remat=m.remat, loss_chunk=m.loss_chunk,
-                               adapter_scale=adapter.alpha / adapter.rank if adapter.rank else 0.0)
+                               vocab_multiple=m.vocab_multiple, adapter_scale=adapter.alpha / adapter.rank if adapter.rank else 0.0)
 
 
 class Reader:
@@ -203,7 +203,7 @@ class Context:
         if self.is_testbed:
             base = from_scratch(c, len(self.tokenizer))
         else:
-            base = self._imported[0]
+            base = hf.read_config(self.folder)
             self._check_context(base)
         return as_configured(base, c)
 
@@ -213,16 +213,13 @@ class Context:
                             f"model's context of {base.max_positions} tokens; lower one of them")
 
     @cached_property
-    def _imported(self):
-        return hf.load_folder(self.folder, param_dtype=self.config.model.param_dtype)
-
-    @cached_property
     def trunk(self):
         """The initial model's weights on the mesh: pretrained by this run (testbed) or imported."""
         if not self.is_testbed:
             if self.workdir is not None:  # `generate --model` has none
-                self.workdir.refer_to(hf.weight_files(self.folder))
-            return sharding.place(self._imported[1], self.mesh)
+                self.workdir.refer_to(hf_import.weight_files(self.folder))
+            model = self.config.model
+            return hf.load_folder(self.folder, self.mesh, param_dtype=model.param_dtype, vocab_multiple=model.vocab_multiple)[1]
         pretrained = self.load("pretrain", self.like(lambda: transformer.init_trunk(jax.random.key(0), self.model)))
         return jax.tree.map(lambda leaf: leaf.astype(self.config.model.param_dtype), pretrained)
 

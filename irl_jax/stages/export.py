@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from irl_jax import hf, hf_export, roles, variants, workdir
@@ -109,11 +110,11 @@ def _base(context, given: str) -> str:
     name = given or context.config.model.path
     if given:
         where = f"--base={given}: not the model that this run's adapters were trained on"
-        config, trunk = hf.load_folder(given, param_dtype=context.config.model.param_dtype)
-        if families.to_hf_config(config) != families.to_hf_config(context.model):
+        if families.to_hf_config(hf.read_config(hf.resolve(given))) != families.to_hf_config(context.model):
             raise UserError(f"{where}: it has another architecture")
-        if not all(np.array_equal(ours, theirs) for ours, theirs in zip(
-                jax.tree.leaves(context.trunk), jax.tree.leaves(trunk), strict=True)):
+        model = context.config.model
+        trunk = hf.load_folder(given, context.mesh, param_dtype=model.param_dtype, vocab_multiple=model.vocab_multiple)[1]
+        if not all(map(jnp.array_equal, jax.tree.leaves(context.trunk), jax.tree.leaves(trunk))):
             raise UserError(f"{where}: its weights differ (export --role=init in float32)")
     return str(Path(name).expanduser().absolute()) if Path(name).expanduser().is_dir() else name
 

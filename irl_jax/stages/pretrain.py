@@ -36,6 +36,8 @@ def _read_everything(context) -> None:
 
 
 def _import(context) -> dict:
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(context.trunk))
+    model = context.model
+    padding = (model.padded_vocab - model.vocab_size) * model.width * (1 if model.tie_embeddings else 2)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(context.trunk)) - padding
     context.say(f"init: {context.config.model.path} ({parameters / 1e6:.2f}M parameters)")
     return {}

@@ -52,15 +52,16 @@ def start_leaves(context, purpose: str, spec: roles.RewardSpec) -> PyTree:
         return leaves
     own = leaves.get("members", leaves)
     kind = "float32" if "trunk" in own else context.config.model.param_dtype
-    loaded = hf.load_reward_model(reward.start, reward.start_label, key="reward.start_label", param_dtype=kind)
+    loaded = hf.load_reward_model(reward.start, reward.start_label, context.mesh, key="reward.start_label", param_dtype=kind)
     _same_kind(context, loaded.model, hf.load_tokenizer(reward.start))
     given = {"head": {"kernel": loaded.weight[:, None], "bias": np.zeros(1, np.float32)}}
-    rows = context.trunk["embed"]["tokens"].shape[0]
-    trunk = {**loaded.trunk, "embed": {**loaded.trunk["embed"], "tokens": _rows(loaded.trunk["embed"]["tokens"], rows)}}
+    shared = min(context.model.vocab_size, loaded.model.vocab_size)  # other rows are of tokens that this run's tokenizer does not give
+    trunk = {**loaded.trunk, "embed": {**loaded.trunk["embed"], "tokens": loaded.trunk["embed"]["tokens"][:shared]}}
     if "trunk" in own:
-        given["trunk"] = trunk
+        unused = context.model.padded_vocab - shared
+        given["trunk"] = {**trunk, "embed": {**trunk["embed"], "tokens": jnp.pad(trunk["embed"]["tokens"], ((0, unused), (0, 0)))}}
     else:
-        _same_weights(context, trunk, min(rows, loaded.model.vocab_size))
+        _same_weights(context, trunk)
     started = _replaced(own, given)
     return context.place({"members": started} if "members" in leaves else started)
 
@@ -68,13 +69,8 @@ def start_leaves(context, purpose: str, spec: roles.RewardSpec) -> PyTree:
 def _replaced(fresh: PyTree, given: PyTree) -> PyTree:
     """`fresh` with the leaves that are given in their places, for each member where there are several."""
     if not isinstance(fresh, Mapping):
-        return np.broadcast_to(np.asarray(given, np.float32), fresh.shape)
+        return jnp.broadcast_to(jnp.asarray(given, jnp.float32), fresh.shape)
     return {key: _replaced(value, given[key]) if key in given else value for key, value in fresh.items()}
-
-
-def _rows(table: np.ndarray, rows: int) -> np.ndarray:
-    """So many rows of a table: others are of tokens that this run's tokenizer does not give; zeros where it has fewer."""
-    return np.pad(table[:rows], ((0, max(0, rows - len(table))), (0, 0)))
 
 
 def _same_kind(context, model, tokenizer) -> None:
@@ -91,16 +87,14 @@ def _same_kind(context, model, tokenizer) -> None:
         raise UserError(f"{where}: its tokenizer has another id for {other!r} than the run's, or none; the two must be the same")
 
 
-def _same_weights(context, trunk: PyTree, rows: int) -> None:
-    """Raises UserError where a classifier's trunk, in its first `rows` embeddings, is not the run's."""
-    for path, theirs in jax.tree_util.tree_leaves_with_path(trunk):
-        ours = context.trunk
+def _same_weights(context, trunk: PyTree) -> None:
+    """Raises UserError where a classifier's trunk, with so many embeddings as the two share, is not the run's."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trunk):
+        theirs, ours = sharding.fetch(leaf), context.trunk
         for key in path:
             ours = ours[key.key]
-        ours, name = sharding.fetch(ours), jax.tree_util.keystr(path, simple=True, separator="/")
-        shared = slice(rows if name == "embed/tokens" else None)
-        if not np.array_equal(ours[shared], theirs[shared]):
-            reward = context.config.reward
+        if not np.array_equal(sharding.fetch(ours)[: len(theirs)], theirs):
+            reward, name = context.config.reward, jax.tree_util.keystr(path, simple=True, separator="/")
             raise UserError(f"config.reward.start = {reward.start!r}: its weights differ from the run's model ({name}), on which "
                             f"reward.body = {reward.body!r} stands; set reward.body to 'trunk': the reward then has a whole one of its own")
 
@@ -118,10 +112,11 @@ def make_judge(config, mesh) -> Judge:
     Raises:
         UserError: no such model or label, or no tokenizer that belongs to it.
     """
-    loaded = hf.load_reward_model(config.golden.model, config.golden.label, param_dtype=config.model.param_dtype)
+    loaded = hf.load_reward_model(config.golden.model, config.golden.label, mesh, param_dtype=config.model.param_dtype,
+                                  vocab_multiple=config.model.vocab_multiple)
     tokenizer = hf.load_tokenizer(config.golden.model)
     model = as_configured(loaded.model, config)
-    scorer = scoring.Scorer(model, mesh, sharding.place(loaded.trunk, mesh), longest=model.max_positions, rows=config.eval.batch_size)
+    scorer = scoring.Scorer(model, mesh, loaded.trunk, longest=model.max_positions, rows=config.eval.batch_size)
     head = {"head": {"kernel": jnp.asarray(loaded.weight[:, None]), "bias": jnp.zeros(1, jnp.float32)}}
     leaves = sharding.place(head, mesh)
 

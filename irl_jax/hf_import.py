@@ -1,0 +1,230 @@
+"""Reading the weights of Hugging Face folders, block by block, straight into the sharded arrays of the mesh."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from irl_jax import sharding
+from irl_jax.errors import UserError
+from irl_jax.hf_export import INDEX, WEIGHTS
+from irl_jax.models import tensors
+from irl_jax.models.tensors import Piece
+from irl_jax.models.transformer import ModelConfig, init_trunk
+from irl_jax.types import PyTree
+
+DTYPES = ("F32", "F16", "BF16")  # as safetensors names them
+BLOCK = 2**22  # bytes of the rows of a tensor that are read at a time
+
+Box = tuple[tuple[int, int], ...]  # (start, stop) of every axis
+
+
+class StoredTensor(NamedTuple):
+    """A tensor in a file, not read yet. dtype: safetensors' name of it."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def read(self, box: Box | None = None) -> np.ndarray:
+        """The part in the box, or all of it, as it is stored; of its own memory, the file being closed again and no page of it mapped."""
+        with _opened(self.file) as file:
+            return file.get_slice(self.name)[tuple(slice(*bounds) for bounds in box or [(0, size) for size in self.shape])]
+
+
+def stored_in(folder: Path) -> dict[str, StoredTensor]:
+    """The tensors of a folder by name, in one file or in the shards that the index names; only headers are read.
+
+    Raises: UserError where files are missing or broken, or a tensor stands in two.
+    """
+    stored = {}
+    for path in weight_files(folder):
+        with _opened(path) as file:
+            for name in file.keys():
+                if name in stored:
+                    raise UserError(f"{path}: tensor {name} stands in another shard too")
+                header = file.get_slice(name)
+                stored[name] = StoredTensor(path, name, tuple(header.get_shape()), str(header.get_dtype()))
+    return stored
+
+
+def load_trunk(
+    config: ModelConfig, stored: Mapping[str, StoredTensor], where: str, mesh: jax.sharding.Mesh, param_dtype: str = "float32"
+) -> PyTree:
+    """A trunk on the mesh, split by the rule table, from a folder's tensors, each used exactly once.
+
+    Names, shapes and dtypes are checked before anything is placed. Then each leaf's arrays are made on the devices and filled in place,
+    layer by layer and block by block, so that beside what the devices hold the host holds a few blocks of BLOCK bytes at most (or a few
+    rows, where one is larger). With many hosts each reads the rows that its own devices need.
+
+    Args:
+      config: the architecture; with vocab_multiple the vocabulary's padding is zero.
+      stored: from `stored_in`.
+      where: the checkpoint's name, for errors.
+      param_dtype: of the arrays, "float32" or "bfloat16".
+    Raises: UserError naming missing, unknown or misshapen tensors, or dtypes beyond DTYPES; or a mesh that does not divide.
+    """
+    plan = tensors.import_plan(config, {name: tensor.shape for name, tensor in stored.items()}, where)
+    for piece in (piece for pieces in plan.pieces.values() for piece in pieces):
+        if stored[piece.name].dtype not in DTYPES:
+            raise UserError(f"{where}: tensor {piece.name} is of dtype {stored[piece.name].dtype}, only {', '.join(DTYPES)} are read")
+    kind = np.dtype(jnp.dtype(param_dtype))
+    likes = sharding.like(lambda: jax.tree.map(lambda leaf: leaf.astype(kind), init_trunk(jax.random.key(0), config)), mesh)
+    if plan.equal and not _equal(*(stored[name] for name in plan.equal), kind):
+        raise UserError(f"{where}: tie_word_embeddings is set, but {plan.equal[1]} differs from the token embeddings")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, like: _filled(like, plan.pieces[jax.tree_util.keystr(path, simple=True, separator="/")], stored), likes)
+
+
+def _equal(one: StoredTensor, other: StoredTensor, kind: np.dtype) -> bool:
+    """Whether two tensors are the same numbers in that dtype."""
+    whole = tuple((0, size) for size in one.shape)
+    return one.shape == other.shape and all(
+        np.array_equal(one.read(box).astype(kind), other.read(box).astype(kind)) for box in _blocks(one, [whole]))
+
+
+# ---------------------------------------------------------------- one leaf
+
+
+def _filled(like: jax.ShapeDtypeStruct, pieces: Iterable[Piece], stored: Mapping[str, StoredTensor]) -> jax.Array:
+    """The leaf of this shape, dtype and sharding, zero but for the pieces."""
+    places = {}  # what part of the leaf: the devices that hold it
+    for device, index in like.sharding.addressable_devices_indices_map(like.shape).items():
+        box = tuple(part.indices(size)[:2] for part, size in zip(index, like.shape, strict=True))
+        places.setdefault(box, []).append(device)
+    shape = like.sharding.shard_shape(like.shape)
+    small = int(np.prod(like.shape, dtype=np.int64)) * 4 <= BLOCK  # filled on the host, which spares a compilation
+    if small:
+        parts = {box: np.zeros(shape, like.dtype) for box in places}
+    else:
+        parts = {device: jnp.zeros(shape, like.dtype, device=device) for devices in places.values() for device in devices}
+    for piece, box, part, values in _read(pieces, list(places), stored, like.dtype):
+        corner = _corner(piece, box, part)
+        values = values.reshape((1,) * (len(shape) - values.ndim) + values.shape)
+        if small:
+            parts[box][tuple(slice(at, at + size) for at, size in zip(corner, values.shape, strict=True))] = values
+            continue
+        for device in places[box]:
+            parts[device] = _write(parts[device], jax.device_put(values, device), np.array(corner, np.int32))
+        jax.block_until_ready([parts[device] for device in places[box]])  # or blocks would pile up faster than devices take them
+    if small:
+        parts = {device: jax.device_put(parts[box], device) for box, devices in places.items() for device in devices}
+    return jax.make_array_from_single_device_arrays(like.shape, like.sharding, list(parts.values()))
+
+
+def _read(
+    pieces: Iterable[Piece], boxes: list[Box], stored: Mapping[str, StoredTensor], kind: np.dtype
+) -> Iterator[tuple[Piece, Box, Box, np.ndarray]]:
+    """(piece, box of the leaf, part of the tensor, its values as they stand in the leaf) for all that the boxes need, in blocks that are
+    read once."""
+    for piece in pieces:
+        own = {box: _in_tensor(piece, box) for box in boxes}
+        for block in _blocks(stored[piece.name], own.values()):
+            values = stored[piece.name].read(block)
+            for box, wanted in own.items():
+                if not _within(block[0], wanted[0]):
+                    continue
+                part = (block[0], *wanted[1:])
+                value = values[tuple(slice(start - from_, stop - from_) for (start, stop), (from_, _) in zip(part, block, strict=True))]
+                yield piece, box, part, np.ascontiguousarray((value.T if piece.transposed else value).astype(kind))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write(whole, part, at):
+    """`whole` with `part` at the corner `at`, in the same memory."""
+    return lax.dynamic_update_slice(whole, part, tuple(at))
+
+
+def _blocks(tensor: StoredTensor, wanted: Iterable[Box]) -> Iterator[Box]:
+    """Boxes of whole rows of at most BLOCK bytes that together cover the wanted ones, none of whose edges lies within a block.
+
+    Only the columns that somebody wants are in a block; the pages of the others are mapped all the same, and count.
+    """
+    wanted = [box for box in wanted if all(start < stop for start, stop in box)]
+    if not wanted:
+        return
+    columns = [(min(start for start, _ in axis), max(stop for _, stop in axis)) for axis in zip(*(box[1:] for box in wanted), strict=True)]
+    step = max(1, BLOCK // (4 * int(np.prod(tensor.shape[1:], dtype=np.int64))))
+    edges = sorted({edge for box in wanted for edge in box[0]})
+    for start, stop in zip(edges, edges[1:], strict=False):
+        if any(_within((start, stop), box[0]) for box in wanted):
+            yield from (((row, min(row + step, stop)), *columns) for row in range(start, stop, step))
+
+
+def _within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
+    return outer[0] <= inner[0] and inner[1] <= outer[1]
+
+
+def _in_tensor(piece: Piece, box: Box) -> Box:
+    """What part of the tensor stands in a box of the leaf: without layers and padding, shifted, and transposed as the tensor is."""
+    part = [(start, min(stop, size)) for (start, stop), size in zip(box[piece.layer is not None :], piece.shape, strict=True)]
+    part[-1] = (part[-1][0] + piece.start, part[-1][1] + piece.start)
+    return tuple(part[::-1] if piece.transposed else part)
+
+
+def _corner(piece: Piece, box: Box, part: Box) -> tuple[int, ...]:
+    """Where a part of the tensor begins in the array that holds this box of the leaf."""
+    corner = [start for start, _ in (part[::-1] if piece.transposed else part)]
+    corner[-1] -= piece.start
+    if piece.layer is not None:
+        corner.insert(0, piece.layer)
+    return tuple(at - start for at, (start, _) in zip(corner, box, strict=True))
+
+
+# ---------------------------------------------------------------- files
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder. Raises: UserError where there are none."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        raise UserError(f"{folder}: has neither {WEIGHTS} nor {INDEX}; other formats must be converted to safetensors first")
+    shards = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise UserError(f"{folder / INDEX}: has no weight_map")
+    return [folder / name for name in sorted(set(map(str, shards.values())))]
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    import ml_dtypes  # noqa: F401 (teaches numpy bfloat16)
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            yield opened
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: the index names this shard, but it is not there") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: truncated or not a safetensors file ({one_line(error)}); fetch it again") from error
+
+
+def read_json(file: Path) -> dict:
+    """A JSON object of a model's folder. Raises: UserError where there is none."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file; a model folder needs it") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not valid JSON ({one_line(error)})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: must hold a JSON object")
+    return value
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, on one line of 300 characters."""
+    return " ".join(str(error).split())[:300]
