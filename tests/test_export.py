@@ -17,7 +17,7 @@ from irl_jax.data import chat, testbed, tokenize
 from irl_jax.errors import UserError
 from irl_jax.models import adapters, families, peft, transformer
 from irl_jax.models.transformer import ModelConfig
-from irl_jax.stages import export, model_card
+from irl_jax.stages import export, generate, model_card
 from irl_jax.stages.context import Context
 
 GPT2 = ModelConfig(vocab_size=16, num_layers=2, width=8, num_heads=2, num_kv_heads=2, head_dim=4, mlp_width=12, max_positions=24)
@@ -533,3 +533,18 @@ def test_sizes(text, size):
     arguments, _ = cli.parse(["export", "--workdir=W", "--role=sft", "--out=D", f"--max_shard_size={text}"])
     assert arguments.max_shard_size == size
     assert cli.parse(["export", "--workdir=W", "--role=sft", "--out=D"])[0].max_shard_size == 5 * 10**9
+
+
+def test_a_padded_run_exports_scores_and_stands_on_what_an_unpadded_one_does(gpt2, tmp_path):
+    """model.vocab_multiple = 24: 16 tokens padded to 24, beyond the padding token that a classifier may be given."""
+    base, w = gpt2
+    padded = run_on(tmp_path / "w", base, **{"model.vocab_multiple": 24})
+    context = generate.open_run(workdir.read_config(padded), padded)
+    assert context.trunk["embed"]["tokens"].shape == (24, GPT2.width) and context.model.vocab_size == 16
+    for role, *flags in (("init",), ("policy",), ("reward",), ("sft", "--adapter", f"--base={base}")):
+        one, other = (exported(run, role, tmp_path / f"{role}-{run is w}", *flags) for run in (w, padded))
+        for file in {file.name for file in one.iterdir()} - {"README.md"}:
+            assert (one / file).read_bytes() == (other / file).read_bytes(), (role, file)
+    lines = [scored(f"--workdir={run}", tmp_path, "--reward=init_sft") for run in (w, padded)]
+    for key in ("logprob", "reward"):
+        np.testing.assert_allclose(*([line[key] for line in some] for some in lines), rtol=1e-6)

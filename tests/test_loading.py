@@ -37,7 +37,7 @@ def in_a_process(what, folder, devices=1):
 
 
 def test_the_host_holds_some_blocks_beside_what_the_devices_hold(tmp_path):
-    """Of 80M parameters in three shards; the resident memory of a CPU has the devices' in it."""
+    """Of 67M parameters in three shards; the resident memory of a CPU has the devices' in it."""
     config = families.from_hf_config({"model_type": "llama", **loading.SIZES})
     for kind in ("bfloat16", "float32"):
         largest = loading.make_folder(tmp_path / kind, config, kind, shards=3)
@@ -46,7 +46,7 @@ def test_the_host_holds_some_blocks_beside_what_the_devices_hold(tmp_path):
     assert ROOM < 2 * largest
     for kind in ("bfloat16", "float32"):
         growth, devices = grown[kind]
-        assert devices > 300 * MIB
+        assert devices > 250 * MIB
         assert growth < devices + ROOM
     growth, devices = grown["everything at once"]
     assert growth > devices + 2 * largest + ROOM  # what this test would say of it
@@ -103,8 +103,9 @@ def _folder(path):
 
 @pytest.mark.parametrize("block", [1, 200, 1000])
 def test_blocks_of_any_size_give_the_same_numbers(block, tmp_path, monkeypatch):
-    trunk = loading.random_trunk(UNTIED)
-    loading.save(tmp_path, UNTIED, trunk)
+    config = families.from_hf_config({"model_type": "gpt2", **loading.FAMILIES["gpt2"]})  # several leaves in one tensor
+    trunk = loading.random_trunk(config)
+    loading.save(tmp_path, config, trunk)
     monkeypatch.setattr(hf_import, "BLOCK", block)
     jax.tree.map(np.testing.assert_array_equal, hf.load_folder(tmp_path)[1], trunk)
 
