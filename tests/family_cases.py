@@ -54,7 +54,7 @@ CASES = {  # name: (model_type, settings)
         rope_parameters={"full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 900.0},
                          "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}})),
     "phi3": ("phi3", SQUARE | dict(sliding_window=6)),
-    "phi3-partial": ("phi3", SQUARE | dict(num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
+    "phi3-partial": ("phi3", SQUARE | dict(num_key_value_heads=1, tie_word_embeddings=True,
                                           rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5})),
 }  # fmt: skip
 

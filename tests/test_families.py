@@ -27,7 +27,7 @@ class Case:
 
     def __init__(self, name, folder):
         self.name, self.folder, self.expected = name, folder, cases.read(name)
-        hf_export.save_tensors(folder / hf.WEIGHTS, self.expected.tensors)
+        hf_export.save_tensors(folder / hf_export.WEIGHTS, self.expected.tensors)
         hf_export.write_json(folder / "config.json", self.expected.config)
         self.config, self.trunk = hf.load_folder(folder)
 
@@ -120,7 +120,7 @@ def test_what_we_write_is_what_was_read(case, tmp_path):
     from transformers import AutoConfig
 
     hf.save_folder(tmp_path, case.config, case.trunk)
-    written = load_file(tmp_path / hf.WEIGHTS)
+    written = load_file(tmp_path / hf_export.WEIGHTS)
     assert set(written) == set(case.expected.tensors)
     for name, tensor in case.expected.tensors.items():
         assert written[name].dtype == np.float32
