@@ -15,6 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from irl_jax.errors import UserError
+from irl_jax.models.attention import Scores, attend
 from irl_jax.types import Array
 
 
@@ -95,8 +96,6 @@ class ModelConfig:
         if self.windowed and (len(self.windowed) != self.num_layers or self.window < 1):
             raise ValueError(f"windowed needs one entry a layer and window > 0, not {len(self.windowed)} and {self.window}")
 
-
-MASKED = -1e30  # attention score of a masked key; finite, so that a row without any key gives no NaN
 
 _ACTIVATIONS = {
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
@@ -205,10 +204,11 @@ class Block(nn.Module):
         if self.config.post_norms:
             self.attention_post_norm, self.mlp_post_norm = Norm(self.config), Norm(self.config)
 
-    def __call__(self, x_BxTxD, rotation, mask_Bx1xTxT):
-        """Returns the layer's output and its keys and values [B, T, G, E]."""
+    def __call__(self, x_BxTxD, rotation, segments_BxT, window=None):
+        """Returns the layer's output and its keys and values [B, T, G, E]; `attention.attend` says what segments and window are."""
         q, k, v = self.qkv(x_BxTxD, rotation)
-        return self.finish(x_BxTxD, _attend(self.config, q, k, v, mask_Bx1xTxT)), (k, v)
+        scores = Scores(attention_scale(self.config), self.config.attention_softcap)
+        return self.finish(x_BxTxD, attend(scores, q, k, v, segments_BxT, window)), (k, v)
 
     def qkv(self, x, rotation):
         return self.attention.qkv(self.attention_norm(x), rotation)
@@ -223,25 +223,6 @@ class Block(nn.Module):
 def attention_scale(config: ModelConfig) -> float:
     """What scores of queries and keys are multiplied with."""
     return (config.query_scalar or config.head_dim) ** -0.5
-
-
-def softcap(scores, cap: float):
-    """c tanh(scores / c), or the scores as they are where c = 0."""
-    return cap * jnp.tanh(scores / cap) if cap else scores
-
-
-def _attend(config: ModelConfig, q_BxTxHxE, k_BxTxGxE, v_BxTxGxE, mask_Bx1xTxT) -> Array:
-    """softmax(cap(q k / sqrt(scalar))) v over the keys of the mask: [B, T, H, E]."""
-    if not config.attention_softcap:
-        # XLA's attention, for a gradient penalty differentiates it twice and cuDNN's has no second derivative
-        return jax.nn.dot_product_attention(
-            q_BxTxHxE, k_BxTxGxE, v_BxTxGxE, mask=mask_Bx1xTxT, scale=attention_scale(config), implementation="xla"
-        )
-    B, T, H, E = q_BxTxHxE.shape
-    q = q_BxTxHxE.reshape(B, T, -1, H // k_BxTxGxE.shape[2], E) * attention_scale(config)
-    scores = softcap(jnp.einsum("btgre,bsge->bgrts", q, k_BxTxGxE, preferred_element_type=jnp.float32), config.attention_softcap)
-    weights = jax.nn.softmax(jnp.where(mask_Bx1xTxT[:, :, None], scores, MASKED), axis=-1).astype(v_BxTxGxE.dtype)
-    return jnp.einsum("bgrts,bsge->btgre", weights, v_BxTxGxE).reshape(B, T, H, E)
 
 
 def by_rows(x: Array) -> Array:
