@@ -103,7 +103,7 @@ def _model() -> ConfigDict:
     m.dtype = "float32"  # of computation
     m.scan_layers = False  # lax.scan over the layers in training and scoring: compiles faster, for deep models
     m.remat = "none"  # "none", "full" or "dots": what the backward pass recomputes
-    m.loss_chunk = 0  # tokens a chunk of the vocabulary loss, so that [B, T, V] never exists; 0 is one chunk
+    m.loss_chunk = 0  # tokens, over all devices, whose vocabulary logits exist at one time; 0: 1024 a device (small vocabularies: more)
     return m
 
 

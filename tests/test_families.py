@@ -11,6 +11,7 @@ import pytest
 
 from irl_jax import hf, sampler
 from irl_jax.models import tensors, transformer
+from irl_jax.models.logprobs import token_logprobs
 from irl_jax.types import PromptBatch
 
 LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -108,7 +109,7 @@ def test_gradients_of_the_sft_loss(pair, torch):
 
     @jax.jit
     def gradient(trunk):
-        return jax.grad(lambda t: -transformer.token_logprobs(config, {"params": t}, tokens, positions, mask.astype(np.int32)).sum())(trunk)
+        return jax.grad(lambda t: -token_logprobs(config, {"params": t}, tokens, positions, mask.astype(np.int32)).sum())(trunk)
 
     got = tensors.export_tensors(config, gradient(trunk))
     assert set(got) == set(expected)

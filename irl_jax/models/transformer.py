@@ -190,46 +190,6 @@ def vocab_logits(config: ModelConfig, variables: PyTree, hidden) -> Array:
     return by_rows(logits_NxV.reshape(*hidden.shape[:-1], config.vocab_size))
 
 
-def token_logprobs(config: ModelConfig, variables: PyTree, tokens, positions, segments, with_entropy: bool = False):
-    """Log-probability of each token given the earlier ones of its segment: log softmax(logits[t - 1])[tokens[t]].
-
-    Args:
-      config, variables: the model. With config.loss_chunk > 0 the vocabulary logits exist for about so many tokens at a
-        time, in the backward pass too.
-      tokens, positions, segments: int32 [B, T].
-      with_entropy: also gives the entropy of the distribution that each token was drawn from.
-    Returns: float32 [B, T], nats; 0 at the first token of a segment and at padding. With entropies, a pair of such arrays.
-    """
-    hidden = hidden_states(config, variables, tokens, positions, segments)[:, :-1]
-    targets = tokens[:, 1:]
-    rows, length = targets.shape
-    columns = max(1, config.loss_chunk // rows) if config.loss_chunk else length
-    pick = _picked_logprobs_and_entropies if with_entropy else _picked_logprobs
-    if columns >= length:
-        picked = pick(config, variables, hidden, targets)
-    else:
-        pad = -length % columns
-        # Chunks are cut along the tokens of a row, so that the batch axis keeps its sharding.
-        hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(rows, -1, columns, hidden.shape[-1])
-        chunks = hidden.swapaxes(0, 1), jnp.pad(targets, ((0, 0), (0, pad))).reshape(rows, -1, columns).swapaxes(0, 1)
-        one = jax.checkpoint(lambda chunk: pick(config, variables, *chunk), prevent_cse=False)
-        picked = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(rows, -1)[:, :length], lax.map(one, chunks))
-    continues = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-    return jax.tree.map(lambda x: jnp.pad(jnp.where(continues, x, 0.0), ((0, 0), (1, 0))), picked)
-
-
-def _picked_logprobs(config: ModelConfig, variables: PyTree, hidden, targets) -> Array:
-    logits = vocab_logits(config, variables, hidden)
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return picked - jax.nn.logsumexp(logits, axis=-1)
-
-
-def _picked_logprobs_and_entropies(config: ModelConfig, variables: PyTree, hidden, targets) -> tuple[Array, Array]:
-    logprobs = jax.nn.log_softmax(vocab_logits(config, variables, hidden), axis=-1)
-    picked = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
-    return picked, -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
-
-
 def prefill(config: ModelConfig, variables: PyTree, tokens_BxS, lengths_B) -> tuple[Array, tuple[LayerCache, ...]]:
     """Reads the prompts once.
 
