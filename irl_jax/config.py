@@ -40,6 +40,7 @@ def default() -> ConfigDict:
     c.golden = _golden()
     c.eval = _eval()
     c.checkpoint = _checkpoint()
+    c.profile = _profile()
     return c.lock()
 
 
@@ -273,3 +274,11 @@ def _checkpoint() -> ConfigDict:
     k.every_steps = 0  # ... or steps, where positive
     k.keep = 2
     return k
+
+
+def _profile() -> ConfigDict:
+    """Traces of training (`xprof --logdir=W/STAGE/trace`, or ui.perfetto.dev), one annotated step an update, parts by name."""
+    p = ConfigDict()
+    p.steps = 0  # updates traced in every stage that trains, into W/STAGE/trace; 0 traces nothing
+    p.first = 3  # the first of them; before it are those that compile
+    return p

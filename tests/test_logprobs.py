@@ -86,9 +86,10 @@ def test_small_vocabularies_have_one_chunk_and_large_ones_a_thousand_tokens():
 
 
 @pytest.mark.parametrize("chunk", [0, 32])
-@pytest.mark.parametrize(("name", "frozen", "trained"), [("weighted", 2, 3), ("tokens", 2, 4)])
-def test_a_frozen_unembedding_costs_no_gradient(name, frozen, trained, chunk):
-    """Products with the unembedding, counted by the compiled program's operations where the vocabulary dwarfs the rest."""
+@pytest.mark.parametrize("name", ["weighted", "tokens"])
+def test_a_frozen_unembedding_costs_no_gradient(name, chunk):
+    """Products with the unembedding in the compiled program: logits, the states' gradient, and where it trains its own; only chunks
+    whose weights are not known in advance are computed twice."""
     config = dataclasses.replace(GPT2, loss_chunk=chunk, vocab_size=20011, num_layers=1, adapter_scale=1.0)
     trunk = jax.eval_shape(lambda: transformer.init_trunk(jax.random.key(0), config))
     adapter = jax.eval_shape(lambda: adapters.init_adapter(jax.random.key(0), config, 2))
@@ -106,4 +107,4 @@ def test_a_frozen_unembedding_costs_no_gradient(name, frozen, trained, chunk):
         dots = re.findall(r"= (\w+\[[\d,]*\])\S* dot\(([^)]*)\)", text)
         return sum("20011" in "".join([out, *(shapes[name] for name in re.findall(r"%([\w.-]+)", names))]) for out, names in dots)
 
-    assert (products(False), products(True)) == (frozen, trained)
+    assert (products(False), products(True)) == (2, 4 if name == "tokens" and chunk else 3)
