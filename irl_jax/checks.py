@@ -40,7 +40,7 @@ _POSITIVE = (
     "policy.clip_logit", "policy.clip_ratio", "policy.epochs", "policy.minibatches", "adversarial.rounds", "adversarial.reward_updates",
     "adversarial.reward_rows", "dpo.beta", "spin.beta", "spin.iterations", "spin.prompts", "spin.samples", "rejection.iterations",
     "rejection.prompts", "eval.prompts", "eval.batch_size", "eval.divergence_prompts", "checkpoint.keep", "adapter.alpha",
-    "model.vocab_multiple",
+    "model.vocab_multiple", "profile.first",
     *(f"{stage}.{key}" for stage in TRAINED for key in ("batch_size", "accumulate", "learning_rate")),
 )
 _SHARES = (  # at least 0, below 1
@@ -52,7 +52,7 @@ _UNIT = ("policy.gamma", "policy.gae_lambda", "adversarial.min_accuracy", "adver
 _NOT_NEGATIVE = (
     "seed", "sft.steps", "rejection.steps", "reward.gradient_penalty", "reward.spectral_norm", "policy.beta", "policy.target_kl",
     "policy.max_kl", "policy.value_coefficient", "policy.keep_rollouts_every", "adversarial.warmup_rounds",
-    "adversarial.replay_capacity", "eval.agreement", "adapter.rank",
+    "adversarial.replay_capacity", "eval.agreement", "adapter.rank", "profile.steps",
 )
 
 

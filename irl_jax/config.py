@@ -40,6 +40,7 @@ def default() -> ConfigDict:
     c.golden = _golden()
     c.eval = _eval()
     c.checkpoint = _checkpoint()
+    c.profile = _profile()
     return c.lock()
 
 
@@ -103,7 +104,7 @@ def _model() -> ConfigDict:
     m.dtype = "float32"  # of computation
     m.scan_layers = False  # lax.scan over the layers in training and scoring: compiles faster, for deep models
     m.remat = "none"  # "none", "full" or "dots": what the backward pass recomputes
-    m.loss_chunk = 0  # tokens a chunk of the vocabulary loss, so that [B, T, V] never exists; 0 is one chunk
+    m.loss_chunk = 0  # tokens, over all devices, whose vocabulary logits exist at one time; 0: 1024 a device (small vocabularies: more)
     m.vocab_multiple = 1  # the vocabulary is padded to a multiple (128, say), so that mesh.tensor can split it; never drawn nor exported
     return m
 
@@ -277,3 +278,11 @@ def _checkpoint() -> ConfigDict:
     k.every_steps = 0  # ... or steps, where positive
     k.keep = 2
     return k
+
+
+def _profile() -> ConfigDict:
+    """Traces of training (`xprof --logdir=W/STAGE/trace`, or ui.perfetto.dev), one annotated step an update, parts by name."""
+    p = ConfigDict()
+    p.steps = 0  # updates traced in every stage that trains, into W/STAGE/trace; 0 traces nothing
+    p.first = 3  # the first of them; before it are those that compile
+    return p

@@ -18,10 +18,11 @@ import numpy as np
 from irl_jax import checkpoint as checkpoints
 from irl_jax import distributed, paths
 from irl_jax.errors import UserError
+from irl_jax.feeding import Ahead, Trace
 from irl_jax.types import PyTree, TrainState
 from irl_jax.workdir import append_jsonl, flush_jsonl, read_jsonl, write_jsonl
 
-METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+METRICS, CHECKPOINTS, TRACE = "metrics.jsonl", "checkpoints", "trace"
 COMPILING = (  # jax's own names of what happens before a new shape runs
     "/jax/core/compile/jaxpr_trace_duration",
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
@@ -60,6 +61,7 @@ def train(
     eval_every: int = 0,
     patience: int = 0,
     stop=None,
+    profile=None,
 ) -> tuple[TrainState, dict]:
     """Runs `step` until `steps` updates are done or there is reason to stop; resumes from `directory` if it was there before.
 
@@ -70,8 +72,8 @@ def train(
       step: step(state, trunk, batch, rng) -> (state, metrics), compiled or made of compiled parts; `state` may be donated.
       state: the state before the first update (with `evaluate`, a TrainState; else any pytree of arrays).
       trunk: the frozen trunk.
-      feed: feed(number, state) -> the batch of update `number` (from 0), on device; or the plain tuple (batch, extra
-        metrics to log with it). Must depend on its arguments alone.
+      feed: feed(number) -> the batch of update `number` (from 0), on device; or the plain tuple (batch, extra metrics to log with
+        it). Must depend on its argument alone; called in order, in a thread of its own, ahead of the update (see `feeding.Ahead`).
       steps: updates in all, over resumes.
       key: PRNG key; update i gets fold_in(key, i).
       directory: the stage's folder, for metrics.jsonl and checkpoints/.
@@ -82,6 +84,7 @@ def train(
       eval_every: steps between evaluations; 0 is only the end.
       patience: evaluations without improvement before stopping; 0 never stops early.
       stop: stop(metrics of a step as floats) -> the reason to stop, or None.
+      profile: config.profile: which updates to trace into `directory`/trace; None traces nothing.
 
     Returns:
       (state, info): info has seconds, compile_seconds, tokens_per_second (tokens that the loss counts; compilation left
@@ -100,7 +103,9 @@ def train(
     clock = _Clock(book)
     run = _Run(step, trunk, feed, key, directory, checkpoint, name, evaluate, eval_every, patience, stop, clock,
                checkpoints.Saver(directory / CHECKPOINTS, checkpoint.keep))
-    with clock.compiling, _Signals() as signals, _progress(name, steps, done) as bar, contextlib.closing(run.saver):
+    run = run._replace(feed=Ahead(feed, done, int(book.stop_at)), trace=Trace(directory / TRACE, profile))
+    with (clock.compiling, _Signals() as signals, _progress(name, steps, done) as bar, contextlib.closing(run.saver),
+          contextlib.closing(run.feed), contextlib.closing(run.trace)):
         state, best, book = _updates(run, done, state, best, book, signals, bar)
     info = _info(clock, book, evaluate is not None)
     if distributed.is_primary():
@@ -124,6 +129,7 @@ class _Run(NamedTuple):
     stop: object
     clock: object
     saver: checkpoints.Saver
+    trace: Trace | None = None
 
 
 def _updates(run: _Run, done: int, state, best, book: Book, signals, bar) -> tuple:
@@ -131,10 +137,13 @@ def _updates(run: _Run, done: int, state, best, book: Book, signals, bar) -> tup
     saved_at, saved_step, pending = time.monotonic(), done, None
     while done < book.stop_at:
         distributed.at(run.name, done + 1)
-        batch, extra = _split(run.feed(done, state))
-        state, metrics = run.step(state, run.trunk, batch, jax.random.fold_in(run.key, done))
-        done += 1
-        book = _record(run, pending, book, bar)
+        run.trace.before(done + 1)
+        with jax.profiler.StepTraceAnnotation(run.name, step_num=done + 1):
+            batch, extra = _split(run.feed(done))
+            state, metrics = run.step(state, run.trunk, batch, jax.random.fold_in(run.key, done))
+            done += 1
+            book = _record(run, pending, book, bar)
+        run.trace.after(done, state)
         pending = (done, metrics, extra)
         interrupted = distributed.anyone(signals.seen)
         last = done == book.stop_at

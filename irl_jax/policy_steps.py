@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from irl_jax.models import heads
-from irl_jax.models.transformer import ModelConfig, hidden_states, token_logprobs
+from irl_jax.models.logprobs import token_logprobs
+from irl_jax.models.transformer import ModelConfig, hidden_states
 from irl_jax.objectives import policy, sequence, statistics
 from irl_jax.roles import variables
 from irl_jax.steps import count_tokens, make_step

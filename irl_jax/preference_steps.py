@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from irl_jax import steps
-from irl_jax.models.transformer import ModelConfig, token_logprobs
+from irl_jax.models.logprobs import token_logprobs
+from irl_jax.models.transformer import ModelConfig
 from irl_jax.objectives import preference
 from irl_jax.objectives.reward import correct
 from irl_jax.objectives.sequence import sequence_logprobs

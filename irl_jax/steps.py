@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from irl_jax.errors import UserError
-from irl_jax.models.transformer import ModelConfig, token_logprobs
-from irl_jax.objectives import sequence
+from irl_jax.models.logprobs import token_logprobs, weighted_logprob
+from irl_jax.models.transformer import ModelConfig
 from irl_jax.roles import variables
 from irl_jax.types import Array, PolicyBatch, PyTree, RewardBatch, TokenBatch, TrainState
 
@@ -86,7 +86,7 @@ def init_state(leaves: PyTree, optimizer: optax.GradientTransformation, control:
 
 # ------------------------------------------------------------------------------------------------------------- steps
 def make_sft_step(model: ModelConfig, optimizer: optax.GradientTransformation, accumulate: int = 1):
-    """The SFT step: `objectives.sequence.negative_logprob` of the response tokens, packed rows or not.
+    """The SFT step: the cross-entropy of the response tokens (`objectives.sequence.negative_logprob`), packed rows or not.
 
     Args:
         model: the architecture. optimizer: from `make_optimizer`. accumulate: micro-batches a step; divides the rows.
@@ -98,8 +98,8 @@ def make_sft_step(model: ModelConfig, optimizer: optax.GradientTransformation, a
 
     def loss(leaves, trunk, rows: TokenBatch, rng):
         del rng  # it draws nothing
-        logprobs_BxT = token_logprobs(model, variables(trunk, leaves), rows.tokens, rows.positions, rows.segments)
-        total, weight = sequence.negative_logprob(logprobs_BxT, rows.mask)
+        total = -weighted_logprob(model, variables(trunk, leaves), rows.tokens, rows.positions, rows.segments, rows.mask)
+        weight = jnp.sum(rows.mask)
         return total, weight, weight, {}
 
     return make_step(loss, optimizer, accumulate)

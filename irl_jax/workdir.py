@@ -23,7 +23,7 @@ from irl_jax.config import default
 from irl_jax.errors import UserError
 
 CONFIG, LOCK, DONE, TRUNK = "config.json", ".lock", "done.json", "trunk.json"
-FREE = ("checkpoint.", "mesh.")  # a workdir may be continued with others: no result changes, or (mesh) by rounding alone
+FREE = ("checkpoint.", "mesh.", "profile.")  # a workdir may be continued with others: no result changes, or (mesh) by rounding alone
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
 
 

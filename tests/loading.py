@@ -162,7 +162,7 @@ def computed(folder):
     from ml_collections import ConfigDict
 
     from irl_jax import hf, sampler, sharding
-    from irl_jax.models import transformer
+    from irl_jax.models.logprobs import token_logprobs
     from irl_jax.types import PromptBatch
 
     tokens = np.random.default_rng(0).integers(1, 37, (4, 12)).astype(np.int32)
@@ -174,7 +174,7 @@ def computed(folder):
         config, trunk = hf.load_folder(folder, mesh, vocab_multiple=multiple)
 
         def score(trunk, tokens, positions, segments, config=config):
-            logprobs, entropies = transformer.token_logprobs(config, {"params": trunk}, tokens, positions, segments, with_entropy=True)
+            logprobs, entropies = token_logprobs(config, {"params": trunk}, tokens, positions, segments, with_entropy=True)
             return (logprobs + entropies).sum(), (logprobs, entropies)
 
         (_, both), gradient = sharding.compile_step(jax.value_and_grad(score, has_aux=True), mesh)(trunk, tokens, *rest)

@@ -4,10 +4,12 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from irl_jax.models import adapters, transformer
+from irl_jax.models.layers import adapted
 from irl_jax.models.transformer import ModelConfig
 
 GPT2 = ModelConfig(
@@ -88,3 +90,26 @@ def test_without_an_adapter_merge_gives_the_trunk_and_rank_zero_is_refused():
     assert adapters.merge(GPT2, {"params": trunk}) is trunk
     with pytest.raises(ValueError, match="rank"):
         adapters.init_adapter(jax.random.key(1), GPT2, 0)
+
+
+def test_the_merged_product_is_that_of_the_parts_and_so_are_its_gradients():
+    """x (W + s A B) in float32 against x W + s (x A) B in float64, the kernel's gradient among them."""
+    rng = np.random.default_rng(0)
+    x, kernel, a, b, weights = (rng.normal(size=shape) for shape in ((7, 12), (12, 10), (12, 3), (3, 10), (7, 10)))
+    config = ModelConfig(vocab_size=5, num_layers=1, width=12, num_heads=1, num_kv_heads=1, head_dim=12, mlp_width=10, max_positions=4,
+                         adapter_scale=0.7)
+    total = lambda *parts: jnp.sum(weights.astype(np.float32) * adapted(config, *parts))
+    got = jax.jit(jax.value_and_grad(total, (0, 1, 2, 3)))(*(jnp.asarray(part, jnp.float32) for part in (x, kernel, a, b)))
+    want = np.sum(weights * (x @ kernel + 0.7 * x @ a @ b))
+    through = weights @ b.T * 0.7
+    want = want, (weights @ kernel.T + through @ a.T, x.T @ weights, x.T @ through, 0.7 * (x @ a).T @ weights)
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-5), got, want)
+
+
+def test_a_frozen_kernel_gets_no_gradient_as_large_as_itself():
+    """In the compiled program: of the products' outputs none has the kernel's shape but the sum W + s A B's own."""
+    config = ModelConfig(vocab_size=5, num_layers=1, width=12, num_heads=1, num_kv_heads=1, head_dim=12, mlp_width=10, max_positions=4)
+    parts = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((64, 37), (37, 41), (37, 3), (3, 41))]
+    dots = lambda which: sum("f32[37,41]" in line and " dot(" in line for line in jax.jit(
+        jax.grad(lambda *p: jnp.sum(jnp.sin(adapted(config, *p))), which)).lower(*parts).compile().as_text().splitlines())
+    assert dots((1, 2, 3)) == dots((0, 2, 3)) + 1 == 2

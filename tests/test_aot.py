@@ -152,7 +152,7 @@ def test_advice_is_the_first_setting_that_compiles_and_fits():
         return fake(total=14.0 if "sft.accumulate" in changed else 18.0)
 
     line = aot_advice.advise(fake(), planner(), V5E, again)
-    assert line == ("sft: 20.0 GiB of 15.8: set model.remat=full model.loss_chunk=1024 sft.accumulate=2 "
+    assert line == ("sft: 20.0 GiB of 15.8: set model.remat=full model.loss_chunk=256 sft.accumulate=2 "
                     "(needs 14.0 GiB, compiled)")  # fmt: skip
     assert [set(one) for one in tried][:2] == [{"model.remat"}, {"model.remat", "model.loss_chunk"}]
 

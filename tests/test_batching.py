@@ -1,5 +1,8 @@
 """Batching: nothing lost or doubled, masks and positions right, and an order that needs no state."""
 
+import pathlib
+import runpy
+
 import numpy as np
 import pytest
 
@@ -14,6 +17,7 @@ from irl_jax.data.batching import (
     token_rows,
 )
 from irl_jax.errors import UserError
+from irl_jax.stages.context import Context
 from irl_jax.types import Example
 
 
@@ -146,3 +150,13 @@ def test_feed_fills_batches_larger_than_the_data():
     assert sorted(feed(3, 7, seed=0)(0)[:6]) == [0, 0, 1, 1, 2, 2]
     with pytest.raises(ValueError, match="nothing to feed"):
         feed(0, 4, seed=0)
+
+
+@pytest.mark.shared
+def test_movie_reviews_fill_their_rows(shared, monkeypatch):
+    """configs/imdb.py's demonstrations in its rows: at least 95% of the positions hold a token."""
+    monkeypatch.setenv("IRL_JAX_SHARED", str(shared))
+    path = pathlib.Path(__file__).resolve().parent.parent / "configs" / "imdb.py"
+    config = runpy.run_path(str(path))["get_config"]()
+    rows = pack_rows(Context(config, None).demonstrations, config.sft.row_tokens)
+    assert np.mean(rows.segments > 0) >= 0.95

@@ -15,6 +15,7 @@ import pytest
 
 from irl_jax import hf, hf_export, sampler
 from irl_jax.models import families, tensors, transformer
+from irl_jax.models.logprobs import token_logprobs
 from irl_jax.objectives import sequence
 from irl_jax.types import PromptBatch
 
@@ -51,7 +52,7 @@ class Case:
         config = dataclasses.replace(self.config, scan_layers=True)
 
         def loss(trunk):
-            logprobs = transformer.token_logprobs(config, {"params": trunk}, TOKENS, POSITIONS, SEGMENTS)
+            logprobs = token_logprobs(config, {"params": trunk}, TOKENS, POSITIONS, SEGMENTS)
             total, weight = sequence.negative_logprob(logprobs, cases.responses())
             return total / weight, logprobs
 

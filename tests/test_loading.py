@@ -17,6 +17,7 @@ import pytest
 from irl_jax import hf, hf_export, hf_import, sampler, steps
 from irl_jax.errors import UserError
 from irl_jax.models import families, tensors, transformer
+from irl_jax.models.logprobs import token_logprobs
 from irl_jax.types import PromptBatch, TokenBatch
 
 MIB = 2**20
@@ -131,7 +132,7 @@ def test_padding_counts_nothing_in_log_probs_and_entropies(both, chunk):
     got = []
     for config, trunk in both:
         config = dataclasses.replace(config, loss_chunk=chunk)
-        got.append(transformer.token_logprobs(config, {"params": trunk}, *rows(), with_entropy=True))
+        got.append(token_logprobs(config, {"params": trunk}, *rows(), with_entropy=True))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), *got)
     assert np.abs(got[0][1]).max() > 1
     hidden = transformer.hidden_states(*both[1][:1], {"params": both[1][1]}, *rows())

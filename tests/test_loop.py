@@ -46,7 +46,7 @@ def plain_step(state, trunk, batch, rng):
 STEP = jax.jit(plain_step, donate_argnums=0)
 
 
-def feed(number, state):
+def feed(number):
     return TARGET + 0.1 * jax.random.normal(jax.random.fold_in(jax.random.key(9), number), (4,))
 
 
@@ -71,10 +71,10 @@ class Killed(Exception):
 
 
 def killing(at, feed=feed):
-    def killed(number, state):
+    def killed(number):
         if number == at:
             raise Killed
-        return feed(number, state)
+        return feed(number)
 
     return killed
 
@@ -87,7 +87,7 @@ def test_equals_a_plain_python_loop(tmp_path):
     state = start()
     losses = []
     for number in range(5):
-        state, metrics = STEP(state, jnp.ones(4), feed(number, state), jax.random.fold_in(jax.random.key(0), number))
+        state, metrics = STEP(state, jnp.ones(4), feed(number), jax.random.fold_in(jax.random.key(0), number))
         losses.append(float(metrics["loss"]))
     trained, info = run(tmp_path, steps=5)
     assert_same(trained, state)
@@ -170,7 +170,7 @@ def test_evaluates_once_at_the_end(tmp_path):
 @pytest.mark.parametrize("every_steps", [0, 1, 2, 5])
 def test_stop_acts_at_the_same_step_however_often_one_saves(tmp_path, every_steps, capfd):
     reasons = lambda metrics: "far enough" if metrics["reward"] >= 4 else None
-    fed = lambda number, state: (feed(number, state), {"reward": number})
+    fed = lambda number: (feed(number), {"reward": number})
     trained, info = run(tmp_path, feed=fed, stop=reasons, checkpoint=checkpointing(every_steps=every_steps))
     assert info["steps"] == 6 and int(trained.step) == 6  # reward 4 is update 5's; one more is in flight
     assert "far enough" in capfd.readouterr().err
@@ -217,18 +217,18 @@ def test_signals_finish_the_step_and_save(tmp_path, number, capfd):
     expected, _ = run(tmp_path / "a")
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
 
-    def interrupted(at, state):
-        if at == 4:
+    def interrupted(state, *rest):
+        if state.step == 4:
             os.kill(os.getpid(), number)
-        return feed(at, state)
+        return STEP(state, *rest)
 
     with pytest.raises(SystemExit) as left:
-        run(tmp_path / "b", feed=interrupted)
+        run(tmp_path / "b", step=interrupted)
     assert left.value.code == 128 + number
     assert f"{number.name} after step 5; checkpoint saved" in capfd.readouterr().err
     assert [line["step"] for line in lines(tmp_path / "b")] == [1, 2, 3, 4, 5]
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
-    resumed, _ = run(tmp_path / "b", feed=lambda at, state: feed(at, state) if at >= 5 else 1 / 0)
+    resumed, _ = run(tmp_path / "b", feed=lambda at: feed(at) if at >= 5 else 1 / 0)
     assert_same(resumed, expected)
 
 
@@ -238,11 +238,11 @@ def test_saves_by_time(tmp_path, monkeypatch):
     clock = types.SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
     monkeypatch.setattr(loop, "time", clock)
 
-    def slow_feed(number, state):
+    def slow_step(*arguments):
         clock.now += 0.06
-        return feed(number, state)
+        return STEP(*arguments)
 
-    run(tmp_path, steps=6, feed=slow_feed, checkpoint=checkpointing(every_seconds=0.1, keep=7))
+    run(tmp_path, steps=6, step=slow_step, checkpoint=checkpointing(every_seconds=0.1, keep=7))
     assert saved == [(2, 7), (4, 7), (6, 7)]
 
 
@@ -279,10 +279,10 @@ sys.path.insert(0, sys.argv[1])
 import test_loop
 from test_loop import *
 path, at = pathlib.Path(sys.argv[2]), int(sys.argv[3])
-def fed(number, state):
+def fed(number):
     if number == at:
         os.kill(os.getpid(), signal.SIGKILL)
-    return feed(number, state)
+    return feed(number)
 state, _ = run(path, feed=fed, checkpoint=checkpointing(every_steps=2), evaluate=distance, eval_every=3)
 np.save(path / "w.npy", np.asarray(state.leaves["w"]))
 """

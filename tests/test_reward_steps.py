@@ -117,8 +117,8 @@ def unlike_in_length_only():
 
 
 def trained_loss(settings):
-    batch, step = unlike_in_length_only(), compiled("bce", settings, 1, 1.0)
-    state = steps.init_state(roles.init_leaves(KEY, "reward", MODEL, 4, TRUNK), optax.sgd(1.0))
+    batch, step = unlike_in_length_only(), compiled("bce", settings, 1, 0.3)
+    state = steps.init_state(roles.init_leaves(KEY, "reward", MODEL, 4, TRUNK), optax.sgd(0.3))
     for _ in range(80):
         state, metrics = step(state, TRUNK, batch, KEY)
     return float(metrics["loss"]), state.leaves

@@ -13,7 +13,8 @@ from scipy import stats
 import irl_jax.sampler as module
 from irl_jax.data.batching import PADDING_ID, prompt_batch
 from irl_jax.errors import UserError
-from irl_jax.models.transformer import ModelConfig, hidden_states, init_trunk, token_logprobs, vocab_logits
+from irl_jax.models.logprobs import token_logprobs
+from irl_jax.models.transformer import ModelConfig, hidden_states, init_trunk, vocab_logits
 from irl_jax.sampler import draw, filter_logits, make_sampler, sample_prompts
 from irl_jax.stages.scoring import examples_of
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from irl_jax.errors import UserError
-from irl_jax.models import adapters, transformer
+from irl_jax.models import adapters, logprobs, transformer
 from irl_jax.models.transformer import ModelConfig
 
 GPT2 = ModelConfig(
@@ -29,7 +29,7 @@ ALL = pytest.mark.parametrize("config", [GPT2, LLAMA, GEMMA3], ids=["gpt2", "lla
 
 # Compiled whole: operation by operation the same tests take many times longer.
 init_trunk = jax.jit(transformer.init_trunk, static_argnums=1)
-token_logprobs = jax.jit(transformer.token_logprobs, static_argnums=0)
+token_logprobs = jax.jit(logprobs.token_logprobs, static_argnums=0)
 hidden_states = jax.jit(transformer.hidden_states, static_argnums=0)
 prefill = jax.jit(transformer.prefill, static_argnums=0)
 decode = jax.jit(transformer.decode, static_argnums=0)
@@ -152,7 +152,7 @@ def test_padding_changes_nothing_and_gives_no_nan(config):
     @jax.jit
     @jax.value_and_grad
     def loss(variables, batch):
-        return transformer.token_logprobs(config, variables, *batch).sum()
+        return logprobs.token_logprobs(config, variables, *batch).sum()
 
     alone, gradient = loss(variables, (tokens, positions, segments))
     with_padding, gradient_padded = loss(variables, padded)
@@ -163,7 +163,7 @@ def test_padding_changes_nothing_and_gives_no_nan(config):
 @functools.partial(jax.jit, static_argnums=0)
 def _loss_and_gradient(config, variables):
     def loss(variables):
-        return (transformer.token_logprobs(config, variables, *rows(config, (3, 11))) * jnp.arange(11)).mean()
+        return (logprobs.token_logprobs(config, variables, *rows(config, (3, 11))) * jnp.arange(11)).mean()
 
     return jax.value_and_grad(loss)(variables)
 
@@ -186,26 +186,6 @@ def test_ways_of_computing_change_neither_value_nor_gradient(config, change):
     other, other_gradient = _loss_and_gradient(dataclasses.replace(config, **change), variables)
     np.testing.assert_allclose(value, other, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), gradient, other_gradient)
-
-
-@BOTH
-def test_vocabulary_loss_in_chunks_never_holds_all_logits(config):
-    """No intermediate of the forward or backward pass is as large as [B, T, V]."""
-    config = dataclasses.replace(config, loss_chunk=4, vocab_size=1009, num_layers=1)
-    batch = rows(config, (2, 16))
-    trunk = jax.eval_shape(lambda: transformer.init_trunk(jax.random.key(0), config))
-
-    def largest(jaxpr):
-        sizes = [v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars if 1009 in v.aval.shape and v.aval.ndim > 2]
-        subs = [largest(sub) for eqn in jaxpr.eqns for sub in jax.core.jaxprs_in_params(eqn.params)]
-        return max([0, *sizes, *subs])
-
-    def count(config):
-        loss = jax.grad(lambda trunk: transformer.token_logprobs(config, {"params": trunk}, *batch).sum())
-        return largest(jax.make_jaxpr(loss)(trunk).jaxpr)
-
-    assert count(config) == 4 * 1009  # 2 rows, 2 columns
-    assert count(dataclasses.replace(config, loss_chunk=0)) == 2 * 15 * 1009
 
 
 @ALL
@@ -297,14 +277,14 @@ def test_entropies_are_those_of_the_distributions_drawn_from(config, chunk):
     trunk, batch = noisy_trunk(config), rows(config, (2, 9))
     segments = np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0], [1] * 9], np.int32)
     batch = (batch[0], batch[1], segments)
-    both = jax.jit(functools.partial(transformer.token_logprobs, with_entropy=True), static_argnums=0)
-    logprobs, entropies = both(dataclasses.replace(config, loss_chunk=chunk), {"params": trunk}, *batch)
-    np.testing.assert_allclose(logprobs, token_logprobs(config, {"params": trunk}, *batch), rtol=1e-5, atol=1e-6)
+    both = jax.jit(functools.partial(logprobs.token_logprobs, with_entropy=True), static_argnums=0)
+    picked, entropies = both(dataclasses.replace(config, loss_chunk=chunk), {"params": trunk}, *batch)
+    np.testing.assert_allclose(picked, token_logprobs(config, {"params": trunk}, *batch), rtol=1e-5, atol=1e-6)
     p = np.asarray(jax.nn.softmax(all_logits(config, {"params": trunk}, *batch)), np.float64)
     want = np.pad(-(p * np.log(p)).sum(-1)[:, :-1], ((0, 0), (1, 0)))
     counts = np.pad((segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0), ((0, 0), (1, 0)))
     np.testing.assert_allclose(entropies, want * counts, rtol=1e-4, atol=1e-5)
-    assert not np.any(np.asarray(logprobs)[~counts]) and np.ptp(want[counts]) > 0.01
+    assert not np.any(np.asarray(picked)[~counts]) and np.ptp(want[counts]) > 0.01
 
 
 @BOTH
@@ -313,7 +293,7 @@ def test_entropies_in_chunks_have_the_same_gradient(config):
 
     @functools.partial(jax.jit, static_argnums=0)
     def gradient(config, trunk):
-        both = lambda trunk: jnp.stack(transformer.token_logprobs(config, {"params": trunk}, *batch, with_entropy=True))
+        both = lambda trunk: jnp.stack(logprobs.token_logprobs(config, {"params": trunk}, *batch, with_entropy=True))
         return jax.grad(lambda trunk: jnp.sum(weights * both(trunk)))(trunk)
 
     config = dataclasses.replace(config, num_layers=1)

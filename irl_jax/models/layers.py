@@ -15,6 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from irl_jax.errors import UserError
+from irl_jax.models.attention import Scores, attend
 from irl_jax.types import Array
 
 
@@ -46,8 +47,8 @@ class ModelConfig:
     1 + scale; embed_scale, the token embeddings are multiplied by sqrt(width). dtype is that of the computation. scan_layers,
     remat and loss_chunk do not change the function:
     lax.scan over the layers; what the backward pass recomputes ("none", "full", or "dots": all but the products with
-    parameters); tokens, over all rows, whose vocabulary logits exist at one time (0: all). adapter_scale: alpha / rank. vocab_multiple
-    does not either: the embedding table and the unembedding are padded by zeros to `padded_vocab` entries, a multiple of it.
+    parameters); tokens, over all rows, whose vocabulary logits exist at one time (0: `logprobs` chooses). adapter_scale: alpha / rank.
+    vocab_multiple does not either: the embedding table and the unembedding are padded by zeros to `padded_vocab` entries, a multiple of it.
     """
 
     vocab_size: int
@@ -98,14 +99,12 @@ class ModelConfig:
             if getattr(self, field) not in allowed:
                 raise UserError(f"config.model.{field}: {getattr(self, field)!r} is none of {', '.join(allowed)}")
         if self.loss_chunk < 0:
-            raise UserError(f"config.model.loss_chunk: {self.loss_chunk} is negative; 0 is one chunk")
+            raise UserError(f"config.model.loss_chunk: {self.loss_chunk} is negative; 0 chooses")
         if self.vocab_multiple < 1:
             raise UserError(f"config.model.vocab_multiple: {self.vocab_multiple} is not positive; 1 pads nothing")
         if self.windowed and (len(self.windowed) != self.num_layers or self.window < 1):
             raise ValueError(f"windowed needs one entry a layer and window > 0, not {len(self.windowed)} and {self.window}")
 
-
-MASKED = -1e30  # attention score of a masked key; finite, so that a row without any key gives no NaN
 
 _ACTIVATIONS = {
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
@@ -128,14 +127,46 @@ class Dense(nn.Module):
         kernel = self.param("kernel", nn.initializers.normal(self.init_std), (x.shape[-1], self.features), jnp.float32)
         # Two axes: the gradient of a kernel then contracts one axis, which on CPU is several times faster than two.
         leading, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
-        y = x @ kernel.astype(dtype)
         if self.has_variable("adapter", "a"):
-            a = self.get_variable("adapter", "a").astype(dtype)
-            b = self.get_variable("adapter", "b").astype(dtype)
-            y = y + self.config.adapter_scale * ((x @ a) @ b)
+            a, b = self.get_variable("adapter", "a"), self.get_variable("adapter", "b")
+            y = adapted(self.config, x, kernel, a, b)
+        else:
+            y = x @ kernel.astype(dtype)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(dtype)
         return y.reshape(*leading, self.features)
+
+
+def adapted(config: ModelConfig, x_NxI, kernel_IxO, a_IxR, b_RxO) -> Array:
+    """x W + adapter_scale (x A) B.
+
+    In float32 as x (W + adapter_scale A B), which passes over [N, O] once instead of three times; bfloat16 would round the
+    adapter away in that sum.
+    """
+    if config.dtype == "float32":
+        return _merged(config.adapter_scale, x_NxI, kernel_IxO.astype(jnp.float32), a_IxR, b_RxO)
+    kernel, a, b = (leaf.astype(config.dtype) for leaf in (kernel_IxO, a_IxR, b_RxO))
+    return x_NxI @ kernel + config.adapter_scale * ((x_NxI @ a) @ b)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _merged(scale: float, x, kernel, a, b) -> Array:
+    return x @ (kernel + (scale * a) @ b)
+
+
+def _merged_forward(scale, x, kernel, a, b):
+    return _merged(scale, x, kernel, a, b), (x, kernel, a, b)
+
+
+def _merged_backward(scale, residuals, gradient_NxO):
+    """Through A and B apart, so that no gradient as large as the kernel is formed on the way to theirs."""
+    x, kernel, a, b = residuals
+    gradient_NxR = gradient_NxO @ (scale * b).T
+    return (gradient_NxO @ (kernel + (scale * a) @ b).T, x.T @ gradient_NxO,  # the latter is dropped where the kernel is frozen
+            x.T @ gradient_NxR, (scale * (x @ a)).T @ gradient_NxO)
+
+
+_merged.defvjp(_merged_forward, _merged_backward)
 
 
 class Norm(nn.Module):
@@ -214,10 +245,11 @@ class Block(nn.Module):
         if self.config.post_norms:
             self.attention_post_norm, self.mlp_post_norm = Norm(self.config), Norm(self.config)
 
-    def __call__(self, x_BxTxD, rotation, mask_Bx1xTxT):
-        """Returns the layer's output and its keys and values [B, T, G, E]."""
+    def __call__(self, x_BxTxD, rotation, segments_BxT, window=None):
+        """Returns the layer's output and its keys and values [B, T, G, E]; `attention.attend` says what segments and window are."""
         q, k, v = self.qkv(x_BxTxD, rotation)
-        return self.finish(x_BxTxD, _attend(self.config, q, k, v, mask_Bx1xTxT)), (k, v)
+        scores = Scores(attention_scale(self.config), self.config.attention_softcap)
+        return self.finish(x_BxTxD, attend(scores, q, k, v, segments_BxT, window)), (k, v)
 
     def qkv(self, x, rotation):
         return self.attention.qkv(self.attention_norm(x), rotation)
@@ -232,25 +264,6 @@ class Block(nn.Module):
 def attention_scale(config: ModelConfig) -> float:
     """What scores of queries and keys are multiplied with."""
     return (config.query_scalar or config.head_dim) ** -0.5
-
-
-def softcap(scores, cap: float):
-    """c tanh(scores / c), or the scores as they are where c = 0."""
-    return cap * jnp.tanh(scores / cap) if cap else scores
-
-
-def _attend(config: ModelConfig, q_BxTxHxE, k_BxTxGxE, v_BxTxGxE, mask_Bx1xTxT) -> Array:
-    """softmax(cap(q k / sqrt(scalar))) v over the keys of the mask: [B, T, H, E]."""
-    if not config.attention_softcap:
-        # XLA's attention, for a gradient penalty differentiates it twice and cuDNN's has no second derivative
-        return jax.nn.dot_product_attention(
-            q_BxTxHxE, k_BxTxGxE, v_BxTxGxE, mask=mask_Bx1xTxT, scale=attention_scale(config), implementation="xla"
-        )
-    B, T, H, E = q_BxTxHxE.shape
-    q = q_BxTxHxE.reshape(B, T, -1, H // k_BxTxGxE.shape[2], E) * attention_scale(config)
-    scores = softcap(jnp.einsum("btgre,bsge->bgrts", q, k_BxTxGxE, preferred_element_type=jnp.float32), config.attention_softcap)
-    weights = jax.nn.softmax(jnp.where(mask_Bx1xTxT[:, :, None], scores, MASKED), axis=-1).astype(v_BxTxGxE.dtype)
-    return jnp.einsum("bgrts,bsge->btgre", weights, v_BxTxGxE).reshape(B, T, H, E)
 
 
 def by_rows(x: Array) -> Array:

@@ -26,15 +26,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from irl_jax.models.layers import MASKED, Block, ModelConfig, Norm, attention_scale, by_rows, kernel_std, rotation_of, softcap
+from irl_jax.models.attention import MASKED, softcap
+from irl_jax.models.layers import Block, ModelConfig, Norm, attention_scale, by_rows, kernel_std, rotation_of
 from irl_jax.types import Array, PyTree
 
 
 class _View(NamedTuple):
-    """What a layer sees: rotary angles (None for learned positions) and the mask [B, 1, T, T]."""
+    """What a layer sees: rotary angles (None for learned positions), the segments [B, T], and how many last tokens (None: all)."""
 
     rotation: tuple[Array, Array] | None
-    mask: Array
+    segments: Array
+    window: int | Array | None
 
 
 class LayerCache(NamedTuple):
@@ -55,10 +57,10 @@ def init_trunk(rng, config: ModelConfig) -> PyTree:
     token_rng, position_rng, block_rng, unembed_rng = jax.random.split(rng, 4)
     normal = nn.initializers.normal(kernel_std(config))
     x = jnp.zeros((1, 1, config.width), config.dtype)
-    rotation, mask = rotation_of(config, jnp.zeros((1, 1), jnp.int32)), jnp.ones((1, 1, 1, 1), bool)
+    rotation, segments = rotation_of(config, jnp.zeros((1, 1), jnp.int32)), jnp.ones((1, 1), jnp.int32)
 
     def init_block(key):
-        return Block(config).init(key, x, rotation, mask)["params"]
+        return Block(config).init(key, x, rotation, segments)["params"]
 
     unused = config.padded_vocab - config.vocab_size
     trunk = {
@@ -81,6 +83,22 @@ def _layer(variables, index) -> PyTree:
         return blocks[index] if isinstance(blocks, tuple) else jax.tree.map(lambda leaf: leaf[index], blocks)
 
     return {name: pick(collection["blocks"]) for name, collection in variables.items() if collection is not None}
+
+
+def _layers(config: ModelConfig, variables: PyTree) -> list[PyTree]:
+    """Every layer's variables, for functions that are differentiated: each picked by itself would have a gradient as large as all."""
+
+    def split(leaf):
+        return [part[0] for part in lax.split(leaf, (1,) * config.num_layers)]
+
+    def layers(blocks):
+        if isinstance(blocks, tuple):
+            return blocks
+        leaves, structure = jax.tree.flatten(blocks)
+        return [structure.unflatten(parts) for parts in zip(*map(split, leaves), strict=True)]
+
+    each = {name: layers(collection["blocks"]) for name, collection in variables.items() if collection is not None}
+    return [dict(zip(each, layer, strict=True)) for layer in zip(*each.values(), strict=True)]
 
 
 def unstack(config: ModelConfig, variables: PyTree) -> PyTree:
@@ -138,8 +156,8 @@ def hidden_states(config: ModelConfig, variables: PyTree, tokens_BxT, positions_
         x_BxTxD, _ = lax.scan(lambda x, xs: (one(x, *xs), None), x_BxTxD, (stacked, _windowed(config)))
     else:
         one = _rematerialised(config, layer)
-        for index, windowed in enumerate(_windowed(config)):
-            x_BxTxD = one(x_BxTxD, _layer(variables, index), views[windowed])
+        for layer_variables, windowed in zip(_layers(config, variables), _windowed(config), strict=True):
+            x_BxTxD = one(x_BxTxD, layer_variables, views[windowed])
     return Norm(config).apply({"params": variables["params"]["final_norm"]}, x_BxTxD)
 
 
@@ -150,25 +168,18 @@ def _windowed(config: ModelConfig) -> np.ndarray:
 
 def _views(config: ModelConfig, positions_BxT, segments_BxT) -> tuple[_View, _View]:
     """What layers see that see everything, and those that see a window; the same object where the latter do not exist."""
-    whole = _View(rotation_of(config, positions_BxT), _mask(segments_BxT))
+    whole = _View(rotation_of(config, positions_BxT), segments_BxT, None)
     if not any(config.windowed):
         return whole, whole
-    index_T = jnp.arange(segments_BxT.shape[1])
-    near_TxT = index_T[:, None] - index_T[None] < config.window
-    return whole, _View(rotation_of(config, positions_BxT, local=True), whole.mask & near_TxT)
+    return whole, _View(rotation_of(config, positions_BxT, local=True), segments_BxT, config.window)
 
 
 def _view_of(views: tuple[_View, _View], windowed) -> _View:
     """The one of the two that a layer has, `windowed` being traced."""
     if views[0] is views[1]:
         return views[0]
-    return jax.tree.map(lambda whole, near: jnp.where(windowed > 0, near, whole), *views)
-
-
-def _mask(segments_BxT) -> Array:
-    """Causal within a segment, [B, 1, T, T]; padding sees padding, so that no row is empty."""
-    same = segments_BxT[:, :, None] == segments_BxT[:, None, :]
-    return (same & jnp.tri(segments_BxT.shape[1], dtype=bool))[:, None]
+    whole, near = (view._replace(window=jnp.int32(view.window or view.segments.shape[1])) for view in views)
+    return jax.tree.map(lambda whole, near: jnp.where(windowed > 0, near, whole), whole, near)
 
 
 def vocab_logits(config: ModelConfig, variables: PyTree, hidden) -> Array:
@@ -181,46 +192,6 @@ def vocab_logits(config: ModelConfig, variables: PyTree, hidden) -> Array:
     if config.padded_vocab > config.vocab_size:  # after the softcap, which would lift it; finite, for 0 times -inf in entropies is NaN
         logits_NxV = jnp.where(jnp.arange(config.padded_vocab) < config.vocab_size, logits_NxV, MASKED)
     return by_rows(logits_NxV.reshape(*hidden.shape[:-1], config.padded_vocab))
-
-
-def token_logprobs(config: ModelConfig, variables: PyTree, tokens, positions, segments, with_entropy: bool = False):
-    """Log-probability of each token given the earlier ones of its segment: log softmax(logits[t - 1])[tokens[t]].
-
-    Args:
-      config, variables: the model. With config.loss_chunk > 0 the vocabulary logits exist for about so many tokens at a
-        time, in the backward pass too.
-      tokens, positions, segments: int32 [B, T].
-      with_entropy: also gives the entropy of the distribution that each token was drawn from.
-    Returns: float32 [B, T], nats; 0 at the first token of a segment and at padding. With entropies, a pair of such arrays.
-    """
-    hidden = hidden_states(config, variables, tokens, positions, segments)[:, :-1]
-    targets = tokens[:, 1:]
-    rows, length = targets.shape
-    columns = max(1, config.loss_chunk // rows) if config.loss_chunk else length
-    pick = _picked_logprobs_and_entropies if with_entropy else _picked_logprobs
-    if columns >= length:
-        picked = pick(config, variables, hidden, targets)
-    else:
-        pad = -length % columns
-        # Chunks are cut along the tokens of a row, so that the batch axis keeps its sharding.
-        hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(rows, -1, columns, hidden.shape[-1])
-        chunks = hidden.swapaxes(0, 1), jnp.pad(targets, ((0, 0), (0, pad))).reshape(rows, -1, columns).swapaxes(0, 1)
-        one = jax.checkpoint(lambda chunk: pick(config, variables, *chunk), prevent_cse=False)
-        picked = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(rows, -1)[:, :length], lax.map(one, chunks))
-    continues = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-    return jax.tree.map(lambda x: jnp.pad(jnp.where(continues, x, 0.0), ((0, 0), (1, 0))), picked)
-
-
-def _picked_logprobs(config: ModelConfig, variables: PyTree, hidden, targets) -> Array:
-    logits = vocab_logits(config, variables, hidden)
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return picked - jax.nn.logsumexp(logits, axis=-1)
-
-
-def _picked_logprobs_and_entropies(config: ModelConfig, variables: PyTree, hidden, targets) -> tuple[Array, Array]:
-    logprobs = jax.nn.log_softmax(vocab_logits(config, variables, hidden), axis=-1)
-    picked = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
-    return picked, -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
 
 
 def prefill(config: ModelConfig, variables: PyTree, tokens_BxS, lengths_B) -> tuple[Array, tuple[LayerCache, ...]]:

@@ -11,7 +11,7 @@ from irl_jax.chips import GIB
 def advise(row: dict, planner, chip, again: Callable[[dict], dict]) -> str:
     """One line that names a setting, and what it gives.
 
-    The candidates, in order: model.remat, then model.loss_chunk where all logits exist at once, then more micro-batches (training)
+    The candidates, in order: model.remat, then model.loss_chunk where it chose itself, then more micro-batches (training)
     or fewer rows (sampling, scoring), each with what lies there anyway unchanged and the rest in proportion. Where the roles alone
     are too much, only more chips help, or adapters in place of whole trunks.
 
@@ -42,7 +42,7 @@ def _candidates(row: dict, planner, room: float, held: float):
             kept = kept | {"model.remat": "full"}
             yield kept
         if row["step"] != "reward" and not config.model.loss_chunk:
-            kept = kept | {"model.loss_chunk": 1024 * planner.mesh.size}
+            kept = kept | {"model.loss_chunk": 256 * planner.mesh.size}
             yield kept
         factor = max(2, math.ceil((row["bytes"]["total"] - held) / room)) if math.isfinite(row["bytes"]["total"]) else 4
         now = config[section].accumulate

@@ -89,7 +89,6 @@ class _Reading(Context):
 
     def __init__(self, config, workdir=None):
         config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1  # not the devices that the run was trained on
-        config.model.loss_chunk = config.model.loss_chunk or 4096  # contexts and vocabularies may be large here
         super().__init__(config, workdir)
 
     @property

@@ -58,9 +58,8 @@ class PolicyGradient:
                                           value=self.settings.advantage == "gae")
         return self.context.place(steps.init_state(leaves, self.optimizer, policy_steps.init_control(self.config.beta)))
 
-    def feed(self, number: int, state) -> Round:
+    def feed(self, number: int) -> Round:
         """The prompts of a round: every step has fresh ones."""
-        del state
         chosen = self._indices(number)
         batch = batching.prompt_batch([self.prompts[i] for i in chosen], list(range(len(chosen))), self._length, self._rows)
         return Round(number, chosen, self.context.put(batch))

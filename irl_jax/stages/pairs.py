@@ -56,8 +56,7 @@ def _feed(context, config, positives, negatives, reference_logprobs, section: st
     padded = training.batch_rows(2 * config.batch_size, 2 * config.accumulate, context.mesh, section) // 2
     indices = batching.feed(len(positives), config.batch_size, context.config.seed)
 
-    def feed(step, state):
-        del state
+    def feed(step):
         chosen = indices(step)
         rows = batching.token_rows([positives[i] for i in chosen] + [negatives[i] for i in chosen], length)
         reference = reference_logprobs[:, chosen].reshape(-1).astype(np.float32)

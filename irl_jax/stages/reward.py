@@ -95,8 +95,7 @@ def _pair_feed(context, config, parts):
     padded = training.batch_rows(2 * size, 2 * config.accumulate, context.mesh, "reward") // 2
     indices = batching.feed(len(positives), size, context.config.seed)
 
-    def feed(step, state):
-        del state
+    def feed(step):
         chosen = indices(step)
         rows = [positives[i] for i in chosen] + [negatives[i] for i in chosen]
         labels = [1.0] * len(chosen) + [0.0] * len(chosen)

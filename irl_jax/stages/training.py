@@ -15,7 +15,7 @@ from irl_jax.stages import scoring
 def sequence_feed(context, examples, config, name: str):
     """Batches of prompt + response rows, packed or one a row, as a function of the step.
 
-    Returns: (feed(step, state) -> TokenBatch on the mesh, optimizer updates: `config.steps` or `config.epochs` passes).
+    Returns: (feed(step) -> TokenBatch on the mesh, optimizer updates: `config.steps` or `config.epochs` passes).
     """
     if not examples:
         raise UserError(f"config.data: no {name} records are left after the split; give more data or lower the held-out fractions")
@@ -29,8 +29,7 @@ def sequence_feed(context, examples, config, name: str):
     updates = config.steps or max(1, math.ceil(config.epochs * count / size))
     indices = batching.feed(count, size, context.config.seed)
 
-    def feed(step, state):
-        del state
+    def feed(step):
         chosen = np.asarray(indices(step))
         return context.put(sharding.pad_rows(batching.take(rows, chosen), padded))
 
@@ -77,4 +76,5 @@ def each_method(context, group: str, train_one) -> dict:
 def fit(context, name: str, step, state, trunk, feed, updates: int, **how):
     """Runs the loop in W/<name> with a compiled step; returns (state, info)."""
     return loop.train(step, sharding.place(state, context.mesh), trunk, feed, steps=updates, key=context.key(f"{name}/steps"),
-                      directory=context.directory(name), checkpoint=context.config.checkpoint, name=name, **how)
+                      directory=context.directory(name), checkpoint=context.config.checkpoint, name=name,
+                      profile=context.config.profile, **how)
