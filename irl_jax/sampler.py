@@ -269,77 +269,99 @@ def _uniforms(key, ids_B, samples: int, max_tokens: int) -> Array:
 # ---- many prompts, on the host ----
 
 
+class Batch(NamedTuple):
+    """Which prompts are sampled together, by index, and the tokens they are padded to."""
+
+    members: list[int]
+    length: int
+
+
 def sample_prompts(
-    sampler: Sampler,
-    variables: PyTree,
-    prompts: Sequence[np.ndarray],
-    ids: Sequence[int],
-    rows: int,
-    key,
-    *,
-    max_prompt: int | None = None,
-    put: Callable[[PromptBatch], PromptBatch] = lambda batch: batch,
-    progress: str = "",
+    sampler: Sampler, variables: PyTree, prompts: Sequence[np.ndarray], ids: Sequence[int], size: int, key, *,
+    max_prompt: int | None = None, **how,
 ) -> SampleBatch:
     """Samples for any number of prompts, batch by batch, through one compiled sampler.
 
-    Prompts go by length into a few buckets, so the sampler is compiled for few shapes; what does not fill a batch goes on
-    to the next bucket, and the last batch is filled with rows for which nothing is sampled.
-
     Args:
-        sampler: a jitted `make_sampler` function.
-        variables: the model's.
-        prompts: ids, one array a prompt, none empty.
-        ids: the prompts' numbers, 0 or more, which key their randomness.
-        rows: prompts a batch; the decoder holds rows * K responses.
-        key: of all of them.
-        max_prompt: tokens, the top bucket; None takes the longest prompt. Give it where several calls share a sampler.
-        put: puts a batch where the sampler wants it (a mesh); rows must divide accordingly.
-        progress: name of a progress bar on a terminal; "" shows none.
+        sampler, variables, prompts, ids, size, key, how: as in `sample_batches`. max_prompt: as in `plan_batches`.
 
     Returns:
         numpy arrays [N, K, ...] in the order of `prompts`.
     """
     if not len(prompts):
         raise ValueError("there are no prompts to sample for")
-    batches = list(_batches([len(prompt) for prompt in prompts], rows, max_prompt))
-    if progress:
-        import tqdm
-
-        batches = tqdm.tqdm(batches, desc=progress, unit="batch", disable=None)
-    whole: SampleBatch | None = None
-    waiting: list[tuple[list[int], SampleBatch]] = []
-    for number, (members, length) in enumerate(batches):
-        distributed.at(progress or "sampling", number)
-        batch = prompt_batch([prompts[i] for i in members], [ids[i] for i in members], length, rows)
-        waiting.append((members, sampler(variables, put(batch), key)))
-        if len(waiting) > 1:  # fetched while the next one is computed
-            whole = _collect(whole, len(prompts), *waiting.pop(0))
-    return _collect(whole, len(prompts), *waiting.pop())
+    batches = plan_batches([len(prompt) for prompt in prompts], size, max_prompt)
+    drawn = list(sample_batches(sampler, variables, prompts, ids, batches, size, key, **how))
+    back = np.argsort(np.concatenate([batch.members for batch in batches]))
+    return SampleBatch(*(None if parts[0] is None else np.concatenate(parts)[back] for parts in zip(*drawn, strict=True)))
 
 
-def _batches(lengths: Sequence[int], rows: int, max_prompt: int | None) -> Iterator[tuple[list[int], int]]:
-    """(members, padded length) of each batch: members of one bucket, and those left over from smaller ones."""
+def plan_batches(lengths: Sequence[int], size: int, max_prompt: int | None = None) -> list[Batch]:
+    """Prompts by length into batches of a few buckets, so that a sampler is compiled for few shapes.
+
+    What does not fill a batch goes on to the next bucket, so that all but the last are full.
+
+    Args:
+        lengths: tokens of each prompt. size: prompts a batch. max_prompt: tokens, the top bucket; None takes the longest prompt.
+            Give it where several calls share a sampler.
+    """
     maximum = max(lengths) if max_prompt is None else max_prompt
     buckets: dict[int, list[int]] = {}
     for i, length in enumerate(lengths):
         buckets.setdefault(bucket_length(length, maximum), []).append(i)
+    batches: list[Batch] = []
     left: list[int] = []
     for bucket in sorted(buckets):
         left += buckets[bucket]
-        while len(left) >= rows:
-            yield left[:rows], bucket
-            left = left[rows:]
-    if left:
-        yield left, max(buckets)
+        while len(left) >= size:
+            batches.append(Batch(left[:size], bucket))
+            left = left[size:]
+    return batches + ([Batch(left, max(buckets))] if left else [])
 
 
-def _collect(whole: SampleBatch | None, number: int, members: list[int], batch: SampleBatch) -> SampleBatch:
-    """Fetches a batch and writes its rows to their places."""
-    fetched = [None if part is None else fetch(part)[: len(members)] for part in batch]
-    if whole is None:
-        whole = SampleBatch(*(None if part is None else np.zeros((number, *part.shape[1:]), part.dtype) for part in fetched))
-    for all_rows, part in zip(whole, fetched, strict=True):
-        if part is not None:
-            all_rows[members] = part
-    return whole
+def sample_batches(
+    sampler: Sampler,
+    variables: PyTree,
+    prompts: Sequence[np.ndarray],
+    ids: Sequence[int],
+    batches: Sequence[Batch],
+    size: int,
+    key,
+    *,
+    wanted: int | None = None,
+    put: Callable[[PromptBatch], PromptBatch] = lambda batch: batch,
+    progress: str = "",
+) -> Iterator[SampleBatch]:
+    """Samples for the prompts of each batch, fetched while the next batch is computed.
+
+    Args:
+        sampler: a jitted `make_sampler` function. variables: the model's.
+        prompts: ids, one array a prompt, none empty. ids: the prompts' numbers, 0 or more, which key their randomness.
+        batches: from `plan_batches`, or some of them. size: prompts a batch; the decoder holds size * R responses. A batch that
+            has fewer is filled with rows for which nothing is sampled.
+        key: of all of them.
+        wanted: samples a prompt, at most the sampler's; None takes those.
+        put: puts a batch where the sampler wants it (a mesh); size must divide accordingly.
+        progress: name of a progress bar on a terminal; "" shows none.
+
+    Yields:
+        numpy arrays [members, wanted, ...].
+    """
+    if progress:
+        import tqdm
+
+        batches = tqdm.tqdm(batches, desc=progress, unit="batch", disable=None)
+    some = () if wanted is None else (np.int32(wanted),)
+    waiting: list[tuple[int, SampleBatch]] = []
+    for number, (members, length) in enumerate(batches):
+        distributed.at(progress or "sampling", number)
+        batch = prompt_batch([prompts[i] for i in members], [ids[i] for i in members], length, size)
+        waiting.append((len(members), sampler(variables, put(batch), key, *some)))
+        if len(waiting) > 1:
+            yield _fetched(*waiting.pop(0), wanted)
+    for last in waiting:
+        yield _fetched(*last, wanted)
+
+
+def _fetched(members: int, batch: SampleBatch, wanted: int | None) -> SampleBatch:
+    return SampleBatch(*(None if part is None else fetch(part)[:members, :wanted] for part in batch))

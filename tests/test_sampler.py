@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import irl_jax.drawing as drawing
 import irl_jax.sampler as module
+from irl_jax import drawing
 from irl_jax.data.batching import PADDING_ID, prompt_batch
+from irl_jax.drawing import draw, filter_logits
 from irl_jax.errors import UserError
 from irl_jax.models.transformer import ModelConfig, hidden_states, init_trunk, token_logprobs, vocab_logits
-from irl_jax.drawing import draw, filter_logits
 from irl_jax.sampler import make_sampler, sample_prompts
 from irl_jax.stages.scoring import examples_of
 

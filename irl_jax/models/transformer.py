@@ -290,7 +290,8 @@ def _seen(position_BxR, t_BxR, slot, lengths_B, prompt_tokens: int, response_tok
 
     window: only the last so many tokens, the query's own among them.
     """
-    index_S, ago_T = jnp.arange(prompt_tokens), (slot - jnp.arange(response_tokens)) % response_tokens
+    index_S, ago_T = jnp.arange(prompt_tokens), slot - jnp.arange(response_tokens)
+    ago_T = jnp.where(ago_T < 0, ago_T + response_tokens, ago_T)
     prompt, response_BxRxT = (index_S < lengths_B[:, None])[:, None], ago_T <= t_BxR[..., None]
     if window is not None:
         prompt &= position_BxR[..., None] - index_S < window
