@@ -15,7 +15,7 @@ import irl_jax.sampler as module
 from irl_jax import sharding
 from irl_jax.data.batching import PADDING_ID, prompt_batch
 from irl_jax.models import adapters
-from irl_jax.models.transformer import ModelConfig, init_trunk
+from irl_jax.models.transformer import ModelConfig, init_trunk, token_logprobs
 from irl_jax.sampler import make_sampler, plan_batches, sample_batches, sample_prompts
 from irl_jax.types import SampleBatch
 
@@ -64,7 +64,21 @@ def test_any_number_of_rows_gives_the_same_samples(config, rows):
     lengths = whole.mask.sum(-1)
     assert lengths.min() == 1 and lengths.max() == T and len(np.unique(lengths)) > 5  # all there is to mix up
     assert np.abs(whole.behaviour_logprobs).max() > 1
-    same(sample(rows, config=config, eos_ids=(2, 7)), whole, atol=1e-5)
+    refilled = sample(rows, config=config, eos_ids=(2, 7))
+    same(refilled, whole, atol=1e-5)
+    np.testing.assert_allclose(refilled.logprobs, scored(config, refilled), atol=2e-5)
+
+
+def scored(config, drawn):
+    """The samples' log-probs [B, K, T] by one forward pass over prompt and response, without any cache."""
+    rows = np.zeros((len(PROMPTS), K, 6 + T), np.int32)
+    for p, prompt in enumerate(PROMPTS):
+        rows[p, :, : len(prompt)] = prompt
+        rows[p, :, len(prompt) : len(prompt) + T] = drawn.tokens[p]
+    rows = rows.reshape(-1, 6 + T)
+    all_of = np.asarray(token_logprobs(config, make(config), rows, np.arange(6 + T)[None] + 0 * rows, np.ones_like(rows)))
+    all_of = all_of.reshape(len(PROMPTS), K, 6 + T)
+    return np.stack([one[:, len(prompt) : len(prompt) + T] for prompt, one in zip(PROMPTS, all_of, strict=True)]) * drawn.mask
 
 
 @pytest.mark.parametrize("settings", [
