@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,12 @@ import pytest
 
 import irl_jax.sampler as module
 from irl_jax import sharding
+from irl_jax.config import default
 from irl_jax.data.batching import PADDING_ID, prompt_batch
 from irl_jax.models import adapters
 from irl_jax.models.transformer import ModelConfig, init_trunk, token_logprobs
 from irl_jax.sampler import make_sampler, plan_batches, sample_batches, sample_prompts
+from irl_jax.stages import sampling
 from irl_jax.types import SampleBatch
 
 PLAIN = ModelConfig(vocab_size=11, num_layers=2, width=16, num_heads=2, num_kv_heads=2, head_dim=8, mlp_width=32, max_positions=40)
@@ -150,6 +153,36 @@ def test_batches_can_be_drawn_by_themselves():
     whole, last = list(draw(batches=batches)), list(draw(batches=batches[1:]))
     assert [batch.members for batch in batches] == [[0, 1], [2]] and [len(part.tokens) for part in whole] == [2, 1] and len(last) == 1
     same(whole[1], last[0])
+
+
+def test_a_draw_that_was_cut_off_goes_on_with_its_next_batch(tmp_path):
+    config = default()
+    config.sample.rows, config.data.max_response_tokens = 8, T  # 4 rows a prompt: 2 prompts a batch
+    shape = sampling.shape_of(config.sample, K)
+    assert shape == (64, 4, 2) and sampling.shape_of(config.sample, 1) == (1, 1, 8) and sampling.rows_of(config.sample, 3, 9) == 2
+    draw, calls = jitted(samples=64, rows=4, with_logprobs=False), []
+
+    def dies_at(number):
+        def one(*arguments):
+            calls.append(arguments[1].ids.tolist())
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return draw(*arguments)
+
+        mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
+        return SimpleNamespace(config=config, mesh=mesh, samplers={shape: one}, key=lambda purpose: KEY, put=lambda batch: batch, text=str)
+
+    five = [*PROMPTS, *PROMPTS[:2]]
+    with pytest.raises(KeyboardInterrupt):
+        sampling.draw_into(dies_at(3), tmp_path / "cut.npz", make(), five, K, "")
+    assert len(list(tmp_path.iterdir())) == 1  # the second batch's was not fetched yet
+    sampling.draw_into(dies_at(0), tmp_path / "cut.npz", make(), five, K, "")
+    sampling.draw_into(dies_at(0), tmp_path / "whole.npz", make(), five, K, "")
+    assert calls[3:5] == calls[1:3] and len(calls) == 8
+    cut, whole = np.load(tmp_path / "cut.npz"), np.load(tmp_path / "whole.npz")
+    assert all((cut[name] == whole[name]).all() for name in sampling.FIELDS) and cut["tokens"].shape == (5, K, T)
+    np.testing.assert_array_equal(cut["tokens"][:3], sample().tokens)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".jsonl", ".jsonl", ".npz", ".npz"]
 
 
 def test_an_adapter_is_merged_where_nothing_is_lost():
