@@ -148,7 +148,7 @@ def _sample() -> ConfigDict:
     s.reward_samples = 4  # samples each, from init and from sft
     s.eval_samples = 64  # samples of sft an evaluation prompt (M of best-of-n)
     s.policy_samples = 16  # samples of every other policy an evaluation prompt
-    s.rows = 256  # rows decoded together
+    s.rows = 256  # responses decoded together, up to 16 of a prompt; others wait for a row of their prompt to be free
     return s
 
 

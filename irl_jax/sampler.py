@@ -17,20 +17,21 @@ from jax import lax
 
 from irl_jax import distributed
 from irl_jax.data.batching import PADDING_ID, bucket_length, prompt_batch
+from irl_jax.drawing import draw, filter_logits, logprob
 from irl_jax.errors import UserError
+from irl_jax.models.adapters import merge
+from irl_jax.models.layers import by_rows
 from irl_jax.models.transformer import ModelConfig, decode, init_response_cache, prefill, unstack
 from irl_jax.sharding import fetch
 from irl_jax.types import Array, PromptBatch, PyTree, SampleBatch
 
-Sampler = Callable[[PyTree, PromptBatch, Array], SampleBatch]
-
-_BLOCK = 64  # tokens of the vocabulary summed together in the inverse CDF
-
+Sampler = Callable[..., SampleBatch]
 
 class _Settings(NamedTuple):
     """make_sampler's arguments."""
 
     samples: int
+    rows: int
     max_tokens: int
     eos_ids: tuple[int, ...]
     pad_id: int
@@ -47,16 +48,19 @@ def make_sampler(
     max_tokens: int,
     eos_ids: tuple[int, ...],
     pad_id: int,
+    rows: int | None = None,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
     with_logprobs: bool = False,
 ) -> Sampler:
-    """Makes sample(variables, prompts, key) -> SampleBatch: pure, to be jitted once and called with any shapes of prompts.
+    """Makes sample(variables, prompts, key, wanted) -> SampleBatch: pure, to be jitted once and called with any shapes of prompts.
 
     Token t of sample k of prompt i is drawn by the first word of fold_in(fold_in(fold_in(key, i), k), t) through the
-    inverse of the cumulative distribution, so it depends on neither its row, its neighbours, K, nor the mesh. Decoding
-    stops when every response has ended.
+    inverse of the cumulative distribution, so it depends on neither its row, its neighbours, K, R, nor the mesh.
+
+    A prompt's K samples go through R rows: after every step, rows whose response has ended take the next samples waiting for
+    the same prompt. Decoding stops when every response has ended, after as many steps as the prompt with the most to do needs.
 
     Args:
         config: the model's.
@@ -64,6 +68,7 @@ def make_sampler(
         max_tokens: T, tokens a response, EOS included.
         eos_ids: tokens that end a response; each is part of it.
         pad_id: fills the tokens after the end.
+        rows: R, responses of a prompt that are decoded at one time; None decodes all K.
         temperature: logits are divided by it; 0 takes the likeliest token.
         top_k: draw among the k likeliest tokens (ties with the last included); 0 among all.
         top_p: draw among the fewest likeliest tokens whose probability reaches this (ties included); 1 among all. Applied
@@ -71,76 +76,176 @@ def make_sampler(
         with_logprobs: also return the model's own log-probs (temperature 1, unfiltered).
 
     Returns:
-        sample. Prompts with id PADDING_ID get no tokens.
+        sample. wanted: int32 scalar, samples to draw of the K, the others get no tokens; left out, all. Prompts with id
+        PADDING_ID get no tokens.
 
     Raises:
         UserError: a setting out of its range.
     """
-    if samples < 1 or max_tokens < 1 or not 0 <= temperature < float("inf") or top_k < 0 or not 0 < top_p <= 1:
+    rows = samples if rows is None else min(rows, samples)
+    if samples < 1 or rows < 1 or max_tokens < 1 or not 0 <= temperature < float("inf") or top_k < 0 or not 0 < top_p <= 1:
         raise UserError(
-            f"sampling with samples = {samples}, max_tokens = {max_tokens}, temperature = {temperature}, top_k = {top_k}, "
-            f"top_p = {top_p}: the first two must be 1 or more, the next two 0 or more, and top_p in (0, 1]"
+            f"sampling with samples = {samples}, rows = {rows}, max_tokens = {max_tokens}, temperature = {temperature}, top_k = {top_k}, "
+            f"top_p = {top_p}: the first three must be 1 or more, the next two 0 or more, and top_p in (0, 1]"
         )
-    settings = _Settings(samples, max_tokens, tuple(eos_ids), pad_id, temperature, top_k, top_p, with_logprobs)
+    settings = _Settings(samples, rows, max_tokens, tuple(eos_ids), pad_id, temperature, top_k, top_p, with_logprobs)
     return functools.partial(_sample, config, settings)
 
 
-def _sample(config: ModelConfig, settings: _Settings, variables: PyTree, prompts: PromptBatch, key) -> SampleBatch:
-    B, K, T = prompts.ids.shape[0], settings.samples, settings.max_tokens
-    variables = unstack(config, variables)
+class _Drawn(NamedTuple):
+    """One token of each of some distributions: int32, and float32 log-probs of the distribution drawn from and of the model.
+
+    The latter is None where not asked for, or where it is the former.
+    """
+
+    tokens: Array
+    behaviour: Array
+    model: Array | None
+
+
+class _Queue(NamedTuple):
+    """A prompt's samples in the order in which they get rows: those that their first token did not end, by number.
+
+    order: int32 [B, K], sample numbers. length: int32 [B], samples in it. begun: int32 [B], how many have had a row.
+    row, start: int32 [B, K], by place in the queue: the row, and the step that drew the sample's second token.
+    """
+
+    order: Array
+    length: Array
+    begun: Array
+    row: Array
+    start: Array
+
+
+class _Rows(NamedTuple):
+    """What is decoded. sample, drawn, token: int32 [B, R], a row's sample, how many tokens that has, and the last of them.
+
+    live: bool [B, R], whether the sample has not ended.
+    """
+
+    sample: Array
+    drawn: Array
+    token: Array
+    live: Array
+
+
+def _sample(config: ModelConfig, settings: _Settings, variables: PyTree, prompts: PromptBatch, key, wanted=None) -> SampleBatch:
+    """The first token of every sample, at once from the prompts' logits; then the others, row by row, into a log; last the log in order."""
+    B, K, R, T = prompts.ids.shape[0], settings.samples, settings.rows, settings.max_tokens
+    variables = unstack(config, _merged(config, variables))
     uniform_BxKxT = _uniforms(key, prompts.ids, K, T)
-    idle = jnp.broadcast_to((prompts.ids == PADDING_ID)[:, None], (B, K))
+    asked_BxK = (prompts.ids != PADDING_ID)[:, None] & (jnp.arange(K) < (K if wanted is None else wanted))
     logits_BxV, prompt_cache = prefill(config, variables, prompts.tokens, prompts.lengths)
-    logits_BxKxV = jnp.broadcast_to(logits_BxV[:, None], (B, K, logits_BxV.shape[-1]))
-    token, out = _step(settings, 0, logits_BxKxV, uniform_BxKxT, idle, _nothing(settings, B))
-    cache = init_response_cache(config, B, K, max(T - 1, 1))  # the last token is never fed back
+    first = jax.vmap(jax.vmap(functools.partial(_draw, settings), (None, 0)))(logits_BxV, uniform_BxKxT[:, :, 0])
+    if T == 1:
+        return _batch(settings, asked_BxK, jax.tree.map(lambda leaf: leaf[..., None], first))
+    queue = _queue(asked_BxK & ~_is_eos(settings, first.tokens))
+    rows = _Rows(*(by_rows(jnp.zeros((B, R), kind)) for kind in (jnp.int32, jnp.int32, jnp.int32, bool)))
+    queue, rows = _refill(queue, rows, first.tokens, 0)
+    cache = init_response_cache(config, B, R, T - 1)  # the last token is never fed back
+    steps = -(-K // R) * (T - 1)  # at most: the sample at place p of the queue begins after p // R * (T - 1) steps or sooner
+    log = jax.tree.map(lambda leaf: by_rows(jnp.zeros((B, R, steps), leaf.dtype)), first)
 
     def unfinished(carry):
-        t, _, _, out = carry
-        return (t < T) & ~jnp.all(out.ended | idle)
+        return jnp.any(carry[2].live)
 
     def body(carry):
-        t, token, cache, out = carry
-        logits, cache = decode(config, variables, token, t - 1, prompts.lengths, prompt_cache, cache)
-        token, out = _step(settings, t, logits, uniform_BxKxT, idle, out)
-        return t + 1, token, cache, out
+        step, queue, rows, cache, log = carry
+        logits, cache = decode(config, variables, rows.token, rows.drawn - 1, step % (T - 1), prompts.lengths, prompt_cache, cache)
+        new = _draw(settings, logits, _at(uniform_BxKxT, rows.sample, rows.drawn))
+        log = jax.tree.map(lambda whole, part: lax.dynamic_update_index_in_dim(whole, part, step, axis=2), log, new)
+        live = rows.live & (rows.drawn + 1 < T) & ~_is_eos(settings, new.tokens)
+        rows = _Rows(rows.sample, jnp.minimum(rows.drawn + 1, T - 1), new.tokens, live)
+        if R < K:
+            queue, rows = _refill(queue, rows, first.tokens, step + 1)
+        return step + 1, queue, rows, cache, log
 
-    return lax.while_loop(unfinished, body, (jnp.int32(1), token, cache, out))[-1]
-
-
-def _nothing(settings: _Settings, batch: int) -> SampleBatch:
-    """No token drawn yet."""
-    shape = (batch, settings.samples, settings.max_tokens)
-    return SampleBatch(
-        tokens=jnp.full(shape, settings.pad_id, jnp.int32),
-        mask=jnp.zeros(shape, jnp.float32),
-        ended=jnp.zeros(shape[:2], bool),
-        behaviour_logprobs=jnp.zeros(shape, jnp.float32),
-        logprobs=jnp.zeros(shape, jnp.float32) if settings.with_logprobs else None,
-    )
+    _, queue, _, _, log = lax.while_loop(unfinished, body, (jnp.int32(0), queue, rows, cache, log))
+    return _batch(settings, asked_BxK, _in_order(settings, queue, first, log))
 
 
-def _step(settings: _Settings, t, logits_BxKxV, uniform_BxKxT, idle, out: SampleBatch) -> tuple[Array, SampleBatch]:
-    """Draws token t of every response that has not ended, and writes down what is to be known of it."""
+def _merged(config: ModelConfig, variables: PyTree) -> PyTree:
+    """The adapter within the kernels, which spares two products a kernel and step, where rounding the sum to the dtype loses none of it."""
+    return {"params": merge(config, variables)} if config.dtype == "float32" else variables
+
+
+def _draw(settings: _Settings, logits, uniform) -> _Drawn:
+    """The next token by logits [..., V] and uniform numbers [...]."""
     if settings.temperature == 0:
-        token = jnp.argmax(logits_BxKxV, axis=-1).astype(jnp.int32)
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         behaviour = jnp.zeros(token.shape, jnp.float32)  # it had no choice: log 1
     else:
-        drawn_from = filter_logits(logits_BxKxV, settings.temperature, settings.top_k, settings.top_p)
-        token = draw(drawn_from, lax.dynamic_index_in_dim(uniform_BxKxT, t, axis=2, keepdims=False))
-        behaviour = _logprob(drawn_from, token)
-    live = ~(out.ended | idle)
-    write = lambda whole, part: lax.dynamic_update_index_in_dim(whole, part.astype(whole.dtype), t, axis=2)
+        drawn_from = filter_logits(logits, settings.temperature, settings.top_k, settings.top_p)
+        token, behaviour = draw(drawn_from, uniform)
+    filtered = settings.temperature != 1 or settings.top_k or settings.top_p < 1
+    return _Drawn(token, behaviour, logprob(logits, token) if settings.with_logprobs and filtered else None)
+
+
+def _is_eos(settings: _Settings, tokens) -> Array:
+    return jnp.isin(tokens, jnp.asarray(settings.eos_ids, jnp.int32))
+
+
+def _at(whole_BxKxT, k_BxR, t_BxR) -> Array:
+    """whole[b, k, t] of each row: [B, R]."""
+    flat_BxKT = whole_BxKxT.reshape(whole_BxKxT.shape[0], -1)
+    return jnp.take_along_axis(flat_BxKT, k_BxR * whole_BxKxT.shape[2] + t_BxR, axis=1)
+
+
+def _queue(waiting_BxK) -> _Queue:
+    """All that wait, none of them begun."""
+    order = jnp.argsort(~waiting_BxK, axis=1, stable=True).astype(jnp.int32)
+    nothing = jnp.zeros(waiting_BxK.shape, jnp.int32)
+    return _Queue(order, waiting_BxK.sum(axis=1, dtype=jnp.int32), nothing[:, 0], nothing, nothing)
+
+
+def _refill(queue: _Queue, rows: _Rows, first_BxK, step) -> tuple[_Queue, _Rows]:
+    """Gives rows that are not live to the samples next in the queue, each with its first token, to be fed at `step`."""
+    K = first_BxK.shape[1]
+    free_BxR = ~rows.live
+    place_BxR = queue.begun[:, None] + jnp.cumsum(free_BxR, axis=1, dtype=jnp.int32) - 1
+    taken_BxR = free_BxR & (place_BxR < queue.length[:, None])
+    sample_BxR = jnp.take_along_axis(queue.order, jnp.clip(place_BxR, 0, K - 1), axis=1)
+    begins_BxRxK = taken_BxR[:, :, None] & (place_BxR[:, :, None] == jnp.arange(K))
+    begins_BxK, row_BxK = begins_BxRxK.any(axis=1), jnp.argmax(begins_BxRxK, axis=1).astype(jnp.int32)
+    queue = queue._replace(
+        begun=queue.begun + taken_BxR.sum(axis=1, dtype=jnp.int32),
+        row=jnp.where(begins_BxK, row_BxK, queue.row),
+        start=jnp.where(begins_BxK, step, queue.start),
+    )
+    fresh = _Rows(sample_BxR, jnp.ones_like(rows.drawn), jnp.take_along_axis(first_BxK, sample_BxR, axis=1), taken_BxR)
+    rows = jax.tree.map(lambda new, old: jnp.where(taken_BxR, new, old), fresh, rows)
+    return queue, rows
+
+
+def _in_order(settings: _Settings, queue: _Queue, first: _Drawn, log: _Drawn) -> _Drawn:
+    """[B, K, T]: what was drawn first, then each sample's part of the log [B, R, steps], which may end in what is not its own."""
+    place_BxK = jnp.argsort(queue.order, axis=1)  # of each sample in the queue
+    row_BxK, start_BxK = (jnp.take_along_axis(part, place_BxK, axis=1) for part in (queue.row, queue.start))
+    B, R, steps = log.tokens.shape
+    step_BxKxT = jnp.minimum(start_BxK[:, :, None] + jnp.arange(settings.max_tokens - 1), steps - 1)
+    index_BxKT = (row_BxK[:, :, None] * steps + step_BxKxT).reshape(B, -1)
+
+    def one(first_BxK, log_BxRxL):
+        rest = jnp.take_along_axis(log_BxRxL.reshape(B, -1), index_BxKT, axis=1).reshape(step_BxKxT.shape)
+        return jnp.concatenate([first_BxK[:, :, None], rest], axis=2)
+
+    return jax.tree.map(one, first, log)
+
+
+def _batch(settings: _Settings, asked_BxK, drawn: _Drawn) -> SampleBatch:
+    """Samples [B, K, T] with nothing left after their first EOS, nor where none were asked for."""
+    eos_BxKxT = _is_eos(settings, drawn.tokens)
+    over_BxKxT = jnp.cumsum(eos_BxKxT, axis=2) - eos_BxKxT > 0
+    inside_BxKxT = asked_BxK[:, :, None] & ~over_BxKxT
+    behaviour = jnp.where(inside_BxKxT, drawn.behaviour, 0.0)
     logprobs = None
     if settings.with_logprobs:
-        logprobs = write(out.logprobs, jnp.where(live, _logprob(logits_BxKxV, token), 0.0))
-    is_eos = jnp.isin(token, jnp.asarray(settings.eos_ids, jnp.int32))
-    token = jnp.where(live, token, settings.pad_id)
-    return token, SampleBatch(
-        tokens=write(out.tokens, token),
-        mask=write(out.mask, live),
-        ended=out.ended | (live & is_eos),
-        behaviour_logprobs=write(out.behaviour_logprobs, jnp.where(live, behaviour, 0.0)),
+        logprobs = behaviour if drawn.model is None else jnp.where(inside_BxKxT, drawn.model, 0.0)
+    return SampleBatch(
+        tokens=jnp.where(inside_BxKxT, drawn.tokens, settings.pad_id),
+        mask=inside_BxKxT.astype(jnp.float32),
+        ended=asked_BxK & eos_BxKxT.any(axis=2),
+        behaviour_logprobs=behaviour,
         logprobs=logprobs,
     )
 
@@ -161,147 +266,102 @@ def _uniforms(key, ids_B, samples: int, max_tokens: int) -> Array:
     return (jax.random.key_data(keys)[..., 0] >> 8).astype(jnp.float32) * 2.0**-24
 
 
-# ---- one token ----
-
-
-def filter_logits(logits, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Array:
-    """The logits of the distribution drawn from: divided by the temperature, then -inf outside top-k, then outside top-p.
-
-    Args:
-        logits: float32 [..., V].
-        temperature: above 0.
-        top_k: tokens kept (and those tied with the last of them); 0 keeps all.
-        top_p: keeps the fewest likeliest tokens whose probability reaches it (and ties); 1 keeps all.
-    """
-    if temperature != 1.0:
-        logits = logits / temperature
-    if 0 < top_k < logits.shape[-1]:
-        smallest = lax.top_k(logits, top_k)[0][..., -1:]
-        logits = jnp.where(logits >= smallest, logits, -jnp.inf)
-    if top_p < 1.0:
-        falling = jnp.sort(logits, axis=-1, descending=True)
-        probabilities = jax.nn.softmax(falling, axis=-1)
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities  # what the likelier tokens have already
-        kept = (before < top_p).at[..., 0].set(True)
-        smallest = jnp.min(jnp.where(kept, falling, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits >= smallest, logits, -jnp.inf)
-    return logits
-
-
-def draw(logits, uniform) -> Array:
-    """The token where the cumulative distribution passes `uniform`: int32 [...]; never one of probability 0.
-
-    The vocabulary is summed in blocks of tokens, the block is found and then the token in it: one pass over the
-    vocabulary, and the float32 sums stay short.
-
-    Args:
-        logits: float32 [..., V]; -inf is a probability of 0.
-        uniform: float32 [...], in [0, 1).
-    """
-    V = logits.shape[-1]
-    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-    weights = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, -V % _BLOCK)])
-    blocks = weights.reshape(*weights.shape[:-1], -1, _BLOCK)
-    sums = jnp.sum(blocks, axis=-1)
-    block, rest = _passing(sums, uniform * jnp.sum(sums, axis=-1))
-    within = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
-    token, _ = _passing(within, rest)
-    return jnp.minimum(block * _BLOCK + token, V - 1).astype(jnp.int32)
-
-
-def _passing(weights, target) -> tuple[Array, Array]:
-    """The first positive weight at which the running sum exceeds `target`, and what of the target is left before it.
-
-    Sums round: where none exceeds it, the last positive weight is the one meant.
-    """
-    running = jnp.cumsum(weights, axis=-1)
-    positive = weights > 0
-    passed = (running > target[..., None]) & positive
-    last = weights.shape[-1] - 1 - jnp.argmax(jnp.flip(positive, axis=-1), axis=-1)
-    index = jnp.where(jnp.any(passed, axis=-1), jnp.argmax(passed, axis=-1), last)
-    before = jnp.take_along_axis(running - weights, index[..., None], axis=-1)[..., 0]
-    return index, target - before
-
-
-def _logprob(logits, token) -> Array:
-    picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
-    return picked - jax.nn.logsumexp(logits, axis=-1)
-
-
 # ---- many prompts, on the host ----
 
 
+class Batch(NamedTuple):
+    """Which prompts are sampled together, by index, and the tokens they are padded to."""
+
+    members: list[int]
+    length: int
+
+
 def sample_prompts(
-    sampler: Sampler,
-    variables: PyTree,
-    prompts: Sequence[np.ndarray],
-    ids: Sequence[int],
-    rows: int,
-    key,
-    *,
-    max_prompt: int | None = None,
-    put: Callable[[PromptBatch], PromptBatch] = lambda batch: batch,
-    progress: str = "",
+    sampler: Sampler, variables: PyTree, prompts: Sequence[np.ndarray], ids: Sequence[int], size: int, key, *,
+    max_prompt: int | None = None, **how,
 ) -> SampleBatch:
     """Samples for any number of prompts, batch by batch, through one compiled sampler.
 
-    Prompts go by length into a few buckets, so the sampler is compiled for few shapes; what does not fill a batch goes on
-    to the next bucket, and the last batch is filled with rows for which nothing is sampled.
-
     Args:
-        sampler: a jitted `make_sampler` function.
-        variables: the model's.
-        prompts: ids, one array a prompt, none empty.
-        ids: the prompts' numbers, 0 or more, which key their randomness.
-        rows: prompts a batch; the decoder holds rows * K responses.
-        key: of all of them.
-        max_prompt: tokens, the top bucket; None takes the longest prompt. Give it where several calls share a sampler.
-        put: puts a batch where the sampler wants it (a mesh); rows must divide accordingly.
-        progress: name of a progress bar on a terminal; "" shows none.
+        sampler, variables, prompts, ids, size, key, how: as in `sample_batches`. max_prompt: as in `plan_batches`.
 
     Returns:
         numpy arrays [N, K, ...] in the order of `prompts`.
     """
     if not len(prompts):
         raise ValueError("there are no prompts to sample for")
-    batches = list(_batches([len(prompt) for prompt in prompts], rows, max_prompt))
-    if progress:
-        import tqdm
-
-        batches = tqdm.tqdm(batches, desc=progress, unit="batch", disable=None)
-    whole: SampleBatch | None = None
-    waiting: list[tuple[list[int], SampleBatch]] = []
-    for number, (members, length) in enumerate(batches):
-        distributed.at(progress or "sampling", number)
-        batch = prompt_batch([prompts[i] for i in members], [ids[i] for i in members], length, rows)
-        waiting.append((members, sampler(variables, put(batch), key)))
-        if len(waiting) > 1:  # fetched while the next one is computed
-            whole = _collect(whole, len(prompts), *waiting.pop(0))
-    return _collect(whole, len(prompts), *waiting.pop())
+    batches = plan_batches([len(prompt) for prompt in prompts], size, max_prompt)
+    drawn = list(sample_batches(sampler, variables, prompts, ids, batches, size, key, **how))
+    back = np.argsort(np.concatenate([batch.members for batch in batches]))
+    return SampleBatch(*(None if parts[0] is None else np.concatenate(parts)[back] for parts in zip(*drawn, strict=True)))
 
 
-def _batches(lengths: Sequence[int], rows: int, max_prompt: int | None) -> Iterator[tuple[list[int], int]]:
-    """(members, padded length) of each batch: members of one bucket, and those left over from smaller ones."""
+def plan_batches(lengths: Sequence[int], size: int, max_prompt: int | None = None) -> list[Batch]:
+    """Prompts by length into batches of a few buckets, so that a sampler is compiled for few shapes.
+
+    What does not fill a batch goes on to the next bucket, so that all but the last are full.
+
+    Args:
+        lengths: tokens of each prompt. size: prompts a batch. max_prompt: tokens, the top bucket; None takes the longest prompt.
+            Give it where several calls share a sampler.
+    """
     maximum = max(lengths) if max_prompt is None else max_prompt
     buckets: dict[int, list[int]] = {}
     for i, length in enumerate(lengths):
         buckets.setdefault(bucket_length(length, maximum), []).append(i)
+    batches: list[Batch] = []
     left: list[int] = []
     for bucket in sorted(buckets):
         left += buckets[bucket]
-        while len(left) >= rows:
-            yield left[:rows], bucket
-            left = left[rows:]
-    if left:
-        yield left, max(buckets)
+        while len(left) >= size:
+            batches.append(Batch(left[:size], bucket))
+            left = left[size:]
+    return batches + ([Batch(left, max(buckets))] if left else [])
 
 
-def _collect(whole: SampleBatch | None, number: int, members: list[int], batch: SampleBatch) -> SampleBatch:
-    """Fetches a batch and writes its rows to their places."""
-    fetched = [None if part is None else fetch(part)[: len(members)] for part in batch]
-    if whole is None:
-        whole = SampleBatch(*(None if part is None else np.zeros((number, *part.shape[1:]), part.dtype) for part in fetched))
-    for all_rows, part in zip(whole, fetched, strict=True):
-        if part is not None:
-            all_rows[members] = part
-    return whole
+def sample_batches(
+    sampler: Sampler,
+    variables: PyTree,
+    prompts: Sequence[np.ndarray],
+    ids: Sequence[int],
+    batches: Sequence[Batch],
+    size: int,
+    key,
+    *,
+    wanted: int | None = None,
+    put: Callable[[PromptBatch], PromptBatch] = lambda batch: batch,
+    progress: str = "",
+) -> Iterator[SampleBatch]:
+    """Samples for the prompts of each batch, fetched while the next batch is computed.
+
+    Args:
+        sampler: a jitted `make_sampler` function. variables: the model's.
+        prompts: ids, one array a prompt, none empty. ids: the prompts' numbers, 0 or more, which key their randomness.
+        batches: from `plan_batches`, or some of them. size: prompts a batch; the decoder holds size * R responses. A batch that
+            has fewer is filled with rows for which nothing is sampled.
+        key: of all of them.
+        wanted: samples a prompt, at most the sampler's; None takes those.
+        put: puts a batch where the sampler wants it (a mesh); size must divide accordingly.
+        progress: name of a progress bar on a terminal; "" shows none.
+
+    Yields:
+        numpy arrays [members, wanted, ...].
+    """
+    if progress:
+        import tqdm
+
+        batches = tqdm.tqdm(batches, desc=progress, unit="batch", disable=None)
+    some = () if wanted is None else (np.int32(wanted),)
+    waiting: list[tuple[int, SampleBatch]] = []
+    for number, (members, length) in enumerate(batches):
+        distributed.at(progress or "sampling", number)
+        batch = prompt_batch([prompts[i] for i in members], [ids[i] for i in members], length, size)
+        waiting.append((len(members), sampler(variables, put(batch), key, *some)))
+        if len(waiting) > 1:
+            yield _fetched(*waiting.pop(0), wanted)
+    for last in waiting:
+        yield _fetched(*last, wanted)
+
+
+def _fetched(members: int, batch: SampleBatch, wanted: int | None) -> SampleBatch:
+    return SampleBatch(*(None if part is None else fetch(part)[:members, :wanted] for part in batch))

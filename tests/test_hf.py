@@ -395,7 +395,7 @@ def test_stories260k_continues_greedily(shared):
 
         def step(carry, t):
             token, cache = carry
-            logits, cache = transformer.decode(config, variables, token, t, lengths, prompt_cache, cache)
+            logits, cache = transformer.decode(config, variables, token, t[None, None], t, lengths, prompt_cache, cache)
             return (jnp.argmax(logits, -1), cache), token[0, 0]
 
         return jax.lax.scan(step, (jnp.argmax(logits, -1)[:, None], cache), jnp.arange(steps))[1]

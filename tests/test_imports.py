@@ -13,7 +13,7 @@ FLOORS = {
     "checkpoint": 5, "workdir": 5, "hf": 5, "evaluation": 5, "rollouts": 5,
     "hf_import": 4.9, "hf_export": 4.8,
     "reward_steps": 4.5, "policy_steps": 4.5, "preference_steps": 4.5,
-    "steps": 4, "sampler": 4,
+    "steps": 4, "sampler": 4, "drawing": 3,
     "sharding": 3, "roles": 3,
     "objectives": 2, "models": 2, "data": 2,
     "checks": 1.5, "feeding": 1, "variants": 1, "types": 1, "distributed": 1, "paths": 1,

@@ -11,11 +11,13 @@ import pytest
 from scipy import stats
 
 import irl_jax.sampler as module
+from irl_jax import drawing
 from irl_jax.data.batching import PADDING_ID, prompt_batch
+from irl_jax.drawing import draw, filter_logits
 from irl_jax.errors import UserError
 from irl_jax.models.logprobs import token_logprobs
 from irl_jax.models.transformer import ModelConfig, hidden_states, init_trunk, vocab_logits
-from irl_jax.sampler import draw, filter_logits, make_sampler, sample_prompts
+from irl_jax.sampler import make_sampler, sample_prompts
 from irl_jax.stages.scoring import examples_of
 
 GPT2 = ModelConfig(
@@ -82,7 +84,7 @@ def test_draw_is_the_inverse_of_the_distribution():
     logits = generator.normal(size=300).astype(np.float32) * 2
     logits[generator.random(300) < 0.3] = -np.inf
     uniform = (np.arange(100_000) + 0.5) / 100_000
-    tokens = np.asarray(jax.vmap(draw, (None, 0))(jnp.asarray(logits), jnp.asarray(uniform, jnp.float32)))
+    tokens = np.asarray(jax.vmap(draw, (None, 0))(jnp.asarray(logits), jnp.asarray(uniform, jnp.float32))[0])
     expected = np.exp(log_softmax(logits.astype(np.float64))) * 100_000
     counts = np.bincount(tokens, minlength=300)
     assert np.abs(counts - expected).max() < 3 and (counts[np.isneginf(logits)] == 0).all()
@@ -96,7 +98,7 @@ def test_draw_never_takes_what_has_no_probability(size):
         logits[row, token] = -3.0
     logits[3, 1:-1] = np.linspace(-30, 0, size - 2)
     edges = jnp.asarray([0.0, 0.5, np.nextafter(np.float32(1), np.float32(0)), 1.0], jnp.float32)
-    tokens = np.asarray(draw(jnp.asarray(logits)[:, None], jnp.broadcast_to(edges, (4, 4))))
+    tokens = np.asarray(draw(jnp.asarray(logits)[:, None], jnp.broadcast_to(edges, (4, 4)))[0])
     assert (tokens[:3] == np.asarray([[0], [size // 2], [size - 1]])).all()
     assert ((tokens[3] > 0) & (tokens[3] < size - 1)).all() and tokens[3, 0] == 1 and tokens[3, 3] == size - 2
 
@@ -107,7 +109,7 @@ def test_rounded_sums_do_not_make_a_token_possible():
     running = jnp.cumsum(weights, axis=-1)
     grown = np.asarray((running[:, 1:] > running[:, :-1]) & (weights[:, 1:] == 0))
     assert grown.any()  # prefix sums are taken in a tree: some grow at a weight of 0
-    index, _ = module._passing(weights[:, None], running)
+    index, _ = drawing._passing(weights[:, None], running)
     chosen = np.take_along_axis(np.asarray(weights), np.asarray(index), axis=1)
     assert (chosen > 0).all()
 

@@ -202,7 +202,7 @@ def test_cached_decode_equals_full_forward(config, stacked):
     cache = transformer.init_response_cache(config, 3, samples, steps)
     logits = []
     for t in range(steps):
-        step, cache = decode(config, used, responses[:, :, t], t, lengths, prompt_cache, cache)
+        step, cache = decode(config, used, responses[:, :, t], np.full((3, samples), t), t, lengths, prompt_cache, cache)
         logits.append(step)
     for b, length in enumerate(lengths):
         for k in range(samples):

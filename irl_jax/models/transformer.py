@@ -218,62 +218,72 @@ def prefill(config: ModelConfig, variables: PyTree, tokens_BxS, lengths_B) -> tu
 
 
 def init_response_cache(config: ModelConfig, batch: int, samples: int, length: int) -> tuple[LayerCache, ...]:
-    """An empty response cache: K = samples responses of at most `length` tokens for each of B = batch prompts."""
+    """An empty response cache: for each of B = batch prompts K = samples rows, which see their last `length` tokens."""
     shape = (batch, samples, config.num_kv_heads, length, config.head_dim)
     return tuple(LayerCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)) for _ in range(config.num_layers))
 
 
 def decode(
-    config: ModelConfig, variables: PyTree, token_BxK, t, lengths_B, prompt_cache, response_cache
+    config: ModelConfig, variables: PyTree, token_BxR, t_BxR, slot, lengths_B, prompt_cache, response_cache
 ) -> tuple[Array, tuple[LayerCache, ...]]:
-    """Feeds response token number t (from 0) of every sample and gives the logits of number t + 1.
+    """Feeds token number t (from 0) of the response in every row and gives the logits of number t + 1.
 
-    The token stands at position lengths + t; its keys and values go to index t of the response cache.
+    The token stands at position lengths + t; its keys and values go to index `slot` of the response cache. That index is one for
+    all rows, so that the cache is updated in place, and goes round: calls give 0, 1, ... modulo the cache's length. A row sees
+    this index and the t written before it: those of its own response, whenever that began.
 
     Args:
       config, variables: the model; inside a loop, give what `unstack` returned outside of it.
-      token_BxK: int32. t: int32 scalar, below the cache's length. lengths_B: int32, tokens of each prompt.
-      prompt_cache: from `prefill`; shared by a prompt's K samples and never copied.
+      token_BxR: int32, R rows a prompt. t_BxR: int32, below the cache's length. slot: int32 scalar. lengths_B: int32, tokens of
+        each prompt.
+      prompt_cache: from `prefill`; shared by a prompt's rows and never copied.
       response_cache: from `init_response_cache` or the last call; updated in place where it is donated or a loop's carry.
-    Returns: float32 logits [B, K, V] and the response cache.
+    Returns: float32 logits [B, R, V] and the response cache.
     """
-    position_BxK = jnp.broadcast_to((lengths_B + t)[:, None], token_BxK.shape)
-    x_BxKxD = _embed(config, variables["params"], token_BxK, position_BxK)
-    rotations = rotation_of(config, position_BxK), rotation_of(config, position_BxK, local=True)
+    position_BxR = lengths_B[:, None] + t_BxR
+    x_BxRxD = _embed(config, variables["params"], token_BxR, position_BxR)
+    rotations = rotation_of(config, position_BxR), rotation_of(config, position_BxR, local=True)
+    S, T = prompt_cache[0].k.shape[2], response_cache[0].k.shape[3]
+    seen = [_seen(position_BxR, t_BxR, slot, lengths_B, S, T, window) for window in (None, config.window)]
     windowed, caches = _windowed(config), []
     for index, (prompt, response) in enumerate(zip(prompt_cache, response_cache, strict=True)):
         layer = _layer(variables, index)
-        q, k, v = Block(config).apply(layer, x_BxKxD, rotations[windowed[index]], method="qkv")
+        q, k, v = Block(config).apply(layer, x_BxRxD, rotations[windowed[index]], method="qkv")
         response = LayerCache(
-            lax.dynamic_update_slice_in_dim(response.k, k[:, :, :, None], t, axis=3),
-            lax.dynamic_update_slice_in_dim(response.v, v[:, :, :, None], t, axis=3),
+            lax.dynamic_update_slice_in_dim(response.k, k[:, :, :, None], slot, axis=3),
+            lax.dynamic_update_slice_in_dim(response.v, v[:, :, :, None], slot, axis=3),
         )
-        window = config.window if windowed[index] else None
-        attended = _attend_prompt_and_response(config, q, prompt, response, lengths_B, t, window)
-        x_BxKxD = by_rows(Block(config).apply(layer, x_BxKxD, attended, method="finish"))
+        attended = _attend_prompt_and_response(config, q, prompt, response, *seen[windowed[index]])
+        x_BxRxD = by_rows(Block(config).apply(layer, x_BxRxD, attended, method="finish"))
         caches.append(response)
-    hidden = Norm(config).apply({"params": variables["params"]["final_norm"]}, x_BxKxD)
+    hidden = Norm(config).apply({"params": variables["params"]["final_norm"]}, x_BxRxD)
     return vocab_logits(config, variables, hidden), tuple(caches)
 
 
-def _attend_prompt_and_response(config, q_BxKxHxE, prompt: LayerCache, response: LayerCache, lengths_B, t, window: int | None) -> Array:
-    """Attention of one query a sample over [its prompt | its own response so far], with one softmax: [B, K, H, E].
+def _seen(position_BxR, t_BxR, slot, lengths_B, prompt_tokens: int, response_tokens: int, window: int | None = None):
+    """What a row's query sees: prompt tokens [B, R or 1, S], and indices of the response cache [B, R, T], by when they were written.
 
-    window: only the last so many tokens are seen, the query's own among them.
+    window: only the last so many tokens, the query's own among them.
     """
-    B, K, H, E = q_BxKxHxE.shape
-    G, S = prompt.k.shape[1:3]
-    q = q_BxKxHxE.reshape(B, K, G, H // G, E) * attention_scale(config)
+    index_S, ago_T = jnp.arange(prompt_tokens), slot - jnp.arange(response_tokens)
+    ago_T = jnp.where(ago_T < 0, ago_T + response_tokens, ago_T)
+    prompt, response_BxRxT = (index_S < lengths_B[:, None])[:, None], ago_T <= t_BxR[..., None]
+    if window is not None:
+        prompt &= position_BxR[..., None] - index_S < window
+        response_BxRxT &= ago_T < window
+    return prompt, response_BxRxT
+
+
+def _attend_prompt_and_response(config, q_BxRxHxE, prompt: LayerCache, response: LayerCache, prompt_seen, response_seen) -> Array:
+    """Attention of one query a row over [its prompt | its own response so far], with one softmax: [B, R, H, E]; masks by `_seen`."""
+    B, R, H, E = q_BxRxHxE.shape
+    G = prompt.k.shape[1]
+    q = q_BxRxHxE.reshape(B, R, G, H // G, E) * attention_scale(config)
     prompt_scores = jnp.einsum("bkgre,bgse->bkgrs", q, prompt.k, preferred_element_type=jnp.float32)
     response_scores = jnp.einsum("bkgre,bkgte->bkgrt", q, response.k, preferred_element_type=jnp.float32)
     prompt_scores, response_scores = (softcap(x, config.attention_softcap) for x in (prompt_scores, response_scores))
-    index_T = jnp.arange(response.k.shape[3])
-    seen_BxS, seen_T = jnp.arange(S) < lengths_B[:, None], index_T <= t
-    if window is not None:
-        seen_BxS &= lengths_B[:, None] + t - jnp.arange(S) < window
-        seen_T &= t - index_T < window
-    prompt_scores = jnp.where(seen_BxS[:, None, None, None], prompt_scores, MASKED)
-    response_scores = jnp.where(seen_T, response_scores, MASKED)
+    prompt_scores = jnp.where(prompt_seen[:, :, None, None], prompt_scores, MASKED)
+    response_scores = jnp.where(response_seen[:, :, None, None], response_scores, MASKED)
     # One softmax over both parts, divided by its sum at the end, so that the parts are never concatenated.
     largest = jnp.maximum(prompt_scores.max(-1, keepdims=True), response_scores.max(-1, keepdims=True))
     prompt_weights, response_weights = jnp.exp(prompt_scores - largest), jnp.exp(response_scores - largest)
@@ -281,4 +291,4 @@ def _attend_prompt_and_response(config, q_BxKxHxE, prompt: LayerCache, response:
     attended = jnp.einsum("bkgrs,bgse->bkgre", prompt_weights.astype(q.dtype), prompt.v, preferred_element_type=jnp.float32)
     attended += jnp.einsum("bkgrt,bkgte->bkgre", response_weights.astype(q.dtype), response.v, preferred_element_type=jnp.float32)
     attended = (attended / total).astype(q.dtype)
-    return attended.reshape(B, K, H, E)
+    return attended.reshape(B, R, H, E)

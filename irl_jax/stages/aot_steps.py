@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from irl_jax import policy_steps, reward_steps, roles, rollouts, sampler, sharding, steps, variants
+from irl_jax import drawing, policy_steps, reward_steps, roles, rollouts, sampler, sharding, steps, variants
 from irl_jax.models import adapters, transformer
 from irl_jax.stages import sampling, scoring, training
 from irl_jax.types import PolicyBatch, PromptBatch, RewardBatch, TokenBatch
@@ -113,25 +113,27 @@ class Planner:
         return Program("sft", self._compiled(step, (0,)), arguments, (0, 1), 1, rows * length, ideal, "sft")
 
     def _sample(self):
-        c = self.config.sample
-        group = sampling.group_size(c, c.eval_samples)
-        rows = scoring.round_up(max(1, c.rows // group), self.mesh)
-        variables = roles.variables(self.trunk, self.leaves("sft"))
-        return self._sampling("sample", rows, group, self._sampler(group), (variables, self._prompts(rows), self.key), (0,))
+        shape = sampling.shape_of(self.config.sample, self.config.sample.eval_samples)
+        prompts, variables = scoring.round_up(shape.prompts, self.mesh), roles.variables(self.trunk, self.leaves("sft"))
+        return self._sampling("sample", prompts, shape.samples, shape.rows, lambda draw: draw, (variables,), (0,))
 
     def _draw(self):
-        c, rows = self.config.policy, self._prompt_rows()
-        draw = rollouts.make_draw(self.model, self._sampler(c.samples), PAD)
+        c, prompts = self.config.policy, self._prompt_rows()
         reference = self.leaves("sft") if c.reference == "sft" else None
-        arguments = (self.policy_leaves(), reference, self.trunk, self._prompts(rows), self.key)
-        program = self._sampling("draw", rows, c.samples, draw, arguments, (0, 1, 2))
-        scored = self._read(rows * c.samples, self.longest)
+        program = self._sampling(
+            "draw", prompts, c.samples, sampling.rows_of(self.config.sample, prompts, c.samples),
+            lambda draw: rollouts.make_draw(self.model, draw, PAD), (self.policy_leaves(), reference, self.trunk), (0, 1, 2))
+        scored = self._read(prompts * c.samples, self.longest)
         return program._replace(ideal=program.ideal + self.operations(scored), section="policy")
 
-    def _sampling(self, name, rows, group, fn, arguments, own):
+    def _sampling(self, name, prompts, samples, rows, around, arguments, own):
+        """Samples of `rows` rows a prompt, none of which ends early."""
         prompt, response = self.config.data.max_prompt_tokens, self.config.data.max_response_tokens
-        ideal = self.operations(self._prefill_work(rows)) + self.operations(self._decode_work(rows * group, response - 1))
-        return Program(name, self._compiled(fn), arguments, own, response - 1, rows * (prompt + group * response), ideal, "sample")
+        draw = sampler.make_sampler(self.model, samples=samples, rows=rows, max_tokens=response, eos_ids=EOS, pad_id=PAD)
+        steps = -(-samples // rows) * (response - 1)
+        ideal = self.operations(self._prefill_work(prompts)) + self.operations(self._decode_work(prompts * rows, steps))
+        arguments = (*arguments, self._prompts(prompts), self.key)
+        return Program(name, self._compiled(around(draw)), arguments, own, steps, prompts * (prompt + samples * response), ideal, "sample")
 
     def _prefill(self):
         rows, model = self._prompt_rows(), self.model
@@ -143,28 +145,28 @@ class Planner:
         return Program("prefill", self._compiled(step), arguments, (0,), 1, tokens, ideal, "policy")
 
     def _decode(self):
-        rows, samples, model, data = self._prompt_rows(), self.config.policy.samples, self.model, self.config.data
-        prompts = self._prompts(rows)
+        batch, model, data = self._prompt_rows(), self.model, self.config.data
+        prompts, rows = self._prompts(batch), sampling.rows_of(self.config.sample, batch, self.config.policy.samples)
 
         def caches():
-            shape = (rows, model.num_kv_heads, data.max_prompt_tokens, model.head_dim)
+            shape = (batch, model.num_kv_heads, data.max_prompt_tokens, model.head_dim)
             layer = transformer.LayerCache(jnp.zeros(shape, model.dtype), jnp.zeros(shape, model.dtype))
-            response = transformer.init_response_cache(model, rows, samples, max(data.max_response_tokens - 1, 1))
+            response = transformer.init_response_cache(model, batch, rows, max(data.max_response_tokens - 1, 1))
             return {"prompt_cache": (layer,) * model.num_layers, "response_cache": response}
 
-        def step(variables, token, t, lengths, prompt_cache, response_cache, uniform):
-            logits, cache = transformer.decode(model, variables, token, t, lengths, prompt_cache, response_cache)
-            return cache, sampler.draw(logits, uniform)
+        def step(variables, token, t, slot, lengths, prompt_cache, response_cache, uniform):
+            logits, cache = transformer.decode(model, variables, token, t, slot, lengths, prompt_cache, response_cache)
+            return cache, drawing.draw(logits, uniform)
 
         caches = self.like(caches)
-        tokens = self.like(lambda: {"tokens": jnp.zeros((rows, samples), jnp.int32), "weight": jnp.zeros((rows, samples))})
+        tokens = self.like(lambda: {"tokens": jnp.zeros((batch, rows), jnp.int32), "weight": jnp.zeros((batch, rows))})
         number = jax.ShapeDtypeStruct((), jnp.int32, sharding=self.key.sharding)
-        arguments = (self._unstacked(), tokens["tokens"], number, prompts.lengths, caches["prompt_cache"], caches["response_cache"],
-                     tokens["weight"])
+        arguments = (self._unstacked(), tokens["tokens"], tokens["tokens"], number, prompts.lengths, caches["prompt_cache"],
+                     caches["response_cache"], tokens["weight"])
         shardings = jax.tree.map(lambda leaf: leaf.sharding, caches["response_cache"])
-        compiled = Lowered(step, self.mesh, donate_argnums=5, out_shardings=(shardings, self.key.sharding))
-        ideal = self.operations(self._decode_work(rows * samples, 1))
-        return Program("decode", compiled, arguments, (0,), 1, rows * samples, ideal, "policy")
+        compiled = Lowered(step, self.mesh, donate_argnums=6, out_shardings=(shardings, self.key.sharding))
+        ideal = self.operations(self._decode_work(batch * rows, 1))
+        return Program("decode", compiled, arguments, (0,), 1, batch * rows, ideal, "policy")
 
     def _score(self):
         rows, model = scoring.round_up(self.config.eval.batch_size, self.mesh), self.model
@@ -257,9 +259,6 @@ class Planner:
 
         blocks = lambda tree: {**tree, "blocks": (jax.tree.map(take, tree["blocks"]),) * self.model.num_layers}
         return {name: blocks(tree) for name, tree in stacked.items()}
-
-    def _sampler(self, group):
-        return sampler.make_sampler(self.model, samples=group, max_tokens=self.config.data.max_response_tokens, eos_ids=EOS, pad_id=PAD)
 
     def _compiled(self, fn, donate=()):
         return sharding.compile_step(fn, self.mesh, donate=donate)

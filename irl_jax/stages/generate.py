@@ -12,7 +12,7 @@ from irl_jax.config import GROUPS, default
 from irl_jax.data import sources, tokenize
 from irl_jax.errors import UserError
 from irl_jax.evaluation import best_of_n
-from irl_jax.stages import scoring
+from irl_jax.stages import sampling, scoring
 from irl_jax.stages.context import Context, Reader
 
 ASKED, ANSWERED = ("prompt",), ("prompt", "response")  # the fields of a record
@@ -174,13 +174,13 @@ def _text(context, example) -> str:
 
 
 def _draw(context, role, prompts, samples, limit, args):
-    rows = scoring.round_up(max(1, context.config.sample.rows // samples), context.mesh)
+    rows = min(samples, sampling.MOST_ROWS)
+    size = scoring.round_up(min(max(1, context.config.sample.rows // rows), len(prompts)), context.mesh)
     draw = sharding.compile_step(
-        sampler.make_sampler(context.model, samples=samples, max_tokens=limit, eos_ids=context.eos_ids, pad_id=context.pad_id,
+        sampler.make_sampler(context.model, samples=samples, rows=rows, max_tokens=limit, eos_ids=context.eos_ids, pad_id=context.pad_id,
                              temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, with_logprobs=True), context.mesh)
-    return sampler.sample_prompts(
-        draw, context.variables(role), prompts, list(range(len(prompts))),
-        min(rows, scoring.round_up(len(prompts), context.mesh)), jax.random.key(args.seed), put=context.put, progress="generate")
+    return sampler.sample_prompts(draw, context.variables(role), prompts, list(range(len(prompts))), size, jax.random.key(args.seed),
+                                  put=context.put, progress="generate")
 
 
 def _best(mine, rewards, members, args) -> int:

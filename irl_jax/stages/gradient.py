@@ -9,7 +9,7 @@ import numpy as np
 
 from irl_jax import policy_steps, rollouts, sampler, sharding, steps, workdir
 from irl_jax.data import batching
-from irl_jax.stages import training
+from irl_jax.stages import sampling, training
 from irl_jax.types import Example, PromptBatch
 
 
@@ -40,8 +40,9 @@ class PolicyGradient:
         self._length = batching.bucket_length(max(map(len, prompts)), context.config.data.max_prompt_tokens)
         self.longest = self._length + context.config.data.max_response_tokens  # tokens of a row
         model, dense = context.model, rollouts.is_dense(recipe, granularity)
-        self._draw = training.compiled(context, ("draw", config.samples), lambda: rollouts.make_draw(
-            model, sampler.make_sampler(model, samples=config.samples, max_tokens=context.config.data.max_response_tokens,
+        rows = sampling.rows_of(context.config.sample, self._rows, config.samples)
+        self._draw = training.compiled(context, ("draw", config.samples, rows), lambda: rollouts.make_draw(
+            model, sampler.make_sampler(model, samples=config.samples, rows=rows, max_tokens=context.config.data.max_response_tokens,
                                         eos_ids=context.eos_ids, pad_id=context.pad_id), context.pad_id), donate=())
         kind = recipe if recipe.startswith("log_ratio") else "learnt"
         self._judge = training.compiled(context, ("judge", kind, granularity, combine), lambda: rollouts.make_judge(

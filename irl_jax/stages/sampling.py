@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from irl_jax import sampler, sharding, workdir
 from irl_jax.stages import scoring
 
 FIELDS = {"tokens": "tokens", "mask": "mask", "ended": "ended", "logprobs": "behaviour_logprobs"}  # as stored: as sampled
+MOST_ROWS = 16  # of a prompt: enough that its cache is read for many rows, few enough that many prompts are decoded together
 
 
 def prompts_of(context, part: str) -> list[np.ndarray]:
@@ -43,23 +44,21 @@ def draw_into(context, path, variables, prompts, count: int, purpose: str) -> in
     """
     if path.exists():
         return 0
-    group = group_size(context.config.sample, count)
-    rows = max(1, context.config.sample.rows // group)
-    draw_group = _compiled(context, group)
-    parts = []
-    for first in range(0, count, group):
-        piece = path.with_name(f"{path.stem}.part{first}.npz")  # a kill loses one group of samples at most
-        if not piece.exists():
-            drawn = sampler.sample_prompts(
-                draw_group, variables, prompts, list(range(len(prompts))), scoring.round_up(rows, context.mesh),
-                context.key(f"{purpose}/{first}"), max_prompt=context.config.data.max_prompt_tokens, put=context.put,
-                progress=f"{purpose}, {first} of {count}")
-            workdir.save_arrays(piece, **{name: getattr(drawn, field) for name, field in FIELDS.items()})
-        parts.append((piece, workdir.load_arrays(piece)))
-    arrays = {name: np.concatenate([arrays[name] for _, arrays in parts], axis=1) for name in FIELDS}
+    draw, size = _compiled(context, count)
+    batches = sampler.plan_batches([len(prompt) for prompt in prompts], size, context.config.data.max_prompt_tokens)
+    pieces = [path.with_name(f"{path.stem}.part{i}-of-{len(batches)}.npz") for i in range(len(batches))]
+    missing = [i for i, piece in enumerate(pieces) if not piece.exists()]
+    drawn = sampler.sample_batches(
+        draw, variables, prompts, list(range(len(prompts))), [batches[i] for i in missing], size, context.key(purpose), wanted=count,
+        put=context.put, progress=purpose)
+    for i, batch in zip(missing, drawn, strict=True):  # a kill loses what was being decoded, and no more
+        workdir.save_arrays(pieces[i], **{name: getattr(batch, field) for name, field in FIELDS.items()})
+    back = np.argsort(np.concatenate([batch.members for batch in batches]))
+    parts = [workdir.load_arrays(piece) for piece in pieces]
+    arrays = {name: np.concatenate([part[name] for part in parts])[back] for name in FIELDS}
     _write_text(context, path.with_suffix(".jsonl"), prompts, arrays)
     workdir.save_arrays(path, **arrays)  # last: its presence says that the part is whole
-    for piece, _ in parts:
+    for piece in pieces:
         workdir.remove(piece)
     return int(arrays["mask"].sum())
 
@@ -68,24 +67,41 @@ def _path(context, role: str, part: str):
     return context.directory("samples") / role.replace("/", "_") / f"{part}.npz"
 
 
-def group_size(config, count: int) -> int:
-    """Samples of a prompt decoded together: they share its prompt part, and where it divides the count, the run's one trace."""
-    common = _divisor(math.gcd(config.reward_samples, config.eval_samples, config.policy_samples))
-    return common if count % common == 0 else _divisor(count)
+class Shape(NamedTuple):
+    """A sampler's: samples a prompt, rows of a prompt that are decoded at one time, prompts a batch."""
+
+    samples: int
+    rows: int
+    prompts: int
 
 
-def _divisor(count: int) -> int:
-    """The largest divisor up to 16."""
-    return next(group for group in range(min(count, 16), 0, -1) if count % group == 0)
+def shape_of(config, count: int) -> Shape:
+    """The sampler's shape for `count` samples a prompt: the run's one, where that many go through it.
+
+    That draws as many as are ever asked for and has as many rows a prompt (up to 16) as the least that is asked for, so that every
+    row is of use each time; what is above that waits for a row.
+
+    Args: config: config.sample.
+    """
+    counts = (config.reward_samples, config.eval_samples, config.policy_samples)
+    rows = min(MOST_ROWS, *counts)
+    samples, rows = (max(counts), rows) if rows <= count <= max(counts) else (count, min(MOST_ROWS, count))
+    return Shape(samples, rows, max(1, config.rows // rows))
 
 
-def _compiled(context, group: int):
-    """The jitted sampler for `group` samples a prompt, one a context, so that roles share its traces."""
-    if group not in context.samplers:
-        draw_one = sampler.make_sampler(context.model, samples=group, max_tokens=context.config.data.max_response_tokens,
-                                        eos_ids=context.eos_ids, pad_id=context.pad_id)
-        context.samplers[group] = sharding.compile_step(draw_one, context.mesh)
-    return context.samplers[group]
+def rows_of(config, prompts: int, samples: int) -> int:
+    """Rows a prompt where the number of prompts is given: all samples, or what config.sample.rows has room for."""
+    return min(samples, max(1, config.rows // prompts))
+
+
+def _compiled(context, count: int):
+    """The jitted sampler for `count` samples a prompt, one a context and shape, so that roles share its traces; prompts a batch."""
+    shape = shape_of(context.config.sample, count)
+    if shape not in context.samplers:
+        draw_some = sampler.make_sampler(context.model, samples=shape.samples, rows=shape.rows, eos_ids=context.eos_ids,
+                                         max_tokens=context.config.data.max_response_tokens, pad_id=context.pad_id)
+        context.samplers[shape] = sharding.compile_step(draw_some, context.mesh)
+    return context.samplers[shape], scoring.round_up(shape.prompts, context.mesh)
 
 
 def _write_text(context, path, prompts, arrays) -> None:
