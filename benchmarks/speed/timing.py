@@ -1,0 +1,78 @@
+"""Two sides, timed in turn: the same work, the same threads, medians of the rounds' ratios."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+PAUSE = 0.3  # seconds between sides: the threads of the one that ran last spin for a while
+
+
+class Timed(NamedTuple):
+    """Seconds a unit of work, one entry a round: of ours and of theirs."""
+
+    ours: list[float]
+    theirs: list[float]
+
+
+class Budget(NamedTuple):
+    """Rounds at least and at most, and the seconds after which no further round is begun."""
+
+    least: int
+    most: int
+    seconds: float
+
+
+def pin(threads: int) -> int:
+    """Holds this process and its children on so many of its cores, and tells torch; before jax starts. Returns the number held."""
+    cores = sorted(os.sched_getaffinity(0))[:threads or None]
+    os.sched_setaffinity(0, cores)  # XLA makes a thread a core that it may run on
+    os.environ["OMP_NUM_THREADS"] = str(len(cores))
+    return len(cores)
+
+
+def once(side: Callable[[], float | None]) -> float:
+    """Seconds a unit of one call; a side says how many units (tokens, say) it did, None is one."""
+    start = time.perf_counter()
+    units = side()
+    return (time.perf_counter() - start) / (1.0 if units is None else units)
+
+
+def alternate(ours: Callable, theirs: Callable, budget: Budget, pause: float = PAUSE, warm: bool = True) -> Timed:
+    """Runs both in rounds, once before them to warm up (unless that was done), the one that begins changing from round to round.
+
+    Args:
+        ours, theirs: each does its work, waits for it to end, and returns the units done (None: one).
+        budget: rounds and seconds. pause: seconds of rest before each side.
+    """
+    sides, seconds = (ours, theirs), ([], [])
+    for side in sides if warm else ():
+        once(side)
+    start, done = time.perf_counter(), 0
+    while done < budget.least or (done < budget.most and time.perf_counter() - start < budget.seconds):
+        for index in (0, 1) if done % 2 == 0 else (1, 0):
+            time.sleep(pause)
+            seconds[index].append(once(sides[index]))
+        done += 1
+    return Timed(*seconds)
+
+
+def summary(timed: Timed) -> dict:
+    """Medians of both sides and the median and quartiles of theirs / ours over the rounds: above 1, ours is faster."""
+    ratios = np.asarray(timed.theirs) / np.asarray(timed.ours)
+    low, middle, high = np.percentile(ratios, [25, 50, 75])
+    return {"ours_seconds": float(np.median(timed.ours)), "theirs_seconds": float(np.median(timed.theirs)),
+            "ratio": float(middle), "ratio_quartiles": [float(low), float(high)], "rounds": len(ratios)}
+
+
+def agree(what: str, ours, theirs, tolerance: float) -> float:
+    """The largest difference of two arrays; AssertionError where it passes the tolerance (or is not a number)."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape, f"{what}: shapes {ours.shape} and {theirs.shape} differ"
+    difference = float(np.abs(ours - theirs).max())
+    assert difference <= tolerance, f"{what}: the two sides differ by {difference:.3g}, more than {tolerance:g}"
+    return difference
