@@ -133,12 +133,17 @@ def _replaced(setting, size):
     one, other = few(0), all_rows(0)
     gap = agree("tokens of both samplers", one.tokens, other.tokens, 0)
     agree("log-probs of both samplers", one.behaviour_logprobs, other.behaviour_logprobs, 1e-3)
-    timed = alternate(_plain(few), _plain(all_rows), setting.budget(size))
     lengths = one.mask.sum(-1)
-    yield row("sampling, finished rows replaced", setting.label(size), "irl_jax, a row for each sample", timed,
-              f"{_work(REPLACED_SAMPLES, size)}, {REPLACED_ROWS} rows a prompt; lengths {lengths.mean():.0f} on average, {lengths.max():.0f} "
-              "at most", target=REPLACED, checked=f"the same tokens (differences: {gap:.0f}) and log-probs",
-              note="the same seeds on both sides, so the same samples")
+    work = (f"{_work(REPLACED_SAMPLES, size)}, {REPLACED_ROWS} rows a prompt; lengths {lengths.mean():.0f} on average, {lengths.max():.0f} at "
+            "most")
+    yield row("sampling, finished rows replaced", setting.label(size), "irl_jax, a row for each sample",
+              alternate(_plain(few), _plain(all_rows), setting.budget(size)), work, target=REPLACED,
+              checked=f"the same tokens (differences: {gap:.0f}) and log-probs", note="the same seeds on both sides, so the same samples")
+    group = ours.sampling(mine, prompts, REPLACED_ROWS, size.response, ends)
+    calls = range(REPLACED_SAMPLES // REPLACED_ROWS)
+    yield row("sampling, finished rows replaced", setting.label(size), f"irl_jax, {len(calls)} calls of {REPLACED_ROWS} samples",
+              alternate(_plain(few), _plain(lambda seed: [group(len(calls) * seed + call) for call in calls]), setting.budget(size)), work,
+              note="as many rows on both sides; the samples are not the same")
 
 
 def curves(setting) -> dict:
