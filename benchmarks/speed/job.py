@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.speed import sizes
 from benchmarks.speed.table import Target, row
-from benchmarks.speed.timing import Timed
+from benchmarks.speed.timing import Others, Timed
 
 TRL = Target(">= 4x", 4.0)
 RESPONSE = 64  # tokens, EOS included
@@ -27,28 +27,30 @@ SHAPES = {"sft_rows": 16, "reward_pairs": 16, "policy_prompts": 8, "policy_sampl
 
 def cases(setting):
     """Yields a row a size."""
+    if setting.without("trl"):
+        return
     for size in setting.sizes:
         yield _case(setting, size)
 
 
 def _case(setting, size):
     spec = make_spec(setting, size)
-    mine, theirs, stages = [], [], {"ours": [], "trl": []}
+    mine, theirs, others, stages = [], [], Others(), {"ours": [], "trl": []}
     rounds = setting.repeats or 1
     for number in range(rounds):
         for side in ("ours", "trl") if number % 2 == 0 else ("trl", "ours"):
-            if side == "trl" and setting.without("trl"):
-                continue
             seconds, parts = _run(side, spec)
             (mine if side == "ours" else theirs).append(seconds)
             stages[side].append(parts)
     drawn = 2 * spec["sample_prompts"] * spec["samples"]
-    work = (f"SFT {spec['sft_steps']} x {spec['sft_rows']} rows, {drawn:,} samples, reward {spec['reward_steps']} x {spec['reward_pairs']} pairs, "
-            f"best-of-16 of {spec['best_prompts']} prompts, policy {spec['policy_steps']} x {spec['policy_prompts']} x {spec['policy_samples']}")
-    return row("the whole job", setting.label(size), "TRL", Timed(mine, theirs or [float("nan")] * len(mine)), work, target=TRL, stages=stages,
-               share=spec["share"], note=f"two processes, imports and compilation in the time, no cache of compiled programs; prompts of up to "
-               f"{sizes.PROMPT_TOKENS} tokens, responses of up to {RESPONSE}; whole trunks; TRL: SFTTrainer, transformers generate, RewardTrainer, "
-               "RLOOTrainer; irl_jax besides keeps checkpoints and text, scores held-out data and has the BCE loss on as many rows")
+    work = (f"SFT {spec['sft_steps']} x {spec['sft_rows']} rows, {drawn:,} samples, reward {spec['reward_steps']} x {spec['reward_pairs']} "
+            f"pairs, best-of-16 of {spec['best_prompts']} prompts, policy {spec['policy_steps']} x {spec['policy_prompts']} x "
+            f"{spec['policy_samples']}")
+    note = (f"two processes, imports and compilation in the time, no cache of compiled programs; prompts of up to {sizes.PROMPT_TOKENS} "
+            f"tokens, responses of up to {RESPONSE}; whole trunks; TRL: SFTTrainer, transformers generate, RewardTrainer, RLOOTrainer; "
+            "irl_jax besides keeps checkpoints and text, scores held-out data and has the BCE loss on as many rows")
+    return row("the whole job", setting.label(size), "TRL", Timed(mine, theirs, others.share()), work, target=TRL, stages=stages,
+               share=spec["share"], note=note + ("" if spec["share"] == 1 else "; where fewer samples are given, that share of the job"))
 
 
 def make_spec(setting, size) -> pathlib.Path:
@@ -58,7 +60,8 @@ def make_spec(setting, size) -> pathlib.Path:
     folder = setting.root / f"job-{size.name}"
     folder.mkdir(exist_ok=True)
     spec = {"model": str(setting.folder(size)), "folder": str(folder), "response": RESPONSE, "prompt": sizes.PROMPT_TOKENS,
-            "share": share, **counts, **SHAPES, "path": str(folder / "spec.json")}
+            "share": share, **counts, **SHAPES,
+            "path": str(folder / "spec.json")}
     records = max(counts["sft_steps"] * SHAPES["sft_rows"], counts["sample_prompts"]) + 32
     rng = np.random.default_rng(6)
     words = lambda length: " ".join(f"w{number}" for number in rng.integers(sizes.SPECIAL, size.vocabulary, length))
@@ -83,7 +86,8 @@ def _run(side: str, spec: dict) -> tuple[float, dict]:
     environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "benchmarks.speed.job", side, spec["path"]], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks.speed.job", side, spec["path"]]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"the whole job, {side}: status {done.returncode}\n{done.stderr[-4000:]}")
     return time.perf_counter() - start, json.loads(done.stdout.splitlines()[-1])
@@ -122,8 +126,9 @@ def ours(spec: dict) -> dict:
     c.policy.beta, c.policy.learning_rate, c.policy.keep_rollouts_every = spec["beta"], 1e-6, 0
     run = folder / f"run-{time.time_ns()}"
     timed("pipeline", stages.run_pipeline, c.lock(), run, ("sft", "sample", "reward", "policy"))
-    status = timed("best-of-16", cli.main, ["generate", f"--workdir={run}", "--role=policy/init_sft", "--reward=init_sft",
-                                            f"--best_of={spec['best_of']}", f"--prompts={folder / 'prompts.jsonl'}", f"--out={run / 'best.jsonl'}"])
+    status = timed("best-of-16", cli.main, [
+        "generate", f"--workdir={run}", "--role=policy/init_sft", "--reward=init_sft", f"--best_of={spec['best_of']}",
+        f"--prompts={folder / 'prompts.jsonl'}", f"--out={run / 'best.jsonl'}"])
     assert status == 0
     out = {"best-of-16": timed.seconds["best-of-16"]}
     for stage in ("sft", "sample", "reward", "policy"):

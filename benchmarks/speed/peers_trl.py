@@ -80,8 +80,9 @@ def _policy(spec, folder, tokenizer, reward, prompts):
     arguments = trl.RLOOConfig(output_dir=str(folder / "trl-policy"), max_steps=spec["policy_steps"], per_device_train_batch_size=rows,
                                num_generations=spec["policy_samples"], max_completion_length=spec["response"], beta=spec["beta"],
                                temperature=1.0, top_k=0, learning_rate=1e-6, **_COMMON)
+    data = datasets.Dataset.from_list([{"prompt": prompt} for prompt in prompts])
     trainer = trl.RLOOTrainer(model=str(folder / "trl-sft"), reward_funcs=reward, args=arguments, processing_class=tokenizer,
-                              reward_processing_classes=tokenizer, train_dataset=datasets.Dataset.from_list([{"prompt": p} for p in prompts]))
+                              reward_processing_classes=tokenizer, train_dataset=data)
     trainer.train()
     return trainer.model
 
@@ -95,5 +96,5 @@ def _best_of(spec, tokenizer, policy, reward, prompts) -> list[list[int]]:
     for start in range(0, len(rows), ROWS):
         batch = tokenizer.pad({"input_ids": rows[start : start + ROWS]}, padding=True, padding_side="right", return_tensors="pt")
         scores += reward(**batch.to(reward.device)).logits[:, 0].tolist()
-    best = [max(range(len(group)), key=lambda k, first=i * len(group): scores[first + k]) for i, group in enumerate(groups)]
-    return [group[k] for group, k in zip(groups, best, strict=True)]
+    n = spec["best_of"]
+    return [group[max(range(n), key=lambda k, first=i * n: scores[first + k])] for i, group in enumerate(groups)]

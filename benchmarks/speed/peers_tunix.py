@@ -66,7 +66,7 @@ def token_scores(model, rows: np.ndarray) -> np.ndarray:
 def sampling(model, prompts, samples: int, tokens: int, eos_ids, with_logprobs: bool = False):
     """draw(seed) -> SamplerOutput for every prompt `samples` times (it has no sharing of prompts), at temperature 1, unfiltered."""
     config, longest = model.config, max(map(len, prompts))
-    cache = CacheConfig(cache_size=longest + tokens, num_layers=config.num_layers, num_kv_heads=config.num_kv_heads, head_dim=config.head_dim)
+    cache = CacheConfig(longest + tokens, config.num_layers, config.num_kv_heads, config.head_dim)
     sampler = Sampler(model, _Words(), cache)
     texts = [" ".join(map(str, prompt)) for prompt in prompts for _ in range(samples)]
 

@@ -63,9 +63,9 @@ def parse(argv) -> argparse.Namespace:
     """The flags."""
     parser = argparse.ArgumentParser(prog="bash benchmarks/run.sh", description=__doc__)
     parser.add_argument("--cases", default=",".join(CASES), help=f"of {', '.join(CASES)}; default: all")
-    parser.add_argument("--sizes", default="testbed,6m,gpt2", help="of testbed, 6m, gpt2 and tiny (for tests); default: the first three")
+    parser.add_argument("--sizes", default="testbed,6m,gpt2", help="of testbed, 6m, gpt2, tiny (for tests); default: the first three")
     parser.add_argument("--peers", default="tunix,trl", help="of tunix and trl, which may be left out; transformers is always there")
-    parser.add_argument("--dtypes", default="auto", help="float32, bfloat16; default: float32, and bfloat16 where both sides' products gain")
+    parser.add_argument("--dtypes", default="auto", help="float32, bfloat16; default: float32, and bfloat16 where both sides gain by it")
     parser.add_argument("--repeats", type=int, default=0, help="rounds of every case; default: by size")
     parser.add_argument("--threads", type=int, default=0, help="cores for both sides; default: all that this process may use")
     parser.add_argument("--model", default="", help="folder of the 6M model; default: imdb-gpt2-6m of IRL_JAX_SHARED, or random weights")
@@ -99,8 +99,8 @@ def machine(threads: int, dtypes) -> dict:
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "torch", "transformers", "trl", "google-tunix")}
     model = next((line.split(":")[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
                   if line.startswith("model name")), "") if os.path.exists("/proc/cpuinfo") else ""
-    return {"processor": model or platform.processor(), "cores": threads, "system": platform.platform(), "python": platform.python_version(),
-            "dtypes": list(dtypes), **versions}
+    return {"processor": model or platform.processor(), "cores": threads, "system": platform.platform(),
+            "python": platform.python_version(), "dtypes": list(dtypes), **versions}
 
 
 def rows_of(case: str, setting: Setting):

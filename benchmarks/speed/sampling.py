@@ -108,8 +108,8 @@ def _beside_tunix(setting, size):
         timed = alternate(_plain(own), _plain(peer), setting.budget(size))
         yield row(f"sampling, {samples} a prompt", setting.llama_label(size), "Tunix Sampler", timed, _work(samples, size),
                   target=TUNIX if samples == 16 else None, checked=f"log-probs of Tunix's samples, within {gap:.1e} a token",
-                  note="a Llama of the size's layers, width and heads on both sides, for Tunix has no GPT-2; its sampler takes a prompt once "
-                       "for each of its samples")
+                  note="a Llama of the size's layers, width and heads on both sides, for Tunix has no GPT-2; its sampler takes a prompt "
+                       "once for each of its samples")
 
 
 def _same_as_tunix(mine, out, prompts) -> float:
@@ -134,8 +134,8 @@ def _replaced(setting, size):
     gap = agree("tokens of both samplers", one.tokens, other.tokens, 0)
     agree("log-probs of both samplers", one.behaviour_logprobs, other.behaviour_logprobs, 1e-3)
     lengths = one.mask.sum(-1)
-    work = (f"{_work(REPLACED_SAMPLES, size)}, {REPLACED_ROWS} rows a prompt; lengths {lengths.mean():.0f} on average, {lengths.max():.0f} at "
-            "most")
+    work = (f"{_work(REPLACED_SAMPLES, size)}, {REPLACED_ROWS} rows a prompt; lengths {lengths.mean():.0f} on average, "
+            f"{lengths.max():.0f} at most")
     yield row("sampling, finished rows replaced", setting.label(size), "irl_jax, a row for each sample",
               alternate(_plain(few), _plain(all_rows), setting.budget(size)), work, target=REPLACED,
               checked=f"the same tokens (differences: {gap:.0f}) and log-probs", note="the same seeds on both sides, so the same samples")

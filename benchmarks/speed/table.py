@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from benchmarks.speed.timing import Timed, summary
 
+BUSY = 0.1  # share of the cores held by others from which a row is marked
 KEY = ("case", "size", "peer", "dtype", "quick")
 
 
@@ -70,14 +71,20 @@ def seconds(value: float) -> str:
 
 def markdown(rows: list[dict]) -> str:
     """The table, and under it the notes that its rows carry."""
-    lines = ["| case | size | beside | work | irl_jax | peer | ratio (quartiles; rounds) | target |", "|---|---|---|---|---|---|---|---|"]
+    lines = ["| case | size | beside | work | irl_jax | peer | ratio (quartiles; rounds) | target |", "|" + "---|" * 8]
     notes: dict[str, None] = {}
+    busy = [r for r in rows if r.get("others_busy", 0) > BUSY]
+    if busy:
+        most = max(r["others_busy"] for r in busy)
+        notes[f"(!): other processes held up to {most:.0%} of the cores meanwhile, which slows torch's spinning threads far more than XLA's: "
+              "measure again on an idle machine before quoting the ratio"] = None
     for r in rows:
         low, high = r["ratio_quartiles"]
-        dtype = "" if r["dtype"] == "float32" else f", {r['dtype']}"
         per = "" if r["unit"] == "call" else f" per {r['unit']}"
-        lines.append(f"| {r['case']}{dtype} | {r['size']} | {r['peer']} | {r['work']} | {seconds(r['ours_seconds'])}{per} | "
-                     f"{seconds(r['theirs_seconds'])}{per} | **{r['ratio']:.2f}** ({low:.2f} to {high:.2f}; {r['rounds']}) | {verdict(r)} |")
+        ratio = f"**{r['ratio']:.2f}** ({low:.2f} to {high:.2f}; {r['rounds']}){' (!)' if r in busy else ''}"
+        cells = (r["case"] + ("" if r["dtype"] == "float32" else f", {r['dtype']}"), r["size"], r["peer"], r["work"],
+                 seconds(r["ours_seconds"]) + per, seconds(r["theirs_seconds"]) + per, ratio, verdict(r))
+        lines.append(f"| {' | '.join(cells)} |")
         if r["note"]:
             notes[f"{r['case']}, {r['peer']}: {r['note']}"] = None
     return "\n".join(lines) + ("\n\n" + "\n".join(f"- {note}" for note in notes) if notes else "")

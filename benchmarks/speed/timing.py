@@ -13,10 +13,36 @@ PAUSE = 0.3  # seconds between sides: the threads of the one that ran last spin 
 
 
 class Timed(NamedTuple):
-    """Seconds a unit of work, one entry a round: of ours and of theirs."""
+    """Seconds a unit of work, one entry a round: of ours and of theirs. others: share of the machine's cores that other processes
+    held meanwhile; torch's threads, which spin, suffer far more from them than XLA's."""
 
     ours: list[float]
     theirs: list[float]
+    others: float = 0.0
+
+
+class Others:
+    """Measures, from its making on, the share of the machine's cores that processes other than this one and its children held."""
+
+    def __init__(self):
+        self._start = self._now()
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        """(seconds of all cores, of them busy, of them this process's and its ended children's)."""
+        try:
+            with open("/proc/stat") as file:
+                user, nice, system, idle, waiting, *more = (int(n) / os.sysconf("SC_CLK_TCK") for n in file.readline().split()[1:9])
+        except OSError:
+            return 0.0, 0.0, 0.0
+        own = os.times()
+        busy = user + nice + system + sum(more)
+        return busy + idle + waiting, busy, own.user + own.system + own.children_user + own.children_system
+
+    def share(self) -> float:
+        """0 to 1; 0 where the system does not say."""
+        total, busy, own = (now - then for now, then in zip(self._now(), self._start, strict=True))
+        return max(0.0, busy - own) / total if total > 0 else 0.0
 
 
 class Budget(NamedTuple):
@@ -52,13 +78,13 @@ def alternate(ours: Callable, theirs: Callable, budget: Budget, pause: float = P
     sides, seconds = (ours, theirs), ([], [])
     for side in sides if warm else ():
         once(side)
-    start, done = time.perf_counter(), 0
+    start, others, done = time.perf_counter(), Others(), 0
     while done < budget.least or (done < budget.most and time.perf_counter() - start < budget.seconds):
         for index in (0, 1) if done % 2 == 0 else (1, 0):
             time.sleep(pause)
             seconds[index].append(once(sides[index]))
         done += 1
-    return Timed(*seconds)
+    return Timed(*seconds, others.share())
 
 
 def summary(timed: Timed) -> dict:
@@ -66,7 +92,8 @@ def summary(timed: Timed) -> dict:
     ratios = np.asarray(timed.theirs) / np.asarray(timed.ours)
     low, middle, high = np.percentile(ratios, [25, 50, 75])
     return {"ours_seconds": float(np.median(timed.ours)), "theirs_seconds": float(np.median(timed.theirs)),
-            "ratio": float(middle), "ratio_quartiles": [float(low), float(high)], "rounds": len(ratios)}
+            "ratio": float(middle), "ratio_quartiles": [float(low), float(high)], "rounds": len(ratios),
+            "others_busy": round(timed.others, 3)}
 
 
 def agree(what: str, ours, theirs, tolerance: float) -> float:

@@ -84,8 +84,8 @@ def _lora(setting, size):
     lora, whole = ours.sft(mine, rows, RANK), ours.sft(mine, rows)
     gap = agree("the first loss of both", lora()["loss"], whole()["loss"], 1e-4)
     timed = _timed(setting, size, lora, whole)
-    return row("LoRA step", setting.label(size), "irl_jax, whole trunk", timed, f"{WORK}, rank {RANK}, no remat", target=LORA.get(size.name),
-               checked=f"the first loss, within {gap:.1e}", note="the ratio is whole trunk / LoRA")
+    return row("LoRA step", setting.label(size), "irl_jax, whole trunk", timed, f"{WORK}, rank {RANK}, no remat",
+               target=LORA.get(size.name), checked=f"the first loss, within {gap:.1e}", note="the ratio is whole trunk / LoRA")
 
 
 def _reward(setting, size, dtype):
@@ -95,8 +95,8 @@ def _reward(setting, size, dtype):
     head = np.random.default_rng(4).normal(0, 0.02, size.width).astype(np.float32)
     own, peer = ours.reward(ours.load(folder, dtype), rows, head), peers_torch.reward(folder, rows, head, dtype)
     checked = _same_losses(own, peer, dtype)
-    return row("reward step", setting.label(size), "transformers + torch", _timed(setting, size, own, peer), f"{WORK}: 8 pairs", dtype=dtype,
-               checked=checked, note="Bradley-Terry, whole trunk and a linear head" + _bfloat16(dtype))
+    return row("reward step", setting.label(size), "transformers + torch", _timed(setting, size, own, peer), f"{WORK}: 8 pairs",
+               dtype=dtype, checked=checked, note="Bradley-Terry, whole trunk and a linear head" + _bfloat16(dtype))
 
 
 def _policy(setting, size, dtype):
