@@ -143,10 +143,12 @@ def test_the_jobs_text_is_its_tokens_one_to_one(setting):
 
 
 def test_curves_are_drawn(monkeypatch, setting, tmp_path):
-    monkeypatch.setattr(sampling, "CURVES", {"samples": (1,), "prompts": (2,), "tokens": (2, 4)})
-    monkeypatch.setattr(sampling, "CURVE_AT", {"samples": 1, "prompts": 2, "tokens": 2})
+    asked = []
+    monkeypatch.setattr(ours, "sampling", lambda mine, prompts, samples, tokens, ends: (
+        asked.append((len(prompts), samples, tokens)) or (lambda seed: None)))
     curves = sampling.curves(setting)
-    assert [point["tokens"] for point in curves["points"]["tokens"]] == [2, 4]
+    assert [point["tokens"] for point in curves["points"]["tokens"]] == list(sampling.CURVES["tokens"])
+    assert asked[0] == (8, 1, 64) and asked[-1] == (8, 16, 128) and len(asked) == len(set(asked)) + 2  # the point held at, thrice
     plot.draw(curves, tmp_path / "docs" / "x.png")
     assert (tmp_path / "docs" / "x.png").read_bytes().startswith(b"\x89PNG")
 

@@ -148,7 +148,7 @@ def main(argv) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     rows = run(arguments)
-    print(table.markdown(rows))
+    print(table.markdown(rows) if rows else "No case of a table was run.")
     print(f"\nResults are in {arguments.out}.")
     return 0
 

@@ -76,7 +76,7 @@ def markdown(rows: list[dict]) -> str:
     busy = [r for r in rows if r.get("others_busy", 0) > BUSY]
     if busy:
         most = max(r["others_busy"] for r in busy)
-        notes[f"(!): other processes held up to {most:.0%} of the cores meanwhile, which slows torch's spinning threads far more than XLA's: "
+        notes[f"(!): other processes held up to {most:.0%} of the cores meanwhile, which slows torch's spinning threads more than XLA's: "
               "measure again on an idle machine before quoting the ratio"] = None
     for r in rows:
         low, high = r["ratio_quartiles"]
