@@ -47,6 +47,11 @@ def test_seconds_are_of_a_unit_and_rounds_end_with_the_budget(clock):
     assert len(timing.alternate(clock("a", [99] * 9), clock("b", [99] * 9), timing.Budget(2, 50, 1.0), warm=False).ours) == 2
 
 
+def test_short_calls_are_timed_together(clock):
+    side = clock("a", [0.15] + [0.05] * 2, 2.0)
+    assert timing.once(side) == pytest.approx(0.025) and len(clock.calls) == 3  # 0.2 / 0.15 calls, rounded up, after the first
+
+
 def test_differences_are_refused():
     assert timing.agree("x", [1.0, 2.0], [1.0, 2.5], 0.5) == 0.5
     for other in ([1.0, 2.6], [1.0, float("nan")], [1.0]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+SHORTEST = 0.2  # seconds that a timing takes at least
 PAUSE = 0.3  # seconds between sides: the threads of the one that ran last spin for a while
 
 
@@ -62,10 +64,21 @@ def pin(threads: int) -> int:
 
 
 def once(side: Callable[[], float | None]) -> float:
-    """Seconds a unit of one call; a side says how many units (tokens, say) it did, None is one."""
+    """Seconds a unit of one call; a side says how many units (tokens, say) it did, None is one.
+
+    Where the call took less than SHORTEST, as many more are timed together as take about so long, in its place.
+    """
+    seconds, units = _calls(side, 1)
+    if seconds < SHORTEST:
+        seconds, units = _calls(side, math.ceil(SHORTEST / max(seconds, 1e-6)))
+    return seconds / units
+
+
+def _calls(side, count: int) -> tuple[float, float]:
+    """(seconds, units) of so many calls."""
     start = time.perf_counter()
-    units = side()
-    return (time.perf_counter() - start) / (1.0 if units is None else units)
+    units = [side() for _ in range(count)]
+    return time.perf_counter() - start, sum(1.0 if one is None else one for one in units)
 
 
 def alternate(ours: Callable, theirs: Callable, budget: Budget, pause: float = PAUSE, warm: bool = True) -> Timed:
