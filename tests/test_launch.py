@@ -13,7 +13,7 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SCRIPTS = sorted((ROOT / "launch").rglob("*.sh"))
+SCRIPTS = sorted([*(ROOT / "launch").rglob("*.sh"), *(ROOT / "benchmarks").glob("*.sh")])
 WHERE = ["--zone=us-west4-a", "--project=my-project"]
 PROJECT = [*WHERE, "--name=irl"]
 NASTY = [
