@@ -17,7 +17,8 @@ from irl_jax import sharding
 from irl_jax.config import default
 from irl_jax.data.batching import PADDING_ID, prompt_batch
 from irl_jax.models import adapters
-from irl_jax.models.transformer import ModelConfig, init_trunk, token_logprobs
+from irl_jax.models.logprobs import token_logprobs
+from irl_jax.models.transformer import ModelConfig, init_trunk
 from irl_jax.sampler import make_sampler, plan_batches, sample_batches, sample_prompts
 from irl_jax.stages import sampling
 from irl_jax.types import SampleBatch
