@@ -208,6 +208,8 @@ def _check_adversarial(config: ConfigDict) -> None:
 
 def _check_sources(config: ConfigDict) -> None:
     """Refuses data, model and golden reward that do not go together."""
+    if config.golden.chat and config.golden.kind != "hf_reward":
+        raise UserError("config.golden.chat: only golden.kind = 'hf_reward' has a chat template")
     if config.golden.kind == "hf_reward" and not config.golden.model:
         raise UserError("config.golden.model: 'hf_reward' needs the folder or hub name of a *ForSequenceClassification model")
     if config.data.source == "testbed":

@@ -258,6 +258,8 @@ def _golden() -> ConfigDict:
     g.positive_rating = 7.0  # "classifier": ratings from here on count as positive
     g.model = ""  # "hf_reward": folder or hub name of a *ForSequenceClassification, in model.dtype and model.param_dtype
     g.label = ""  # "hf_reward": whose score is the reward, where the model has several labels
+    g.chat = False  # "hf_reward": score the conversation as its own chat template renders it (HH-RLHF transcripts turn by turn, other
+    #   prompts as the user's turn), not prompt + response as plain text
     g.window_words = 48  # "classifier": words in the windows it is fitted on, as long as the responses
     return g
 

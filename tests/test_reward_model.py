@@ -146,6 +146,74 @@ def test_one_label_needs_no_name_and_none_is_refused_early(tmp_path):
         judge_of(tmp_path / "m").score([""], [""])
 
 
+# ---------------------------------------------------------------- by its own chat template
+
+TEMPLATE = ("{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+            "{{ {'user': 'w9 ', 'assistant': 'w10 '}[m.role] + m.content | trim }} <eos> {% endfor %}")
+HH = "\n\nHuman: w1 w2\n\nAssistant: w3\n\nHuman: w4\n\nHuman: w8\n\nAssistant:"
+
+
+def talking():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def test_a_conversation_is_scored_as_the_judges_own_template_renders_it(tmp_path):
+    trunk, head = classifier(tmp_path / "m", tokenizer=talking())
+    judge = judge_of(tmp_path / "m", "helpful", **{"golden.chat": True})
+    rendered = ["w9 w1 w2 <eos> w10 w3 <eos> w9 w4 w8 <eos> w10 w5 <eos>", "w9 w6 <eos> w10 w5 <eos>"]
+    expected = [by_hand(trunk, head, ids_of(text))[1] for text in rendered]
+    np.testing.assert_allclose(judge.score([HH, "w6"], [" w5", "w5 "]), expected, atol=1e-5)
+    assert abs(judge_of(tmp_path / "m", "helpful").score(["w6"], [" w5"])[0] - expected[1]) > 1e-2
+
+
+def test_messages_are_scored_as_the_record_has_them(tmp_path):
+    """Through a run's own context: the policy's template is another, and the judge's knows no system turn."""
+    trunk, head = classifier(tmp_path / "m", tokenizer=talking())
+    own = make_tokenizer()
+    own.chat_template = "{% for m in messages %}{{ 'w0 ' + m.content }} <eos> {% endfor %}{% if add_generation_prompt %}w0{% endif %}"
+    turns = [{"role": "system", "content": "w7"}, {"role": "user", "content": "w1 w2"}]
+    records = [{"messages": [*turns, {"role": "assistant", "content": f"w{index}"}]} for index in (3, 4)]
+    records += [{"prompt": f"w{index}", "response": " w5"} for index in range(6)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    config = default()
+    config.data.source, config.model.path = str(tmp_path / "d.jsonl"), str(hf.save_folder(tmp_path / "base", GPT2, random_trunk(GPT2), own))
+    config.data.max_prompt_tokens, config.data.max_response_tokens = 12, 12
+    config.golden.kind, config.golden.model, config.golden.label, config.golden.chat = "hf_reward", str(tmp_path / "m"), "short", True
+    context = Context(config, None)
+    (prompt,) = context.corpus.turns
+    shown = context.text(context.tokenizer(prompt)["input_ids"])
+    assert context.turns(shown) == turns and context.turns("w6") == [{"role": "user", "content": "w6"}]
+    judge = reward_model.make_judge(config, context.mesh, context.turns)
+    expected = by_hand(trunk, head, ids_of("w9 w7 w1 w2 <eos> w10 w5 <eos>"))[2]
+    np.testing.assert_allclose(judge.score([shown], [" w5"]), [expected], atol=1e-5)
+
+
+def test_a_long_conversation_keeps_bos_and_tail(tmp_path):
+    class Words:
+        bos_token_id = 1
+
+        def __call__(self, texts, add_special_tokens, **_):
+            return {"input_ids": [[1] * add_special_tokens + [int(word) for word in text.split()] for text in texts]}
+
+    long = " ".join(map(str, range(2, 12)))
+    for text, special, kept in ((long, True, [1, 8, 9, 10, 11]), (long, False, [7, 8, 9, 10, 11]), (f"1 {long}", False, [1, 8, 9, 10, 11])):
+        (row,) = reward_model.rows_of(Words(), [text], 0, 5, special)
+        assert row.prompt.tolist() == kept
+
+
+def test_a_judge_without_a_template_is_refused_before_anything_trains(tmp_path):
+    classifier(tmp_path / "m", labels=("reward",))
+    config = default()
+    config.golden.kind, config.golden.model, config.golden.chat = "hf_reward", str(tmp_path / "m"), True
+    with pytest.raises(UserError, match="golden.chat: the tokenizer of .* has no chat template"):
+        reward_model.check(config)
+    config.golden.kind = "testbed"
+    with pytest.raises(UserError, match="golden.chat: only golden.kind = 'hf_reward'"):
+        checks.check(config)
+
+
 # ---------------------------------------------------------------- as what a reward starts from
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 from irl_jax.errors import UserError
 
 _SENTINEL = "sentinel7f3a91c4"  # stands for the response while a template is rendered
 _SYSTEM, _USER = {"role": "system", "content": "-"}, {"role": "user", "content": "-"}
+_SPEAKER, _ROLES = re.compile(r"(?:^|\n\n)(Human|Assistant):"), {"Human": "user", "Assistant": "assistant"}
 _CHANGED = "the tokenizer's chat template changes the assistant's turn, or leaves it out; give prompt and response, not messages"
 
 
@@ -34,7 +36,7 @@ class Chat(NamedTuple):
         around it.
         """
         prompt, after = self._around(messages[:-1])
-        content, text = messages[-1]["content"].strip(), self._render(messages)
+        content, text = messages[-1]["content"].strip(), self.render(messages)
         response = text[len(prompt) : len(text) - len(after)]
         if not (text.startswith(prompt) and text.endswith(after) and content in response):
             raise UserError(_CHANGED)
@@ -46,8 +48,8 @@ class Chat(NamedTuple):
 
     def _around(self, turns: list) -> tuple[str, str]:
         """The prompt of an assistant's turn that follows `turns`, and what the template puts after its content."""
-        asked, bare = (self._render(turns, add_generation_prompt=asks) for asks in (True, False))
-        before, found, after = self._render([*turns, {"role": "assistant", "content": _SENTINEL}]).partition(_SENTINEL)
+        asked, bare = (self.render(turns, add_generation_prompt=asks) for asks in (True, False))
+        before, found, after = self.render([*turns, {"role": "assistant", "content": _SENTINEL}]).partition(_SENTINEL)
         if not found:
             raise UserError(_CHANGED)
         header = before[len(asked):]
@@ -55,11 +57,27 @@ class Chat(NamedTuple):
             return asked, after
         return before, after
 
-    def _render(self, messages: list, **how) -> str:
+    def render(self, messages: list, **how) -> str:
+        """The text of a conversation. Raises: UserError where the template refuses it."""
         try:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, **how)
         except Exception as error:  # templates refuse by raise_exception, and are programs: whatever they do wrong comes out here
             raise UserError(f"the tokenizer's chat template refuses the conversation ({' '.join(str(error).split())[:200]})") from error
+
+
+def turns_of(prompt: str) -> list[dict]:
+    """The conversation that a prompt is: the turns of a transcript as HH-RLHF has them ("\\n\\nHuman: ...", "\\n\\nAssistant: ..."), or one
+    turn of the user's."""
+    parts = _SPEAKER.split(prompt)
+    if len(parts) < 5 or parts[0].strip() or parts[1] != "Human" or parts[-2:] != ["Assistant", ""]:
+        return [{"role": "user", "content": prompt}]
+    turns = []
+    for who, text in zip(parts[1:-2:2], parts[2:-2:2], strict=True):
+        if turns and turns[-1]["role"] == _ROLES[who]:  # a few speak twice, which templates refuse
+            turns[-1]["content"] += "\n\n" + text.strip()
+        else:
+            turns.append({"role": _ROLES[who], "content": text.strip()})
+    return turns
 
 
 def of(tokenizer) -> Chat | None:

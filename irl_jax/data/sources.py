@@ -45,7 +45,7 @@ class Corpus(NamedTuple):
     """Text records; no prompt is in two of the three splits, and pairs stand on training prompts only.
 
     counts: what was left out while reading, by reason ("prompt_not_shared", "empty", "short", "pairs_off_training",
-    "overlap_with_evaluation"); reasons that never applied are absent.
+    "overlap_with_evaluation"); reasons that never applied are absent. turns: of prompts that were rendered from messages, those.
     """
 
     train: list[Record]
@@ -53,15 +53,18 @@ class Corpus(NamedTuple):
     evaluation: list[Record]
     pairs: list[PairRecord]
     counts: Mapping[str, int] = types.MappingProxyType({})
+    turns: Mapping[str, list[dict]] = types.MappingProxyType({})
 
 
 class _Row(NamedTuple):
-    """A record as read: `demonstration` is whether its response may be imitated, `pair` (chosen, rejected) or None."""
+    """A record as read: `demonstration` is whether its response may be imitated, `pair` (chosen, rejected) or None, `turns` those that
+    its prompt was rendered from."""
 
     prompt: str
     response: str
     demonstration: bool = True
     pair: tuple[str, str] | None = None
+    turns: list[dict] | None = None
 
 
 def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
@@ -82,6 +85,7 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
     """
     counts: Counter = Counter()
     rows = _read_rows(data_config.source, data_config, seed, render, counts)
+    turns = {row.prompt: row.turns for row in rows if row.turns}
     prompts = list(dict.fromkeys(row.prompt for row in rows))
     order = [prompts[i] for i in np.random.default_rng([seed, _SPLIT_STREAM]).permutation(len(prompts))]
     if data_config.eval_source:
@@ -90,6 +94,7 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
         counts["overlap_with_evaluation"] += sum(row.prompt in held for row in rows)
         order = [prompt for prompt in order if prompt not in held]
         evaluation = [Record(row.prompt, row.response) for row in evaluation_rows]
+        turns |= {row.prompt: row.turns for row in evaluation_rows if row.turns}
     else:
         number = _share(data_config.heldout_fraction, len(prompts), "data.heldout_fraction")
         evaluation = _records_of(order[:number], rows)
@@ -111,7 +116,7 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
     if data_config.max_demonstrations:
         train = train[: data_config.max_demonstrations]
     pairs = _load_pairs(data_config, seed, render, rows, development + evaluation, counts)
-    return Corpus(train, development, evaluation, pairs, {name: number for name, number in counts.items() if number})
+    return Corpus(train, development, evaluation, pairs, {name: number for name, number in counts.items() if number}, turns)
 
 
 def _share(fraction: float, prompts: int, key: str) -> int:
@@ -180,7 +185,7 @@ def _pair_rows(records, fields, render, pairs_only: bool) -> Iterator[_Row]:
     for where, record in records:
         compared = (fields.prompt, fields.chosen, fields.rejected)
         if not pairs_only and is_chat(record, fields.prompt, fields.response) and is_chat(record, *compared):
-            yield _Row(*_render_messages(record, where, render))
+            yield _Row(*_render_messages(record, where, render), turns=record["messages"][:-1])
             continue
         prompt = text_field(record, fields.prompt, where, allow_empty=True)
         pair = None

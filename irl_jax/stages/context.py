@@ -298,6 +298,17 @@ class Context:
     def _leaves(self) -> dict:
         return {}
 
+    def turns(self, prompt: str) -> list[dict]:
+        """The conversation that a prompt, as `text` gives it, stands for: the record's messages, or what `chat.turns_of` reads in it."""
+        return self._turns.get(prompt) or chat.turns_of(prompt)
+
+    @cached_property
+    def _turns(self) -> dict[str, list[dict]]:
+        data, rendered = self.config.data, list(self.corpus.turns)
+        prompts = tokenize.tokenize_prompts(self.tokenizer, rendered, max_prompt=data.max_prompt_tokens,
+                                            truncate_prompts=data.truncate_prompts, eos_id=self.eos_id)
+        return {self.text(ids): self.corpus.turns[prompt] for prompt, ids in zip(rendered, prompts, strict=True)}
+
     def text(self, ids) -> str:
         """The text of response ids, special tokens left out."""
         return tokenize.detokenize(self.tokenizer, ids)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from irl_jax import hf, roles, sharding, variants
+from irl_jax.data import chat
 from irl_jax.errors import UserError
 from irl_jax.evaluation.golden import Judge
 from irl_jax.models import families
@@ -32,6 +33,8 @@ def check(config) -> None:
             hf.check_reward_model(path, label, key=label_key)
         except UserError as error:
             raise UserError(f"config.{key}: {error}") from None
+    if config.golden.chat and chat.of(hf.load_tokenizer(config.golden.model)) is None:
+        raise UserError(f"config.golden.chat: the tokenizer of {config.golden.model} has no chat template; leave golden.chat off")
 
 
 def start_leaves(context, purpose: str, spec: roles.RewardSpec) -> PyTree:
@@ -99,15 +102,17 @@ def _same_weights(context, trunk: PyTree) -> None:
                             f"reward.body = {reward.body!r} stands; set reward.body to 'trunk': the reward then has a whole one of its own")
 
 
-def make_judge(config, mesh) -> Judge:
+def make_judge(config, mesh, turns: Callable[[str], list[dict]] = chat.turns_of) -> Judge:
     """The judge of golden.kind = "hf_reward": the logit of golden.label for prompt + response.
 
-    The text is tokenised by the model's own tokenizer and rules; a text beyond its context keeps its tail, and the tokenizer's BOS.
+    The text is tokenised by the model's own tokenizer and rules; with golden.chat it is what the tokenizer's chat template makes of the
+    prompt's turns and the response, and nothing is put around it. A text beyond the model's context keeps its tail, and its BOS.
     The logit stands, as in transformers, at the last token that is not padding: where pad = EOS, a final EOS is passed over.
 
     Args:
-        config: the whole config; reads golden.model, golden.label, how models are computed (model.*) and eval.batch_size.
+        config: the whole config; reads golden, how models are computed (model.*) and eval.batch_size.
         mesh: where the model is put.
+        turns: the conversation that a prompt stands for.
 
     Raises:
         UserError: no such model or label, or no tokenizer that belongs to it.
@@ -118,25 +123,45 @@ def make_judge(config, mesh) -> Judge:
     model = as_configured(loaded.model, config)
     scorer = scoring.Scorer(model, mesh, loaded.trunk, longest=model.max_positions, rows=config.eval.batch_size)
     head = {"head": {"kernel": jnp.asarray(loaded.weight[:, None]), "bias": jnp.zeros(1, jnp.float32)}}
-    leaves = sharding.place(head, mesh)
+    leaves, template = sharding.place(head, mesh), chat.of(tokenizer) if config.golden.chat else None
+
+    def text(prompt: str, response: str) -> str:
+        if template is None:
+            return prompt + response
+        return _rendered(template, [*turns(prompt), {"role": "assistant", "content": response.strip()}])
 
     def score(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
-        return scorer.rewards(leaves, rows_of(tokenizer, texts, loaded.pad_id, model.max_positions)) if texts else np.zeros(0)
+        texts = [text(*pair) for pair in zip(prompts, responses, strict=True)]
+        rows = rows_of(tokenizer, texts, loaded.pad_id, model.max_positions, special=template is None) if texts else []
+        return scorer.rewards(leaves, rows) if rows else np.zeros(0)
 
     return Judge("hf_reward", None, f"{loaded.label}, by {config.golden.model}", score)
 
 
-def rows_of(tokenizer, texts: Sequence[str], pad_id: int | None, longest: int) -> list[Example]:
-    """Texts as Examples, all prompt, whose last token is the one that the logit is read at.
+def _rendered(template: chat.Chat, messages: list[dict]) -> str:
+    """A conversation's text; where the template knows no system turn, as Gemma's, that stands at the start of the next turn."""
+    try:
+        return template.render(messages)
+    except UserError:
+        if messages[0]["role"] != "system" or len(messages) < 3:
+            raise
+        first, second, *rest = messages
+        return template.render([{**second, "content": f"{first['content']}\n\n{second['content']}"}, *rest])
+
+
+def rows_of(tokenizer, texts: Sequence[str], pad_id: int | None, longest: int, special: bool) -> list[Example]:
+    """Texts as Examples, all prompt, whose last token is the one that the logit is read at; `special`: with what the tokenizer puts around.
 
     Raises: UserError for a text without a token.
     """
     rows = []
-    tokenizer.truncation_side = "left"
-    for index, ids in enumerate(tokenizer(list(texts), truncation=True, max_length=longest, return_attention_mask=False)["input_ids"]):
+    rows_ids = tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
+    for index, ids in enumerate(rows_ids):
         if not ids:
             raise UserError(f"golden.model: its tokenizer makes no token of text {index}, which is empty; such a text has no reward")
+        if len(ids) > longest:
+            kept = ids[:1] if ids[0] == tokenizer.bos_token_id else []
+            ids = kept + ids[len(ids) - longest + len(kept) :]
         # One token at least stays, as in transformers: of a text that is all padding, the first is read.
         last = max((place for place, token in enumerate(ids) if token != pad_id), default=0)
         kept = np.asarray(ids[: last + 1], np.int32)
