@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import pathlib
+import re
 import shutil
 
 from irl_jax.errors import UserError
@@ -96,6 +97,13 @@ def write(path, fill) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder) -> None:
+    """Removes what `write` leaves below a folder where the process is killed in the middle of it."""
+    for path in folder.rglob(".*.tmp") if is_local(folder) else ():
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

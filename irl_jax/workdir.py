@@ -63,6 +63,7 @@ class Workdir:
         try:
             if (self.path / CONFIG).exists():
                 _refuse_other_config(self.path, config)
+                paths.remove_unfinished(self.path)
             else:
                 paths.write(self.path / CONFIG, _json(_describe_run(config)))
                 self._made_config = True

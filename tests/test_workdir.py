@@ -49,6 +49,26 @@ def test_same_config_opens_again(tmp_path):
             workdir.stage("sft")
 
 
+def test_what_a_killed_write_left_goes_when_the_run_goes_on(tmp_path):
+    with Workdir(tmp_path / "w", default()):
+        pass
+    left, others = tmp_path / "w" / "sft" / ".done.json.28017.tmp", (tmp_path / "w" / ".notes.tmp", tmp_path / "w" / "sft" / "done.json.1.tmp")
+    left.parent.mkdir()
+    for path in (left, *others):
+        path.write_text("{")
+    with pytest.raises(UserError):
+        Workdir(tmp_path / "w", _other())
+    assert left.exists()
+    with Workdir(tmp_path / "w", default()):
+        assert not left.exists() and all(path.exists() for path in others)
+
+
+def _other():
+    config = default()
+    config.seed = 1
+    return config
+
+
 def test_another_config_is_refused_and_nothing_changes(tmp_path):
     Workdir(tmp_path, default()).close()
     before = snapshot(tmp_path)
