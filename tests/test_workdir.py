@@ -52,8 +52,9 @@ def test_same_config_opens_again(tmp_path):
 def test_what_a_killed_write_left_goes_when_the_run_goes_on(tmp_path):
     with Workdir(tmp_path / "w", default()):
         pass
-    left, others = tmp_path / "w" / "sft" / ".done.json.28017.tmp", (tmp_path / "w" / ".notes.tmp", tmp_path / "w" / "sft" / "done.json.1.tmp")
-    left.parent.mkdir()
+    stage = tmp_path / "w" / "sft"
+    left, others = stage / ".done.json.28017.tmp", (tmp_path / "w" / ".notes.tmp", stage / "done.json.1.tmp")
+    stage.mkdir()
     for path in (left, *others):
         path.write_text("{")
     with pytest.raises(UserError):
