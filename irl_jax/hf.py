@@ -115,9 +115,13 @@ def load_reward_model(
     return RewardModel(found.model, trunk, found.score.read()[found.index].astype(np.float32), found.label, found.pad_id)
 
 
-def check_reward_model(path: str | Path, label: str = "", *, key: str = "golden.label") -> None:
-    """Refuses what `load_reward_model` and `load_tokenizer` would, by the files' heads: no weight is read. Raises: UserError."""
-    load_tokenizer(_classifier(path, label, key).folder)
+def check_reward_model(path: str | Path, label: str = "", *, key: str = "golden.label") -> Any:
+    """Refuses what `load_reward_model` and `load_tokenizer` would, by the files' heads: no weight is read.
+
+    Returns: its tokenizer.
+    Raises: UserError.
+    """
+    return load_tokenizer(_classifier(path, label, key).folder)
 
 
 class _Classifier(NamedTuple):

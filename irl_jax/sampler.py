@@ -27,6 +27,7 @@ from irl_jax.types import Array, PromptBatch, PyTree, SampleBatch
 
 Sampler = Callable[..., SampleBatch]
 
+
 class _Settings(NamedTuple):
     """make_sampler's arguments."""
 

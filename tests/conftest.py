@@ -56,6 +56,29 @@ def for_comparison(name: str):
         pytest.skip(message)
 
 
+@pytest.fixture
+def decode_steps(monkeypatch):
+    """A function that tells how often the sampler decoded a step since it was last asked."""
+    import jax
+
+    from irl_jax import sampler
+
+    steps, plain = [], sampler.decode
+
+    def counted(*arguments):
+        jax.debug.callback(lambda: steps.append(1))
+        return plain(*arguments)
+
+    def since() -> int:
+        jax.effects_barrier()
+        done = len(steps)
+        steps.clear()
+        return done
+
+    monkeypatch.setattr(sampler, "decode", counted)
+    return since
+
+
 @pytest.fixture(scope="session")
 def torch():
     """The torch module for comparisons, as `for_comparison` gives it."""

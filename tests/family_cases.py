@@ -60,8 +60,9 @@ CASES = {  # name: (model_type, settings)
 
 T, LENGTHS, LIMIT = 14, np.array([14, 9, 5]), 10  # tokens of a padded row, of what is in it, and of a greedy text at most
 PROMPT = 2  # tokens at the start of each row that the SFT loss leaves out
+ZERO = 1e-5  # a part of a gradient whose root mean square is below is zero: the next is at 9e-4
 LOGIT_STEP = 2.0**-15  # logits are stored as multiples of it
-GRADIENT_STEP, LEAST_STEP = 6e-5, 1e-7  # a part of a gradient: of the first times its root mean square, or the second, whichever is larger
+GRADIENT_STEP, LEAST_STEP = 6e-5, 1e-8  # a part of a gradient: of the first times its root mean square, or the second, whichever is larger
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,11 +140,10 @@ def parts(config: dict, name: str, tensor: np.ndarray) -> list[np.ndarray]:
 
 
 def distance(got: np.ndarray, want: np.ndarray) -> float:
-    """How far a part of a gradient is from `want`, in units of its norm, but at least of 0.01 a number.
-
-    1e-4 is thus 1e-6 a number for one that is zero.
-    """
-    return float(np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-2 * np.sqrt(want.size)))
+    """How far a part of a gradient is from `want`, in units of its norm; of one that is zero but for rounding, in units of 0.01 a number,
+    so that 1e-4 is 1e-6 a number."""
+    norm, size = np.linalg.norm(want), np.sqrt(want.size)
+    return float(np.linalg.norm(got - want) / (norm if norm > ZERO * size else 1e-2 * size))
 
 
 # ---------------------------------------------------------------- files

@@ -11,6 +11,7 @@ from test_runs import _file_config
 
 from irl_jax import checks, hf, hf_export, roles, sharding, stages, workdir
 from irl_jax.config import default
+from irl_jax.data import chat
 from irl_jax.errors import UserError
 from irl_jax.models import families, tensors, transformer
 from irl_jax.stages import generate, reward_model
@@ -159,12 +160,15 @@ def talking():
     return tokenizer
 
 
-def test_a_conversation_is_scored_as_the_judges_own_template_renders_it(tmp_path):
+def test_a_conversation_is_scored_as_the_judges_own_template_renders_it(tmp_path, monkeypatch):
+    seen, render = [], chat.Chat.render
+    monkeypatch.setattr(chat.Chat, "render", lambda self, messages, **how: seen.append(messages) or render(self, messages, **how))
     trunk, head = classifier(tmp_path / "m", tokenizer=talking())
     judge = judge_of(tmp_path / "m", "helpful", **{"golden.chat": True})
     rendered = ["w9 w1 w2 <eos> w10 w3 <eos> w9 w4 w8 <eos> w10 w5 <eos>", "w9 w6 <eos> w10 w5 <eos>"]
     expected = [by_hand(trunk, head, ids_of(text))[1] for text in rendered]
     np.testing.assert_allclose(judge.score([HH, "w6"], [" w5", "w5 "]), expected, atol=1e-5)
+    assert [turn["content"] for turn in [*seen[-2], *seen[-1]]] == ["w1 w2", "w3", "w4\n\nw8", "w5", "w6", "w5"]
     assert abs(judge_of(tmp_path / "m", "helpful").score(["w6"], [" w5"])[0] - expected[1]) > 1e-2
 
 

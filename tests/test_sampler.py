@@ -259,22 +259,11 @@ def test_padding_prompts_get_nothing():
     assert (batch.logprobs[3:] == 0).all() and batch.mask[:3].sum(axis=-1).min() >= 1
 
 
-def test_decoding_stops_with_the_last_response(monkeypatch):
-    steps = []
-
-    def counted(*arguments):
-        jax.debug.callback(lambda: steps.append(1))
-        return plain(*arguments)
-
-    plain = module.decode
-    monkeypatch.setattr(module, "decode", counted)
+def test_decoding_stops_with_the_last_response(decode_steps):
     longest = int(sample(PROMPTS[:1], samples=2, max_tokens=30, eos_ids=(EOS, 5, 9), rows=2).mask.sum(axis=-1).max())
-    jax.effects_barrier()
-    assert 1 < longest < 30 and len(steps) == longest - 1
-    steps.clear()
+    assert 1 < longest < 30 and decode_steps() == longest - 1
     sample(eos_ids=tuple(range(11)))
-    jax.effects_barrier()
-    assert steps == []
+    assert decode_steps() == 0
 
 
 def test_settings_out_of_range():

@@ -113,7 +113,7 @@ def decode(shape: Shape, folder, chip) -> dict:
     mine = ours.load(folder, "bfloat16", param_dtype="bfloat16")
     samples = shape.decoded // shape.prompts
     prompts = _prompts(shape)
-    whole, half = (_median(_drawing(ours.sampling(mine, prompts, samples, length, (shape.hf["vocab_size"],))), shape.rounds)[0]
+    whole, half = (_median(timing.seeded(ours.sampling(mine, prompts, samples, length, (shape.hf["vocab_size"],))), shape.rounds)[0]
                    for length in (shape.response, shape.response // 2))
     step = (whole - half) / (shape.response - shape.response // 2)
     size = decoding_bytes(shape.hf, shape.decoded, shape.prompts, shape.prompt, 0.75 * shape.response)
@@ -138,7 +138,7 @@ def sampling(shape: Shape, folder, chip) -> dict:
     rows = np.concatenate([prompts[0], drawn.tokens[0, 0]])[None]
     forward = peers_torch.sequence_logprobs(theirs, rows)[0, len(prompts[0]) - 1 :]
     gap = timing.agree("mean log-prob of our samples", drawn.behaviour_logprobs[0, 0].mean(), forward.mean(), 0.05)
-    timed = timing.alternate(_drawing(own), _drawing(peer), timing.Budget(2, shape.rounds, 60.0))
+    timed = timing.alternate(timing.seeded(own), timing.seeded(peer), timing.Budget(2, shape.rounds, 60.0))
     return {"case": "sampling, 16 a prompt", "work": f"{shape.prompts} prompts x 16 samples, {shape.prompt} + {shape.response} tokens",
             "beside": "transformers generate", "checked": gap, **timing.summary(timed)}
 
@@ -146,16 +146,6 @@ def sampling(shape: Shape, folder, chip) -> dict:
 def _prompts(shape: Shape) -> list[np.ndarray]:
     rng = np.random.default_rng(1)
     return [rng.integers(sizes.SPECIAL, shape.hf["vocab_size"], shape.prompt).astype(np.int32) for _ in range(shape.prompts)]
-
-
-def _drawing(draw):
-    seed = [0]
-
-    def side() -> None:
-        seed[0] += 1
-        draw(seed[0])
-
-    return side
 
 
 def line(result: dict) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from typing import NamedTuple
 
 import jax
@@ -30,22 +29,20 @@ class Ours(NamedTuple):
 
 def load(folder, dtype: str = "float32", **how) -> Ours:
     """The folder's model, computed in `dtype`, parameters float32; `how` as in hf.load_folder."""
-    model, trunk = hf.load_folder(folder, dtype=dtype, **how)
     mesh = sharding.make_mesh(configs.default().mesh)
-    return Ours(model, sharding.place(trunk, mesh), mesh)
+    return Ours(*hf.load_folder(folder, mesh, dtype=dtype, **how), mesh)
 
 
 # ---- sampling ----
 
 
-def sampling(ours: Ours, prompts, samples: int, tokens: int, eos_ids, rows: int = 0):
+def sampling(ours: Ours, prompts, samples: int, tokens: int, eos_ids, rows: int | None = None):
     """draw(seed) -> SampleBatch of numpy arrays [prompts, samples, tokens], with the sampler that the stages compile.
 
-    rows: responses a prompt that are decoded at one time; 0 is all of them.
+    rows: responses a prompt that are decoded at one time; None is all of them.
     """
-    how = {"rows": rows} if rows else {}
     draw = sharding.compile_step(sampler.make_sampler(
-        ours.model, samples=samples, max_tokens=tokens, eos_ids=tuple(eos_ids), pad_id=sizes.PAD, **how), ours.mesh)
+        ours.model, samples=samples, max_tokens=tokens, eos_ids=tuple(eos_ids), pad_id=sizes.PAD, rows=rows), ours.mesh)
     variables = roles.variables(ours.trunk, None)
     longest = max(map(len, prompts))
 
@@ -54,11 +51,6 @@ def sampling(ours: Ours, prompts, samples: int, tokens: int, eos_ids, rows: int 
                                       max_prompt=longest, put=lambda batch: sharding.put_batch(batch, ours.mesh))
 
     return run
-
-
-def replaces_rows() -> bool:
-    """Whether this irl_jax decodes more samples than it holds rows."""
-    return "rows" in inspect.signature(sampler.make_sampler).parameters
 
 
 def scorer(ours: Ours, rows: int):

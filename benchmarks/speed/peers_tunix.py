@@ -51,18 +51,6 @@ def load(folder):
     return params.create_model_from_safe_tensors(str(folder), config, None, dtype=jnp.float32)
 
 
-def token_scores(model, rows: np.ndarray) -> np.ndarray:
-    """Log-probs of the tokens from PROMPT_TOKENS on, float32 [rows, tokens], 0 before."""
-    @nnx.jit
-    def picked(model, ids):
-        logits, _ = model(**_inputs(peft_trainer.TrainingInput(ids, jnp.ones_like(ids)), alone=True))
-        return jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), ids[:, 1:, None], -1)[..., 0]
-
-    out = np.zeros(rows.shape, np.float32)
-    out[:, sizes.PROMPT_TOKENS :] = np.asarray(picked(model, jnp.asarray(rows)))[:, sizes.PROMPT_TOKENS - 1 :]
-    return out
-
-
 def sampling(model, prompts, samples: int, tokens: int, eos_ids, with_logprobs: bool = False):
     """draw(seed) -> SamplerOutput for every prompt `samples` times (it has no sharing of prompts), at temperature 1, unfiltered."""
     config, longest = model.config, max(map(len, prompts))
@@ -77,13 +65,11 @@ def sampling(model, prompts, samples: int, tokens: int, eos_ids, with_logprobs: 
     return draw
 
 
-def _inputs(batch, alone: bool = False) -> dict:
-    """What its loss (or, alone, its model) is called with."""
+def _inputs(batch) -> dict:
+    """What its loss is called with."""
     seen = jnp.ones(batch.input_tokens.shape, bool)  # rows are full
-    positions, mask = utils.build_positions_from_mask(seen), utils.make_causal_attn_mask(seen)
-    if alone:
-        return {"input_tokens": batch.input_tokens, "positions": positions, "cache": None, "attention_mask": mask}
-    return {"input_tokens": batch.input_tokens, "input_mask": batch.input_mask, "positions": positions, "attention_mask": mask}
+    return {"input_tokens": batch.input_tokens, "input_mask": batch.input_mask, "positions": utils.build_positions_from_mask(seen),
+            "attention_mask": utils.make_causal_attn_mask(seen)}
 
 
 def sft(folder, rows: np.ndarray):

@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.speed import ours, sizes
 from benchmarks.speed.table import Target, row
-from benchmarks.speed.timing import agree, alternate, once
+from benchmarks.speed.timing import agree, alternate, once, seeded
 
 TRANSFORMERS, TUNIX, REPLACED = Target(">= 8x", 8.0), Target(">= 4x", 4.0), Target(">= 1.5x", 1.5)
 REPLACED_SAMPLES, REPLACED_ROWS = 64, 16
@@ -30,24 +30,8 @@ def _work(samples: int, size, lengths: str = "") -> str:
 
 
 def _counted(draw, mask):
-    """A side: draws with a new seed each call, and counts thousands of tokens."""
-    seed = [100]
-
-    def side() -> float:
-        seed[0] += 1
-        return float(np.sum(mask(draw(seed[0])))) / 1000
-
-    return side
-
-
-def _plain(draw):
-    seed = [100]
-
-    def side() -> None:
-        seed[0] += 1
-        draw(seed[0])
-
-    return side
+    """`timing.seeded`, in thousands of tokens."""
+    return seeded(draw, lambda drawn: float(np.sum(mask(drawn))) / 1000)
 
 
 def _beside_transformers(setting, size, dtype):
@@ -63,7 +47,7 @@ def _beside_transformers(setting, size, dtype):
         peer = peers_torch.sampling(theirs, prompts, samples, size.response, ends)
         gap = _same_logprobs(mine, own(0), peer(0), prompts, theirs, tolerance)
         if ends is none:
-            timed = alternate(_plain(own), _plain(peer), setting.budget(size))
+            timed = alternate(seeded(own), seeded(peer), setting.budget(size))
             more = {"unit": "call", "work": _work(samples, size)}
         else:
             timed = alternate(_counted(own, lambda drawn: drawn.mask), _counted(peer, lambda drawn: drawn[1]), setting.budget(size))
@@ -105,7 +89,7 @@ def _beside_tunix(setting, size):
         own = ours.sampling(mine, prompts, samples, size.response, none)
         peer = peers_tunix.sampling(theirs, prompts, samples, size.response, none)
         gap = _same_as_tunix(mine, peers_tunix.sampling(theirs, prompts, 1, size.response, none, with_logprobs=True)(0), prompts)
-        timed = alternate(_plain(own), _plain(peer), setting.budget(size))
+        timed = alternate(seeded(own), seeded(peer), setting.budget(size))
         yield row(f"sampling, {samples} a prompt", setting.llama_label(size), "Tunix Sampler", timed, _work(samples, size),
                   target=TUNIX if samples == 16 else None, checked=f"log-probs of Tunix's samples, within {gap:.1e} a token",
                   note="a Llama of the size's layers, width and heads on both sides, for Tunix has no GPT-2; its sampler takes a prompt "
@@ -124,8 +108,6 @@ def _same_as_tunix(mine, out, prompts) -> float:
 
 def _replaced(setting, size):
     """Finished rows replaced by waiting samples, against our own sampler with a row for each sample."""
-    if not ours.replaces_rows():
-        return
     folder, prompts = setting.folder(size), sizes.prompts(size)
     mine, ends = ours.load(folder), sizes.eos_ids(size, size.response / UNEQUAL)
     few = ours.sampling(mine, prompts, REPLACED_SAMPLES, size.response, ends, rows=REPLACED_ROWS)
@@ -137,12 +119,12 @@ def _replaced(setting, size):
     work = (f"{_work(REPLACED_SAMPLES, size)}, {REPLACED_ROWS} rows a prompt; lengths {lengths.mean():.0f} on average, "
             f"{lengths.max():.0f} at most")
     yield row("sampling, finished rows replaced", setting.label(size), "irl_jax, a row for each sample",
-              alternate(_plain(few), _plain(all_rows), setting.budget(size)), work, target=REPLACED,
+              alternate(seeded(few), seeded(all_rows), setting.budget(size)), work, target=REPLACED,
               checked=f"the same tokens (differences: {gap:.0f}) and log-probs", note="the same seeds on both sides, so the same samples")
     group = ours.sampling(mine, prompts, REPLACED_ROWS, size.response, ends)
     calls = range(REPLACED_SAMPLES // REPLACED_ROWS)
     yield row("sampling, finished rows replaced", setting.label(size), f"irl_jax, {len(calls)} calls of {REPLACED_ROWS} samples",
-              alternate(_plain(few), _plain(lambda seed: [group(len(calls) * seed + call) for call in calls]), setting.budget(size)), work,
+              alternate(seeded(few), seeded(lambda seed: [group(len(calls) * seed + call) for call in calls]), setting.budget(size)), work,
               note="as many rows on both sides; the samples are not the same")
 
 
@@ -155,7 +137,7 @@ def curves(setting) -> dict:
         points[axis] = []
         for value in values[:: 3 if setting.quick else 1]:
             at = CURVE_AT | {axis: value}
-            draw = _plain(ours.sampling(mine, sizes.prompts(size, at["prompts"]), at["samples"], at["tokens"], none))
+            draw = seeded(ours.sampling(mine, sizes.prompts(size, at["prompts"]), at["samples"], at["tokens"], none))
             once(draw)
             points[axis].append({axis: value, "seconds": float(np.median([once(draw) for _ in range(3)]))})
     return {"size": setting.label(size), "held_at": CURVE_AT, "prompt_tokens": sizes.PROMPT_TOKENS, "points": points}

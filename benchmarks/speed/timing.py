@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -107,6 +108,12 @@ def summary(timed: Timed) -> dict:
     return {"ours_seconds": float(np.median(timed.ours)), "theirs_seconds": float(np.median(timed.theirs)),
             "ratio": float(middle), "ratio_quartiles": [float(low), float(high)], "rounds": len(ratios),
             "others_busy": round(timed.others, 3)}
+
+
+def seeded(draw: Callable, units: Callable = lambda drawn: None) -> Callable[[], float | None]:
+    """A side that calls draw(seed) with a new seed each time; units(what it gave) are the units done."""
+    seeds = itertools.count(101)
+    return lambda: units(draw(next(seeds)))
 
 
 def agree(what: str, ours, theirs, tolerance: float) -> float:

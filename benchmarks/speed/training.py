@@ -34,7 +34,7 @@ def cases(setting, wanted: str):
 
 def _same_losses(own, peer, dtype: str) -> str:
     """Two updates on each side from the same weights: the loss before and after the first must agree. Also the warm-up."""
-    tolerance = 2e-3 if dtype == "float32" else 5e-2
+    tolerance = 1e-4 if dtype == "float32" else 5e-2
     mine = [own()["loss"] for _ in range(2)]
     gap = agree("the losses of the first two updates", mine, [peer() for _ in range(2)], tolerance * max(1.0, abs(mine[0])))
     return f"losses of two updates from the same weights, within {gap:.1e}"

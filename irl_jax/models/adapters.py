@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from irl_jax.models.layers import merged_kernel
 from irl_jax.models.transformer import ModelConfig, init_trunk
 from irl_jax.types import PyTree
 
@@ -47,6 +48,6 @@ def merge(config: ModelConfig, variables: PyTree) -> PyTree:
         blocks[group] = dict(blocks[group])
         for name, leaves in kernels.items():
             kernel = blocks[group][name]["kernel"]
-            delta = jnp.einsum("lir,lro->lio", leaves["a"], leaves["b"], precision="highest")
-            blocks[group][name] = {**blocks[group][name], "kernel": kernel + config.adapter_scale * delta}
+            merged = merged_kernel(config.adapter_scale, kernel, leaves["a"], leaves["b"])
+            blocks[group][name] = {**blocks[group][name], "kernel": merged}
     return {**trunk, "blocks": blocks}

@@ -1,7 +1,8 @@
 """Causal attention within segments, by blocks of queries: what training, scoring and the reading of prompts run.
 
 A block of queries is multiplied with the keys up to its own end alone, so that most of the masked half is never computed, and
-the backward pass keeps one number a query (the log of the softmax's sum) instead of the weights [B, H, T, T].
+the backward pass is handed one number a query (the log of the softmax's sum) instead of the weights [B, H, T, T]. It computes the
+scores again; where layers are not scanned over, the compiler may find that it still has them and keep them instead.
 
 Axes: B rows, T tokens (Q of them queries of a block, S keys), H = G R heads, G key/value heads, R heads that share one, E head
 width.

@@ -149,9 +149,14 @@ def adapted(config: ModelConfig, x_NxI, kernel_IxO, a_IxR, b_RxO) -> Array:
     return x_NxI @ kernel + config.adapter_scale * ((x_NxI @ a) @ b)
 
 
+def merged_kernel(scale: float, kernel, a, b) -> Array:
+    """W + scale A B; any axes in front, such as the layers', are those of all three."""
+    return kernel + jnp.matmul(scale * a, b, precision="highest")
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _merged(scale: float, x, kernel, a, b) -> Array:
-    return x @ (kernel + (scale * a) @ b)
+    return x @ merged_kernel(scale, kernel, a, b)
 
 
 def _merged_forward(scale, x, kernel, a, b):
@@ -162,7 +167,7 @@ def _merged_backward(scale, residuals, gradient_NxO):
     """Through A and B apart, so that no gradient as large as the kernel is formed on the way to theirs."""
     x, kernel, a, b = residuals
     gradient_NxR = gradient_NxO @ (scale * b).T
-    return (gradient_NxO @ (kernel + (scale * a) @ b).T, x.T @ gradient_NxO,  # the latter is dropped where the kernel is frozen
+    return (gradient_NxO @ merged_kernel(scale, kernel, a, b).T, x.T @ gradient_NxO,  # the latter is dropped where the kernel is frozen
             x.T @ gradient_NxR, (scale * (x @ a)).T @ gradient_NxO)
 
 

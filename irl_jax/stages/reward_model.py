@@ -30,11 +30,11 @@ def check(config) -> None:
             named.append(("reward.start", method.config.reward.start, "reward.start_label", method.config.reward.start_label))
     for key, path, label_key, label in dict.fromkeys(named):
         try:
-            hf.check_reward_model(path, label, key=label_key)
+            tokenizer = hf.check_reward_model(path, label, key=label_key)
         except UserError as error:
             raise UserError(f"config.{key}: {error}") from None
-    if config.golden.chat and chat.of(hf.load_tokenizer(config.golden.model)) is None:
-        raise UserError(f"config.golden.chat: the tokenizer of {config.golden.model} has no chat template; leave golden.chat off")
+        if key == "golden.model" and config.golden.chat and chat.of(tokenizer) is None:
+            raise UserError(f"config.golden.chat: the tokenizer of {path} has no chat template; leave golden.chat off")
 
 
 def start_leaves(context, purpose: str, spec: roles.RewardSpec) -> PyTree:
