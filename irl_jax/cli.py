@@ -140,7 +140,7 @@ def _keep_compiled(directory: str | None) -> None:
     if directory is None:
         directory = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.join("~", ".cache", "irl_jax"))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.expanduser(directory)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # a run has dozens of small programs
 
 
 def _generate(arguments, _) -> int:
@@ -153,6 +153,7 @@ def _generate(arguments, _) -> int:
         raise UserError("--samples: --reward writes the best of --best_of samples, one a prompt; drop one of the two")
     if arguments.model and arguments.max_tokens is None:
         arguments.max_tokens = 64
+    _keep_compiled(None)
     from irl_jax.stages.generate import generate
 
     generate(arguments)
@@ -161,6 +162,7 @@ def _generate(arguments, _) -> int:
 
 def _score(arguments, _) -> int:
     _check_source(arguments, arguments.data, "--data")
+    _keep_compiled(None)
     from irl_jax.stages.generate import score
 
     score(arguments)

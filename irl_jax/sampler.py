@@ -26,6 +26,7 @@ from irl_jax.sharding import fetch
 from irl_jax.types import Array, PromptBatch, PyTree, SampleBatch
 
 Sampler = Callable[..., SampleBatch]
+BATCHES_A_SHAPE = 4  # fewest batches that a shape is compiled for
 
 
 class _Settings(NamedTuple):
@@ -300,7 +301,8 @@ def sample_prompts(
 def plan_batches(lengths: Sequence[int], size: int, max_prompt: int | None = None) -> list[Batch]:
     """Prompts by length into batches of a few buckets, so that a sampler is compiled for few shapes.
 
-    What does not fill a batch goes on to the next bucket, so that all but the last are full.
+    What does not fill a batch goes on to the next bucket, so that all but the last are full; so does a bucket of fewer than
+    BATCHES_A_SHAPE batches, for which another compilation would cost more than its padding does.
 
     Args:
         lengths: tokens of each prompt. size: prompts a batch. max_prompt: tokens, the top bucket; None takes the longest prompt.
@@ -314,6 +316,8 @@ def plan_batches(lengths: Sequence[int], size: int, max_prompt: int | None = Non
     left: list[int] = []
     for bucket in sorted(buckets):
         left += buckets[bucket]
+        if len(left) < BATCHES_A_SHAPE * size and bucket < max(buckets):
+            continue
         while len(left) >= size:
             batches.append(Batch(left[:size], bucket))
             left = left[size:]

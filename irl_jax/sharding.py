@@ -178,6 +178,11 @@ def like(make, mesh: Mesh) -> PyTree:
     return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, tree_shardings(shapes, mesh))
 
 
+def make(make_tree, mesh: Mesh) -> PyTree:
+    """What make_tree() returns, computed as one program, each device its own part by the rule table. Raises: as `spec_for`."""
+    return jax.jit(make_tree, out_shardings=tree_shardings(jax.eval_shape(make_tree), mesh))()
+
+
 def place(tree: PyTree, mesh: Mesh) -> PyTree:
     """A tree of arrays, put on the mesh by the rule table. Raises: as `spec_for`.
 

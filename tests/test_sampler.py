@@ -17,7 +17,7 @@ from irl_jax.drawing import draw, filter_logits
 from irl_jax.errors import UserError
 from irl_jax.models.logprobs import token_logprobs
 from irl_jax.models.transformer import ModelConfig, hidden_states, init_trunk, vocab_logits
-from irl_jax.sampler import make_sampler, sample_prompts
+from irl_jax.sampler import make_sampler, plan_batches, sample_prompts
 from irl_jax.stages.scoring import examples_of
 
 GPT2 = ModelConfig(
@@ -286,18 +286,25 @@ def test_many_prompts_come_back_in_order_with_a_trace_a_bucket():
         return plain(variables, prompts, key)
 
     generator = np.random.default_rng(0)
-    prompts = [generator.integers(0, 11, size=generator.integers(1, 17)).astype(np.int32) for _ in range(23)]
-    ids = [100 + i for i in range(23)]
+    prompts = [generator.integers(0, 11, size=generator.integers(1, 17)).astype(np.int32) for _ in range(43)]
+    ids = [100 + i for i in range(43)]
     batch = sample_prompts(sampler, make(), prompts, ids, 4, KEY, max_prompt=32, progress="sampling")
-    assert batch.tokens.shape == (23, 2, 5) and batch.tokens.flags.writeable and batch.mask.sum(axis=-1).min() >= 1
+    assert batch.tokens.shape == (43, 2, 5) and batch.tokens.flags.writeable and batch.mask.sum(axis=-1).min() >= 1
     assert sorted(traces) == [(4, 8), (4, 16)]
-    for i in (0, 7, 22):
+    for i in (0, 7, 42):
         alone = sampler(make(), prompt_batch([prompts[i]], [ids[i]], 16, 4), KEY)
         np.testing.assert_array_equal(batch.tokens[i], alone.tokens[0])
         np.testing.assert_array_equal(batch.ended[i], alone.ended[0])
         np.testing.assert_allclose(batch.logprobs[i], alone.logprobs[0], atol=1e-5)
     sample_prompts(sampler, make(), prompts[::-1], ids[::-1], 4, KEY, max_prompt=32)
     assert len(traces) == 2
+
+
+def test_a_length_of_few_batches_has_no_shape_of_its_own():
+    few = plan_batches([3] * 7 + [12], 2, 16)
+    assert [batch.length for batch in few] == [16] * 4 and sorted(sum((batch.members for batch in few), [])) == list(range(8))
+    enough = plan_batches([3] * 9 + [12], 2, 16)
+    assert [batch.length for batch in enough] == [8] * 4 + [16] and enough[-1].members == [8, 9]
 
 
 def test_batches_are_put_and_few():
@@ -310,7 +317,7 @@ def test_batches_are_put_and_few():
 
     prompts = [np.ones(n, np.int32) for n in (9, 2, 3, 17, 4)]
     batch = sample_prompts(echo, None, prompts, [10, 20, 30, 40, 50], 4, KEY, put=lambda b: seen.append(b) or b)
-    assert [b.tokens.shape for b in seen] == [(4, 16), (4, 17)] and seen[1].ids.tolist() == [40] + [PADDING_ID] * 3
+    assert [b.tokens.shape for b in seen] == [(4, 17), (4, 17)] and seen[1].ids.tolist() == [40] + [PADDING_ID] * 3
     assert batch.tokens[:, 1, 2].tolist() == [10, 20, 30, 40, 50] and batch.logprobs is None
     with pytest.raises(ValueError, match="no prompts"):
         sample_prompts(echo, None, [], [], 4, KEY)

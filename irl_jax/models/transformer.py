@@ -18,6 +18,7 @@ heads, R = H / G heads that share one, E head width, V vocabulary (with its padd
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -146,19 +147,32 @@ def hidden_states(config: ModelConfig, variables: PyTree, tokens_BxT, positions_
         x_BxTxD = x_BxTxD + shift_BxTxD.astype(x_BxTxD.dtype)
     views = _views(config, positions_BxT, segments_BxT)
 
-    def layer(x, layer_variables, view):
-        return by_rows(Block(config).apply(layer_variables, by_rows(x), *view)[0])
-
     if config.scan_layers:
         # The view is chosen within what is recomputed: outside, every layer's mask would be kept for the backward pass.
-        one = _rematerialised(config, lambda x, variables, windowed: layer(x, variables, _view_of(views, windowed)))
+        one = _rematerialised(config, lambda x, variables, windowed: _block(config, variables, x, *_view_of(views, windowed))[0])
         stacked = {name: collection["blocks"] for name, collection in variables.items() if collection is not None}
         x_BxTxD, _ = lax.scan(lambda x, xs: (one(x, *xs), None), x_BxTxD, (stacked, _windowed(config)))
     else:
-        one = _rematerialised(config, layer)
+        kinds = [_rematerialised(config, lambda x, variables, view=view: _block_once(config, variables, x, view)[0]) for view in views]
         for layer_variables, windowed in zip(_layers(config, variables), _windowed(config), strict=True):
-            x_BxTxD = one(x_BxTxD, layer_variables, views[windowed])
+            x_BxTxD = kinds[windowed](x_BxTxD, layer_variables)
     return Norm(config).apply({"params": variables["params"]["final_norm"]}, x_BxTxD)
+
+
+def _block(config: ModelConfig, variables, x_BxTxD, rotation, segments_BxT, window):
+    """One layer on whole rows: (its output, its keys and values)."""
+    x_BxTxD, cache = Block(config).apply(variables, by_rows(x_BxTxD), rotation, segments_BxT, window)
+    return by_rows(x_BxTxD), cache
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _traced_block(*arguments):
+    return _block(*arguments)
+
+
+def _block_once(config: ModelConfig, variables, x_BxTxD, view: _View):
+    """`_block`, traced and lowered once for all layers that see alike: in models of many layers most of a program is layers."""
+    return _traced_block(config, variables, x_BxTxD, *view)
 
 
 def _windowed(config: ModelConfig) -> np.ndarray:
@@ -209,8 +223,7 @@ def prefill(config: ModelConfig, variables: PyTree, tokens_BxS, lengths_B) -> tu
     views = _views(config, positions_BxS, segments_BxS)
     cache = []
     for index in range(config.num_layers):
-        x_BxSxD, (k, v) = Block(config).apply(_layer(variables, index), x_BxSxD, *views[_windowed(config)[index]])
-        x_BxSxD = by_rows(x_BxSxD)
+        x_BxSxD, (k, v) = _block_once(config, _layer(variables, index), x_BxSxD, views[_windowed(config)[index]])
         cache.append(LayerCache(k.swapaxes(1, 2), v.swapaxes(1, 2)))
     last_BxD = jnp.take_along_axis(x_BxSxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
     hidden = Norm(config).apply({"params": variables["params"]["final_norm"]}, last_BxD)
@@ -247,17 +260,24 @@ def decode(
     seen = [_seen(position_BxR, t_BxR, slot, lengths_B, S, T, window) for window in (None, config.window)]
     windowed, caches = _windowed(config), []
     for index, (prompt, response) in enumerate(zip(prompt_cache, response_cache, strict=True)):
-        layer = _layer(variables, index)
-        q, k, v = Block(config).apply(layer, x_BxRxD, rotations[windowed[index]], method="qkv")
-        response = LayerCache(
-            lax.dynamic_update_slice_in_dim(response.k, k[:, :, :, None], slot, axis=3),
-            lax.dynamic_update_slice_in_dim(response.v, v[:, :, :, None], slot, axis=3),
-        )
-        attended = _attend_prompt_and_response(config, q, prompt, response, *seen[windowed[index]])
-        x_BxRxD = by_rows(Block(config).apply(layer, x_BxRxD, attended, method="finish"))
+        kind = windowed[index]
+        x_BxRxD, response = _decode_layer(
+            config, _layer(variables, index), x_BxRxD, rotations[kind], slot, prompt, response, seen[kind])
         caches.append(response)
     hidden = Norm(config).apply({"params": variables["params"]["final_norm"]}, x_BxRxD)
     return vocab_logits(config, variables, hidden), tuple(caches)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode_layer(config: ModelConfig, variables, x_BxRxD, rotation, slot, prompt: LayerCache, response: LayerCache, seen):
+    """One layer of `decode`: its output and its response cache. Traced once for all layers, as `_block_once`."""
+    q, k, v = Block(config).apply(variables, x_BxRxD, rotation, method="qkv")
+    response = LayerCache(
+        lax.dynamic_update_slice_in_dim(response.k, k[:, :, :, None], slot, axis=3),
+        lax.dynamic_update_slice_in_dim(response.v, v[:, :, :, None], slot, axis=3),
+    )
+    attended = _attend_prompt_and_response(config, q, prompt, response, *seen)
+    return by_rows(Block(config).apply(variables, x_BxRxD, attended, method="finish")), response
 
 
 def _seen(position_BxR, t_BxR, slot, lengths_B, prompt_tokens: int, response_tokens: int, window: int | None = None):

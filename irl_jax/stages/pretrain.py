@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from irl_jax import steps, variants
+from irl_jax import sharding, steps, variants
 from irl_jax.errors import UserError
 from irl_jax.models import transformer
 from irl_jax.stages import recipe_data, training
@@ -18,7 +18,7 @@ def run(context) -> dict:
     config = context.config.pretrain
     examples = context.tokenize(context.world.pretraining, "pretraining")
     feed, updates = training.sequence_feed(context, examples, config, "pretrain")
-    trunk = context.place(transformer.init_trunk(context.key("pretrain/trunk"), context.model))
+    trunk = sharding.make(lambda: transformer.init_trunk(context.key("pretrain/trunk"), context.model), context.mesh)
     # The trunk trains as a whole here, whatever the adapters' rank: it is the role's leaves.
     optimizer = steps.make_optimizer(config, updates)
     step = training.compiled(context, ("pretrain",), lambda: steps.make_sft_step(context.model, optimizer, config.accumulate))
