@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import struct
 import sys
 import tempfile
@@ -43,11 +42,9 @@ def _check_wandb(project: str) -> None:
     found = importlib.util.find_spec("wandb")
     if found is None or found.origin is None:  # without an origin it is some folder of that name, such as wandb makes for its files
         raise UserError("config.log.wandb: the package wandb is not installed: pip install 'irl_jax[wandb]', or leave log.wandb empty")
-    if os.environ.get("WANDB_MODE", "online") != "online":
-        return
     import wandb
 
-    if not wandb.login(prompt=False, verify=False):
+    if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False, verify=False):
         raise UserError("config.log.wandb: not logged in: `wandb login` or WANDB_API_KEY, or WANDB_MODE=offline to keep it in the workdir")
 
 
@@ -66,8 +63,11 @@ class Tracker:
             write_jsonl(self._path, [line for line in lines if line["step"] <= done])
         if settings is None or not distributed.is_primary():
             return
-        events = Events(directory, read_jsonl(self._path))  # also where they are off now: what an earlier session left must not contradict
-        self._sinks += [events] if settings.tensorboard else []
+        lines = read_jsonl(self._path)
+        if settings.tensorboard:
+            self._sinks.append(Events(directory, lines))
+        elif events_in(directory):  # which an earlier session left, and which must not contradict the lines
+            Events(directory, lines)
         self._sinks += _wandb(directory, name, settings.wandb) if settings.wandb else []
 
     def add(self, step: int, values: dict[str, float]) -> None:
@@ -107,11 +107,9 @@ class Events:
     """
 
     def __init__(self, directory, lines: list[dict]):
-        there = [path.name for path in directory.iterdir()] if directory.exists() else []  # a store has no empty folders
-        old = sorted(name for name in there if name.startswith(EVENTS) and name.removeprefix(EVENTS).isdecimal())
-        number = 1 + max((int(name.removeprefix(EVENTS)) for name in old), default=0)
+        old = events_in(directory)
+        number = 1 + max((int(path.name.removeprefix(EVENTS)) for path in old), default=0)
         self._path, self._since, self._started = directory / f"{EVENTS}{number:06d}", time.monotonic(), False
-        old = [directory / name for name in old]
         self._waiting: list[bytes] = []
         if old or lines:
             self._start([_event(session_log=True, step=lines[0]["step"] if lines else 1), *_again(lines, old)])
@@ -140,6 +138,12 @@ class Events:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def events_in(directory) -> list:
+    """The event files that stages have left in a folder, oldest first."""
+    names = [path.name for path in directory.iterdir()] if directory.exists() else []  # a store has no empty folders
+    return [directory / name for name in sorted(names) if name.startswith(EVENTS) and name.removeprefix(EVENTS).isdecimal()]
 
 
 def _event(values: dict[str, float] | None = None, session_log: bool = False, **fields) -> bytes:
@@ -222,8 +226,8 @@ class Wandb:
             paths.write(directory / WANDB, lambda file: file.write((json.dumps(note) + "\n").encode()))
         config = read_json(root / CONFIG)["config"] if (root / CONFIG).exists() else {}
         self._run = wandb.init(
-            project=project, id=note["id"], name=f"{root.name}/{name}", group=root.name, job_type=name.split("/")[0], config=config,
-            dir=str(directory) if paths.is_local(directory) else tempfile.gettempdir(), resume="allow",
+            project=project, id=note["id"], name=f"{root.name}/{name}"[-128:], group=root.name[-128:], job_type=name.split("/")[0],
+            config=config, dir=str(directory) if paths.is_local(directory) else tempfile.gettempdir(), resume="allow",
             settings=wandb.Settings(silent=True, console="off"))
         if self._run.url:
             print(f"irl_jax: {name}: {self._run.url}", file=sys.stderr)

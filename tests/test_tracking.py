@@ -43,6 +43,7 @@ def test_events_say_what_metrics_jsonl_says(tmp_path):
 
 def test_without_them_there_is_metrics_jsonl_alone(tmp_path):
     run(tmp_path, steps=2, log=settings(tensorboard=False))
+    run(tmp_path, steps=4, log=settings(tensorboard=False))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "metrics.jsonl", "progress.json"]
 
 
@@ -116,7 +117,8 @@ def wandb(monkeypatch):
     """A stand-in that keeps rows as the service does: of one run by its id, steps only growing."""
     stand_in = types.ModuleType("wandb")
     stand_in.__spec__ = types.SimpleNamespace(origin="here")
-    stand_in.runs, stand_in.inits, stand_in.logged_in, stand_in.failure = {}, [], True, None
+    stand_in.runs, stand_in.inits, stand_in.logged_in, stand_in.failure, stand_in.mode = {}, [], True, None, "online"
+    stand_in.setup = lambda: types.SimpleNamespace(settings=types.SimpleNamespace(mode=stand_in.mode))
     stand_in.errors = types.SimpleNamespace(Error=type("Error", (Exception,), {}))
     stand_in.Settings = lambda **how: how
     stand_in.login = lambda prompt, verify: stand_in.logged_in
@@ -142,7 +144,6 @@ def wandb(monkeypatch):
 
     stand_in.init = init
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
     return stand_in
 
 
@@ -191,10 +192,10 @@ def test_a_folder_of_that_name_is_not_the_package(tmp_path, capsys, monkeypatch)
         tracking.check(settings(wandb="p"))
 
 
-def test_no_login_is_one_line_before_anything(tmp_path, capsys, wandb, monkeypatch):
+def test_no_login_is_one_line_before_anything(tmp_path, capsys, wandb):
     wandb.logged_in = False
     assert "not logged in" in refused(capsys, tmp_path, "--config.log.wandb=p")
-    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.mode = "offline"
     tracking.check(settings(wandb="p"))
 
 
