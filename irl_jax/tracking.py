@@ -229,7 +229,7 @@ class Wandb:
             project=project, id=note["id"], name=f"{root.name}/{name}"[-128:], group=root.name[-128:], job_type=name.split("/")[0],
             config=config, dir=str(directory) if paths.is_local(directory) else tempfile.gettempdir(), resume="allow",
             settings=wandb.Settings(silent=True, console="off"))
-        if self._run.url:
+        if not self._run.offline and self._run.url:
             print(f"irl_jax: {name}: {self._run.url}", file=sys.stderr)
 
     def add(self, step: int, values: dict[str, float]) -> None:

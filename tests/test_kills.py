@@ -180,7 +180,7 @@ def test_differences_are_seen(tmp_path):
         "a.npz": lambda two: workdir.save_arrays(two / "a.npz", x=np.arange(3) + 1),
         "done.json": lambda two: workdir.write_json(two / "done.json", {"n": 2}),
         "metrics.jsonl": lambda two: (two / "metrics.jsonl").unlink(),
-        "tfevents": lambda two: tracking.Events(two, [{"step": 1, "loss": 0.5}, {"step": 2}]),
+        "tfevents": lambda two: tracking.Events(two, [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]),
         "left over": lambda two: (two / "b.npz.tmp").write_text(""),
     }
     for number, (name, change) in enumerate(changes.items()):

@@ -124,7 +124,7 @@ def wandb(monkeypatch):
     stand_in.login = lambda prompt, verify: stand_in.logged_in
 
     class Run:
-        url = "https://wandb.example/run"
+        url, offline = "https://wandb.example/run", False
 
         def __init__(self, history):
             self.history, self.finished = history, False
