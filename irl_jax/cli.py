@@ -22,7 +22,7 @@ from irl_jax.config import default
 from irl_jax.errors import UserError
 from irl_jax.overrides import keys_of, nearest, override
 
-VERBS = ("run", "generate", "score", "export", "aot")
+VERBS = ("run", "status", "config", "generate", "score", "export", "aot")
 OVERRIDE = "--config."
 
 
@@ -67,6 +67,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
             key, equals, text = argument.removeprefix(OVERRIDE).partition("=")
             if not equals:
                 raise UserError(f"{argument}: write it as {OVERRIDE}{key}=VALUE")
+            if key in overrides:
+                raise UserError(f"{OVERRIDE}{key}: given twice, as {overrides[key]} and as {text}; which one?")
             overrides[key] = text
         else:
             rest.append(argument)
@@ -75,9 +77,18 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         flags = [flag for flag in verbs[arguments.verb]._option_string_actions if flag.startswith("--")]
         name = unknown[0].split("=")[0]
         raise UserError(f"{arguments.verb}: unknown argument '{name}'{nearest(name, flags)}; its flags are {', '.join(flags)}")
-    if overrides and arguments.verb not in ("run", "aot"):
-        raise UserError(f"{OVERRIDE}{next(iter(overrides))}: only run and aot take a config; {arguments.verb} reads the workdir's own")
+    if overrides and arguments.verb not in ("run", "aot", "config"):
+        raise UserError(f"{OVERRIDE}{next(iter(overrides))}: {arguments.verb} takes no config but the workdir's own; run, aot, config do")
+    _refuse_twice(verbs[arguments.verb], rest)
     return arguments, overrides
+
+
+def _refuse_twice(parser: argparse.ArgumentParser, given: list[str]) -> None:
+    """Refuses a flag that takes one value and is given two."""
+    names = [argument.split("=")[0] for argument in given]
+    for name, action in parser._option_string_actions.items():
+        if names.count(name) > 1 and action.nargs != 0 and not isinstance(action, argparse._AppendAction):
+            raise UserError(f"{name}: given twice; which one?")
 
 
 def load_config(text: str) -> ConfigDict:
@@ -112,6 +123,44 @@ def _configured(arguments, overrides) -> ConfigDict:
     return config
 
 
+def _sweep(arguments, config, overrides, stages) -> int:
+    from irl_jax import sweep
+
+    own = ("help", "config", "workdir", "sweep")
+    flags = {action.dest: getattr(arguments, action.dest) for action in _parsers()[1]["run"]._actions
+             if action.dest not in own and getattr(arguments, action.dest) != action.default}
+    given = [f"--{name}" if value is True else f"--{name}={value}" for name, value in flags.items()]
+    return sweep.run(sweep.members(config, arguments.sweep, overrides), arguments.workdir, given, stages)
+
+
+def _status(arguments, _) -> int:
+    from irl_jax import status
+
+    print(*status.lines(arguments.workdir), sep="\n")
+    return 0
+
+
+def _config(arguments, overrides) -> int:
+    from irl_jax import checks, describe, workdir
+
+    if arguments.markdown + bool(arguments.workdir) + bool(arguments.config or overrides) > 1:
+        raise UserError("config: --markdown, --workdir and --config exclude each other (a run's own config takes no overrides)")
+    if arguments.markdown:
+        print(describe.markdown(), end="")
+    elif arguments.workdir:
+        config = workdir.read_config(arguments.workdir)
+        print(*describe.lines(config, describe.set_by(config, {}, f"{arguments.workdir}/{workdir.CONFIG}")), sep="\n")
+    else:
+        with describe.recording() as seen:
+            config = load_config(arguments.config)
+        origins = describe.set_by(config, seen, arguments.config) | {key: f"{OVERRIDE}{key}" for key in overrides}
+        for key, text in overrides.items():
+            override(config, key, text)
+        print(*describe.lines(config, origins), sep="\n", flush=True)
+        checks.check(config)  # what run would refuse it for, below what is printed
+    return 0
+
+
 def _aot(arguments, overrides) -> int:
     config = _configured(arguments, overrides)
     from irl_jax.stages import aot
@@ -121,7 +170,9 @@ def _aot(arguments, overrides) -> int:
 
 
 def _run(arguments, overrides) -> int:
-    config = _configured(arguments, overrides)
+    config, stages = _configured(arguments, overrides), tuple(stage for stage in arguments.stages.split(",") if stage)
+    if arguments.sweep:
+        return _sweep(arguments, config, overrides, stages)
     from irl_jax import distributed
     from irl_jax.stages import run_pipeline
 
@@ -130,7 +181,7 @@ def _run(arguments, overrides) -> int:
         distributed.initialize(arguments.coordinator, arguments.processes, arguments.process, arguments.patience)
     elif arguments.coordinator or arguments.processes or arguments.process >= 0:
         raise UserError("--coordinator, --processes and --process: need --multihost")
-    run_pipeline(config, arguments.workdir, tuple(stage for stage in arguments.stages.split(",") if stage))
+    run_pipeline(config, arguments.workdir, stages)
     distributed.finish()
     return 0
 
@@ -185,7 +236,7 @@ def _export(arguments, _) -> int:
     return 0
 
 
-_DISPATCH = {"run": _run, "generate": _generate, "score": _score, "export": _export, "aot": _aot}
+_DISPATCH = {"run": _run, "status": _status, "config": _config, "generate": _generate, "score": _score, "export": _export, "aot": _aot}
 
 
 def _check_source(arguments, records: str, flag: str) -> None:
@@ -248,6 +299,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="{" + ",".join(VERBS) + "}")
     helps = {
         "run": "the pipeline, from demonstrations to a policy and a report; goes on where it was stopped",
+        "status": "what of a run, or of a sweep, is done, running and left; only looks",
+        "config": "every key of a config: its value, which file or flag set it, and its help",
         "generate": "responses to prompts",
         "score": "log-probabilities (and rewards) of responses",
         "export": "a policy or a reward as a Hugging Face folder, with a model card that says how it was made",
@@ -259,6 +312,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     run.add_argument("--workdir", required=True, metavar="W", help="the run's folder, made where missing")
     run.add_argument("--stages", default="", metavar="A,B", help="only these stages, in the pipeline's order; default: all")
     add = run.add_argument
+    add("--sweep", action="append", default=[], metavar="KEY=V1,V2",
+        help="one run for each value of a config's key, in a folder of its own under W; more of them: for each combination")
     add("--multihost", action="store_true", help="one process on each host of a pod, found by the environment (Cloud TPU, SLURM)")
     add("--coordinator", default="", metavar="HOST:PORT", help="with --multihost: process 0's address, where the environment does not say")
     add("--processes", type=_number(int, 1), default=0, metavar="N", help="... how many processes there are")
@@ -267,7 +322,12 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         help="with --multihost: seconds after which the others end where one process dies or stands still; default 60")
     add("--compilation_cache", metavar="DIR",
         help="where compiled programs are kept for the next run; '' keeps none; default: $JAX_COMPILATION_CACHE_DIR or ~/.cache/irl_jax")
-    run.epilog = f"{OVERRIDE}SECTION.KEY=VALUE sets one key of the config (irl_jax/config.py lists them); tuples as a,b,c."
+    run.epilog = f"{OVERRIDE}SECTION.KEY=VALUE sets one key of the config (`irl_jax config` lists them); tuples as a,b,c."
+    verbs["status"].add_argument("workdir", metavar="W", help="a run's folder, or a sweep's")
+    add = verbs["config"].add_argument
+    add("--config", default="", metavar="FILE.py[:VARIANT]", help="a config file; default: the testbed")
+    add("--workdir", default="", metavar="W", help="... or a run's folder, for the config that it has")
+    add("--markdown", action="store_true", help="the reference of all keys, as docs/configuration.md has it")
     for verb in ("generate", "score"):
         add = verbs[verb].add_argument
         add("--model", metavar="DIR", help="a Hugging Face folder or hub name")

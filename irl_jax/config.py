@@ -1,6 +1,8 @@
 """Every setting and its default. Files under configs/ start from `default()` and change what they need.
 
 The config is locked: an unknown key is an error that names the nearest right one. Empty strings and tuples mean "none".
+The comment behind a default is the key's help, in `irl_jax config` and docs/configuration.md (see irl_jax/describe.py): it goes on in
+lines that begin with "#   ". A section's is its function's docstring, or the comment where the section is made.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ def default() -> ConfigDict:
     c.model = _model()
     c.adapter = _adapter()
     c.mesh = _mesh()
-    c.pretrain = _training(steps=750, batch=32, learning_rate=3e-3, packed_rows=True)
-    c.sft = _training(steps=0, batch=16, learning_rate=2e-3, packed_rows=True)
+    c.pretrain = _training(steps=750, batch=32, learning_rate=3e-3, packed_rows=True)  # init from scratch, where model.path = ""
+    c.sft = _training(steps=0, batch=16, learning_rate=2e-3, packed_rows=True)  # supervised fine-tuning; steps = 0: by epochs
     c.sft.epochs = 4.0  # passes over the demonstrations, used where steps = 0
     c.sample = _sample()
     c.reward = _reward()
@@ -40,11 +42,13 @@ def default() -> ConfigDict:
     c.golden = _golden()
     c.eval = _eval()
     c.checkpoint = _checkpoint()
+    c.log = _log()
     c.profile = _profile()
     return c.lock()
 
 
 def _data() -> ConfigDict:
+    """What is read, and how it is split and cut."""
     d = ConfigDict()
     d.source = "testbed"  # "testbed", a JSONL(.gz) path, "tfds:NAME", or "hh:PATH" for HH-RLHF transcripts
     d.kind = "pairs"  # how a file's records are read: "pairs" {prompt, response}, or "continuations" {text}
@@ -53,12 +57,12 @@ def _data() -> ConfigDict:
     d.development_fraction = 0.05  # share of the prompts kept for early stopping
     d.preference_source = ""  # JSONL(.gz) of {prompt, chosen, rejected}; "" uses the source's own pairs, if it has any
     d.fields = ConfigDict()  # names of the fields in the records
-    d.fields.prompt = "prompt"
-    d.fields.response = "response"
-    d.fields.chosen = "chosen"
-    d.fields.rejected = "rejected"
-    d.fields.text = "text"  # kind = "continuations"
-    d.fields.rating = "rating"  # kind = "continuations"
+    d.fields.prompt = "prompt"  # the prompt
+    d.fields.response = "response"  # the demonstration
+    d.fields.chosen = "chosen"  # pairs: the better response
+    d.fields.rejected = "rejected"  # pairs: the worse one
+    d.fields.text = "text"  # kind = "continuations": prompt and response in one
+    d.fields.rating = "rating"  # kind = "continuations": a number
     d.min_rating = 0.0  # kind = "continuations": demonstrations are records rated at least this; 0 takes all
     d.prompt_words = (8, 16)  # kind = "continuations": the prompt is the first so-many words, drawn per record
     d.tfds_split = "train"  # "tfds:NAME": the split to read
@@ -77,7 +81,7 @@ def _testbed() -> ConfigDict:
     t = ConfigDict()
     t.seed_offset = 0  # added to `seed`: which world's draws (fresh seeds for reported runs)
     t.pretrain_responses = 20000  # responses of the initial writer that init is pretrained on
-    t.demonstrations = 1200  # demonstrations
+    t.demonstrations = 1200  # demonstrations drawn
     t.pairs = 600  # chosen/rejected pairs for `preference`
     t.eval_prompts = 96  # test prompts
     t.dialect_strength = 0.7  # how often the demonstrator uses its dialect where it could
@@ -92,14 +96,15 @@ def _testbed() -> ConfigDict:
 
 
 def _model() -> ConfigDict:
+    """The initial model, and how it is computed."""
     m = ConfigDict()
     m.path = ""  # a Hugging Face folder or hub name; "" initialises from scratch and pretrains (testbed)
     m.architecture = "gpt2"  # from scratch: a model_type of models/families.py: "gpt2", "llama", "gemma2", ...
-    m.num_layers = 3
-    m.width = 96
-    m.num_heads = 4
-    m.num_kv_heads = 4
-    m.mlp_width = 384
+    m.num_layers = 3  # from scratch: blocks
+    m.width = 96  # from scratch: of the residual stream; num_heads divides it
+    m.num_heads = 4  # from scratch: of the queries
+    m.num_kv_heads = 4  # from scratch: of keys and values; divides num_heads
+    m.mlp_width = 384  # from scratch: hidden units of a block's MLP
     m.param_dtype = "float32"  # of the initial model beneath the adapters; "bfloat16" halves it. What trains is float32
     m.dtype = "float32"  # of computation
     m.scan_layers = False  # lax.scan over the layers in training and scoring: compiles faster, for deep models
@@ -110,6 +115,7 @@ def _model() -> ConfigDict:
 
 
 def _adapter() -> ConfigDict:
+    """The LoRA adapters that every role trains on one trunk."""
     a = ConfigDict()
     a.rank = 8  # LoRA rank; 0 fine-tunes whole trunks, one a role
     a.alpha = 16.0  # the adapter's output is scaled by alpha / rank
@@ -117,6 +123,7 @@ def _adapter() -> ConfigDict:
 
 
 def _mesh() -> ConfigDict:
+    """How the devices are used: data * fsdp * tensor of them."""
     m = ConfigDict()
     m.data = -1  # replicas of the parameters; -1 takes the devices that are left
     m.fsdp = 1  # ways the parameters are sharded (and the batch with them)
@@ -125,15 +132,16 @@ def _mesh() -> ConfigDict:
 
 
 def _training(steps: int, batch: int, learning_rate: float, packed_rows: bool) -> ConfigDict:
+    """What every section with an optimizer has."""
     t = ConfigDict()
     t.steps = steps  # optimizer updates
     t.batch_size = batch  # rows a step, over all devices
     t.accumulate = 1  # micro-batches a step
-    t.learning_rate = learning_rate  # peak
+    t.learning_rate = learning_rate  # AdamW's, at its peak
     t.warmup_fraction = 0.1  # share of the steps with linear warm-up
     t.schedule = "cosine"  # "cosine", "linear" or "constant" after the warm-up
     t.final_fraction = 0.1  # last learning rate over peak
-    t.weight_decay = 0.0
+    t.weight_decay = 0.0  # AdamW's
     t.clip_norm = 1.0  # global gradient norm; 0 does not clip
     t.b2 = 0.99  # AdamW's second-moment decay
     if packed_rows:
@@ -143,6 +151,7 @@ def _training(steps: int, batch: int, learning_rate: float, packed_rows: bool) -
 
 
 def _sample() -> ConfigDict:
+    """How many responses are sampled, for the rewards' data and for the evaluation."""
     s = ConfigDict()
     s.reward_prompts = 600  # training prompts sampled for the reward's data
     s.reward_samples = 4  # samples each, from init and from sft
@@ -153,6 +162,7 @@ def _sample() -> ConfigDict:
 
 
 def _reward() -> ConfigDict:
+    """The rewards: discriminators whose logit is the reward."""
     r = _training(steps=150, batch=64, learning_rate=1e-3, packed_rows=False)
     r.recipes = ("init_sft", "init_demo", "sft_demo", "preference")  # learnt rewards
     r.controls = ("log_ratio", "length", "random", "golden")  # reported beside them
@@ -176,6 +186,7 @@ def _reward() -> ConfigDict:
 
 
 def _policy() -> ConfigDict:
+    """The policy gradient against a reward."""
     p = _training(steps=60, batch=16, learning_rate=1e-3, packed_rows=False)
     p.recipes = ("init_sft",)  # rewards to optimise, one policy each: learnt ones, "log_ratio", "log_ratio_dense"
     p.samples = 8  # samples a prompt; batch_size counts prompts
@@ -187,7 +198,7 @@ def _policy() -> ConfigDict:
     p.gamma = 1.0  # discount a token, where rewards come token by token or advantage = "gae"
     p.gae_lambda = 0.95  # advantage = "gae": the weight of longer returns, 0 to 1
     p.value_coefficient = 0.0  # advantage = "gae": weight of the value head's loss (0.5 is usual); 0 elsewhere: no value head
-    p.surrogate = "score_function"  # or "ppo_clip"
+    p.surrogate = "score_function"  # "score_function" or "ppo_clip"
     p.clip_ratio = 0.2  # surrogate = "ppo_clip": ratios are cut to 1 +- this
     p.epochs = 1  # surrogate = "ppo_clip": passes over one batch of samples
     p.minibatches = 1  # surrogate = "ppo_clip": updates a pass
@@ -196,7 +207,7 @@ def _policy() -> ConfigDict:
     #   gradient is that of the forward KL(reference || policy)
     p.target_kl = 0.0  # nats a sequence that beta is steered to hold; 0 keeps beta as it is
     p.start = "sft"  # what the policy starts from: "sft" or "init"
-    p.reference = "sft"  # "sft" or "init"
+    p.reference = "sft"  # what the KL is measured from: "sft" or "init"
     p.entropy = 0.0  # weight of the entropy bonus: reward units per nat of the tokens' summed entropy
     p.max_kl = 0.0  # stop when the mean sequence KL passes this many nats; 0 never stops
     p.keep_rollouts_every = 10  # steps between the batches of samples kept for the report's reward-against-golden curves; 0 keeps none
@@ -209,12 +220,12 @@ def _adversarial() -> ConfigDict:
     a.recipes = ()  # what is positive: "demo" (demonstrations) and/or "sft" (its samples); one policy each
     a.rounds = 60  # each: sample, update the reward, update the policy
     a.warmup_rounds = 10  # rounds at the start that leave the policy as it is
-    a.reward_updates = 1  # a round
+    a.reward_updates = 1  # updates of the reward a round
     a.reward_rows = 64  # rows an update, half positive, half samples of the policy
     a.replay_capacity = 1024  # samples of earlier rounds that are remembered
     a.replay_share = 0.25  # share of the policy's rows drawn from them
     a.min_accuracy = 0.0  # stop where the balanced accuracy on fresh samples (smoothed) falls below: it can no longer tell
-    a.max_accuracy = 1.0  # ... or rises above: it can too easily tell
+    a.max_accuracy = 1.0  # stop where it rises above: the reward can too easily tell
     return a
 
 
@@ -230,9 +241,9 @@ def _dpo() -> ConfigDict:
 def _spin() -> ConfigDict:
     """Self-play: demonstrations over the last iterate's samples, against the last iterate."""
     s = _training(steps=50, batch=32, learning_rate=5e-4, packed_rows=False)  # steps an iteration; batch_size counts pairs
-    s.recipes = ()  # "demo"
-    s.beta = 0.1
-    s.iterations = 2
+    s.recipes = ()  # "demo": one policy; () trains none
+    s.beta = 0.1  # of the implicit reward beta log(policy / last iterate)
+    s.iterations = 2  # each from the last one's policy and against it
     s.prompts = 300  # training prompts sampled an iteration
     s.samples = 1  # samples a prompt
     return s
@@ -243,18 +254,19 @@ def _rejection() -> ConfigDict:
     r = _training(steps=0, batch=16, learning_rate=1e-3, packed_rows=True)
     r.recipes = ()  # rewards that choose: learnt ones or "log_ratio"
     r.epochs = 2.0  # passes over the chosen samples, used where steps = 0
-    r.samples = 16  # N
+    r.samples = 16  # samples a prompt, of which the best is taken
     r.prompts = 300  # training prompts sampled an iteration
-    r.iterations = 1
+    r.iterations = 1  # each samples the last one's policy
     return r
 
 
 def _golden() -> ConfigDict:
+    """The judge of the evaluation, which no training step sees."""
     g = ConfigDict()
     g.kind = "testbed"  # "testbed" (exact), "classifier" (fitted to rated text), "hf_reward" (a reward model) or "none"
     g.source = ""  # "classifier": JSONL(.gz) of {text, rating}, never used in training
     g.text_field = "text"  # "classifier": names of the fields in golden.source, whatever data.fields says of the others
-    g.rating_field = "rating"
+    g.rating_field = "rating"  # "classifier": ... and of the ratings
     g.positive_rating = 7.0  # "classifier": ratings from here on count as positive
     g.model = ""  # "hf_reward": folder or hub name of a *ForSequenceClassification, in model.dtype and model.param_dtype
     g.label = ""  # "hf_reward": whose score is the reward, where the model has several labels
@@ -265,6 +277,7 @@ def _golden() -> ConfigDict:
 
 
 def _eval() -> ConfigDict:
+    """What is measured of the finished policies and rewards."""
     e = ConfigDict()
     e.prompts = 96  # evaluation prompts (at most what the data hold out)
     e.best_of = (1, 2, 4, 5, 8, 10, 16, 30, 32, 50)  # n of the best-of-n curves; those above M are left out
@@ -275,16 +288,25 @@ def _eval() -> ConfigDict:
 
 
 def _checkpoint() -> ConfigDict:
+    """When training is saved; the end of a stage always is."""
     k = ConfigDict()
     k.every_seconds = 60.0  # wall-clock time between checkpoints within a stage
-    k.every_steps = 0  # ... or steps, where positive
-    k.keep = 2
+    k.every_steps = 0  # steps between checkpoints, where positive, beside every_seconds
+    k.keep = 2  # newest checkpoints kept of each stage; older ones are removed
     return k
+
+
+def _log() -> ConfigDict:
+    """Where training metrics go beside W/STAGE/metrics.jsonl."""
+    g = ConfigDict()
+    g.tensorboard = True  # TensorBoard events in every stage's folder: tensorboard --logdir=W
+    g.wandb = ""  # a Weights & Biases project: one run a training stage, grouped by the workdir's name; needs the extra `wandb`
+    return g
 
 
 def _profile() -> ConfigDict:
     """Traces of training (`xprof --logdir=W/STAGE/trace`, or ui.perfetto.dev), one annotated step an update, parts by name."""
     p = ConfigDict()
     p.steps = 0  # updates traced in every stage that trains, into W/STAGE/trace; 0 traces nothing
-    p.first = 3  # the first of them; before it are those that compile
+    p.first = 3  # the first update traced; before it are those that compile
     return p

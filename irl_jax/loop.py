@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from irl_jax import checkpoint as checkpoints
-from irl_jax import distributed, paths
+from irl_jax import distributed, paths, progress
 from irl_jax.errors import UserError
 from irl_jax.feeding import Ahead, Trace
+from irl_jax.tracking import Tracker
 from irl_jax.types import PyTree, TrainState
-from irl_jax.workdir import append_jsonl, flush_jsonl, read_jsonl, write_jsonl
 
-METRICS, CHECKPOINTS, TRACE = "metrics.jsonl", "checkpoints", "trace"
+CHECKPOINTS, TRACE = "checkpoints", "trace"
 COMPILING = (  # jax's own names of what happens before a new shape runs
     "/jax/core/compile/jaxpr_trace_duration",
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
@@ -62,6 +62,7 @@ def train(
     patience: int = 0,
     stop=None,
     profile=None,
+    log=None,
 ) -> tuple[TrainState, dict]:
     """Runs `step` until `steps` updates are done or there is reason to stop; resumes from `directory` if it was there before.
 
@@ -76,7 +77,7 @@ def train(
         it). Must depend on its argument alone; called in order, in a thread of its own, ahead of the update (see `feeding.Ahead`).
       steps: updates in all, over resumes.
       key: PRNG key; update i gets fold_in(key, i).
-      directory: the stage's folder, for metrics.jsonl and checkpoints/.
+      directory: the stage's folder, for metrics.jsonl, events and checkpoints/.
       checkpoint: config.checkpoint: every_seconds, every_steps, keep.
       name: the stage's name, for messages.
       evaluate: evaluate(state) -> dict with "heldout_loss" (nats; lower is better), every `eval_every` steps and at the
@@ -85,6 +86,7 @@ def train(
       patience: evaluations without improvement before stopping; 0 never stops early.
       stop: stop(metrics of a step as floats) -> the reason to stop, or None.
       profile: config.profile: which updates to trace into `directory`/trace; None traces nothing.
+      log: config.log: where metrics go beside metrics.jsonl; None: nowhere.
 
     Returns:
       (state, info): info has seconds, compile_seconds, tokens_per_second (tokens that the loss counts; compilation left
@@ -99,13 +101,14 @@ def train(
     directory = paths.of(directory)
     directory.mkdir(parents=True, exist_ok=True)
     done, state, best, book = _restore(directory, state, steps, evaluate is not None)
-    _drop_lines_past(directory / METRICS, done)
+    tracker = Tracker(directory, name, log, done, steps)
     clock = _Clock(book)
     run = _Run(step, trunk, feed, key, directory, checkpoint, name, evaluate, eval_every, patience, stop, clock,
                checkpoints.Saver(directory / CHECKPOINTS, checkpoint.keep))
-    run = run._replace(feed=Ahead(feed, done, int(book.stop_at)), trace=Trace(directory / TRACE, profile))
-    with (clock.compiling, _Signals() as signals, _progress(name, steps, done) as bar, contextlib.closing(run.saver),
-          contextlib.closing(run.feed), contextlib.closing(run.trace)):
+    run = run._replace(feed=Ahead(feed, done, int(book.stop_at)), trace=Trace(directory / TRACE, profile),
+                       tracker=tracker)
+    with (clock.compiling, _Signals() as signals, progress.bar(total=steps, initial=done, desc=name, unit="step") as bar,
+          contextlib.closing(run.tracker), contextlib.closing(run.saver), contextlib.closing(run.feed), contextlib.closing(run.trace)):
         state, best, book = _updates(run, done, state, best, book, signals, bar)
     info = _info(clock, book, evaluate is not None)
     if distributed.is_primary():
@@ -130,6 +133,7 @@ class _Run(NamedTuple):
     clock: object
     saver: checkpoints.Saver
     trace: Trace | None = None
+    tracker: Tracker | None = None
 
 
 def _updates(run: _Run, done: int, state, best, book: Book, signals, bar) -> tuple:
@@ -159,7 +163,7 @@ def _updates(run: _Run, done: int, state, best, book: Book, signals, bar) -> tup
             best, book = _look(run, done, state, best, book)
         if saves or done == book.stop_at:
             tree = {"state": state, "book": run.clock.into(book)} | ({"best": best} if run.evaluate else {})
-            flush_jsonl(run.directory / METRICS)
+            run.tracker.flush()
             run.saver.save(done, tree)
             saved_at, saved_step = time.monotonic(), done
         if interrupted:
@@ -185,7 +189,7 @@ def _record(run: _Run, pending, book: Book, bar) -> Book:
         return book
     done, metrics, extra = pending
     values = {key: float(value) for key, value in jax.device_get({**metrics, **extra}).items()}
-    append_jsonl(run.directory / METRICS, {"step": done, **values})
+    run.tracker.add(done, values)
     for key, value in values.items():
         if key.endswith(("loss", "grad_norm")) and not math.isfinite(value):
             raise UserError(_diverged(run, key, value, done))
@@ -213,7 +217,7 @@ def _diverged(run: _Run, key: str, value: float, done: int) -> str:
 def _look(run: _Run, done: int, state, best, book: Book) -> tuple:
     """Evaluates, keeps the best leaves, and ends the run where patience is out."""
     values = {key: float(value) for key, value in jax.device_get(dict(run.evaluate(state))).items()}
-    append_jsonl(run.directory / METRICS, {"step": done, **values})
+    run.tracker.add(done, values)
     loss = values["heldout_loss"]
     if not math.isfinite(loss):
         raise UserError(_diverged(run, "heldout_loss", loss, done))
@@ -243,12 +247,6 @@ def _restore(directory: pathlib.Path, state, steps: int, with_best: bool) -> tup
         return 0, state, best, book
     done, tree = found
     return done, tree["state"], tree.get("best"), tree["book"]
-
-
-def _drop_lines_past(path: pathlib.Path, done: int) -> None:
-    """Takes the lines of steps that will be run again, and a half-written last one, out of metrics.jsonl."""
-    if path.exists():
-        write_jsonl(path, [line for line in read_jsonl(path) if line["step"] <= done])
 
 
 def _info(clock, book: Book, with_best: bool) -> dict:
@@ -341,11 +339,3 @@ class _Signals:
         self.seen = number
         signal.signal(number, self._before[number])
 
-
-@contextlib.contextmanager
-def _progress(name: str, steps: int, done: int):
-    """A progress bar where stderr is a terminal."""
-    from tqdm import tqdm
-
-    with tqdm(total=steps, initial=done, desc=name, unit="step", leave=False, disable=not sys.stderr.isatty()) as bar:
-        yield bar

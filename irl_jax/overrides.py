@@ -53,31 +53,98 @@ def keys_of(config: ConfigDict, prefix: str = "") -> list[str]:
     return keys
 
 
+def split(text: str) -> list[str]:
+    """The parts between a text's commas, spaces around them dropped; commas within brackets or quotes divide nothing.
+
+    Raises:
+      ValueError: a bracket or a quote that is not closed, or closes nothing.
+    """
+    parts, depth, quote, start = [], 0, "", 0
+    for at, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'" and not text[start:at].strip(" (["):  # within a word it is an apostrophe
+            quote = letter
+        elif letter in "([":
+            depth += 1
+        elif letter in ")]":
+            depth -= 1
+        elif letter == "," and not depth:
+            parts.append(text[start:at].strip())
+            start = at + 1
+        if depth < 0:
+            break
+    if depth or quote:
+        raise ValueError("a bracket or a quote is not closed")
+    return [*parts, text[start:].strip()]
+
+
+def unquoted(text: str) -> str:
+    """A text without the quotes around it."""
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
+def value_of(config: ConfigDict, key: str):
+    """The value of a dotted key."""
+    for name in key.split("."):
+        config = config[name]
+    return config
+
+
+def spelled(value) -> str:
+    """The text that `override` reads as this value."""
+    return repr(list(value)) if isinstance(value, tuple) and value else "" if value == () else str(value)
+
+
 def _convert(flag: str, text: str, old):
     """`text` in the type of `old`."""
     if isinstance(old, bool):
-        if text.lower() not in ("true", "false"):
+        if text.strip().lower() not in ("true", "false"):
             raise UserError(f"{flag}={text}: takes true or false")
-        return text.lower() == "true"
+        return text.strip().lower() == "true"
     if isinstance(old, (int, float)):
-        try:
-            value = type(old)(text)
-        except ValueError:
-            raise UserError(f"{flag}={text}: takes {'a whole number' if isinstance(old, int) else 'a number'}") from None
-        if not math.isfinite(value):
-            raise UserError(f"{flag}={text}: takes a finite number")
-        return value
+        return _number(flag, text, type(old))
     if isinstance(old, tuple):
         return _convert_tuple(flag, text, old)
     return text
 
 
-def _convert_tuple(flag: str, text: str, old: tuple) -> tuple:
-    """(1, 2), ["a", "b"] or a,b,c, each in the type of the old elements (text where there were none)."""
+def _number(flag: str, text: str, kind: type):
+    """A finite number; a whole one may be written as 1e3."""
     try:
-        literal = ast.literal_eval(text) if text[:1] in ("(", "[") else None
-    except (SyntaxError, ValueError):
-        raise UserError(f"{flag}={text}: takes values separated by commas, such as a,b,c") from None
-    parts = [part.strip() for part in text.split(",") if part.strip()] if literal is None else literal
-    parts = parts if isinstance(parts, (tuple, list)) else [parts]
-    return tuple(_convert(flag, str(part), old[0] if old else "") for part in parts)
+        value = float(text)
+        if kind is int:
+            value = int(value) if "e" in text.lower() and value.is_integer() else int(text)
+    except ValueError:
+        raise UserError(f"{flag}={text[:40]}: takes {'a whole number' if kind is int else 'a number'}") from None
+    if kind is int and not -(2**63) <= value < 2**63:
+        raise UserError(f"{flag}={text[:40]}: takes a whole number of at most 63 bits")
+    if not math.isfinite(value):
+        raise UserError(f"{flag}={text[:40]}: takes a finite number")
+    return value
+
+
+def _convert_tuple(flag: str, text: str, old: tuple) -> tuple:
+    """a,b,c, (1, 2) or ["a", "b"], each in the type of the old elements (text where there were none)."""
+    inner = text.strip()
+    if inner[:1] in ("(", "["):
+        try:
+            literal = ast.literal_eval(inner)
+            parts = [str(part) for part in literal] if isinstance(literal, (tuple, list)) else [str(literal)]
+            if any(isinstance(part, (tuple, list, dict)) for part in (literal if isinstance(literal, (tuple, list)) else ())):
+                raise SyntaxError
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            parts = _words(flag, text, inner)
+    else:
+        parts = _words(flag, text, f"({inner})")
+    return tuple(_convert(flag, part, old[0] if old else "") for part in parts)
+
+
+def _words(flag: str, text: str, bracketed: str) -> list[str]:
+    """The words of "(a,b,c)", one comma at the end allowed."""
+    closing = {"(": ")", "[": "]"}[bracketed[0]]
+    words = [unquoted(word.strip()) for word in bracketed[1:-1].split(",")]
+    words = words[:-1] if words[-1] == "" else words
+    if not bracketed.endswith(closing) or len(bracketed) < 2 or "" in words or any(mark in word for word in words for mark in "()[]"):
+        raise UserError(f"{flag}={text}: takes values separated by commas, such as a,b,c")
+    return words

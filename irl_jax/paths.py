@@ -72,6 +72,11 @@ def size(path) -> int:
     return path.stat().st_size if is_local(path) else path.stat().length
 
 
+def changed(path) -> float:
+    """When a file or object was last written, seconds since 1970; 0 of a store that does not say."""
+    return path.stat().st_mtime if is_local(path) else path.stat().mtime
+
+
 def write(path, fill) -> None:
     """Writes a file, whole or not at all.
 
@@ -97,6 +102,19 @@ def write(path, fill) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def append(path, content: bytes) -> None:
+    """Adds bytes to the end of a file, made where missing; an object of a store is written anew.
+
+    Raises: as `write`.
+    """
+    with refusals(path):
+        if not is_local(path):
+            path.write_bytes((path.read_bytes() if path.exists() else b"") + content)
+            return
+        with open(path, "ab") as file:
+            file.write(content)
 
 
 def remove_unfinished(folder) -> None:

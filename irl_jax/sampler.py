@@ -22,6 +22,7 @@ from irl_jax.errors import UserError
 from irl_jax.models.adapters import merge
 from irl_jax.models.layers import by_rows
 from irl_jax.models.transformer import ModelConfig, decode, init_response_cache, prefill, unstack
+from irl_jax.progress import bar
 from irl_jax.sharding import fetch
 from irl_jax.types import Array, PromptBatch, PyTree, SampleBatch
 
@@ -353,9 +354,7 @@ def sample_batches(
         numpy arrays [members, wanted, ...].
     """
     if progress:
-        import tqdm
-
-        batches = tqdm.tqdm(batches, desc=progress, unit="batch", disable=None)
+        batches = bar(batches, desc=progress, unit="batch")
     some = () if wanted is None else (np.int32(wanted),)
     waiting: list[tuple[int, SampleBatch]] = []
     for number, (members, length) in enumerate(batches):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
 import io
 import json
 import math
+import os
 import pathlib
 import platform
+import socket
 import subprocess
 import time
 import zipfile
@@ -23,7 +26,7 @@ from irl_jax.config import default
 from irl_jax.errors import UserError
 
 CONFIG, LOCK, DONE, TRUNK = "config.json", ".lock", "done.json", "trunk.json"
-FREE = ("checkpoint.", "mesh.", "profile.")  # a workdir may be continued with others: no result changes, or (mesh) by rounding alone
+FREE = ("checkpoint.", "log.", "mesh.", "profile.")  # a run may go on with others: no result changes, or (mesh) by rounding alone
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
 
 
@@ -44,6 +47,7 @@ class Workdir:
         self.path = paths.of(path)
         self.config = config
         self._lock = self._made_folder = self._made_config = False
+        self._since = 0.0
         distributed.primary_first(self._open)
         if not (self.path / CONFIG).exists():
             raise UserError(f"{self.path}: process {distributed.index()} does not see the workdir that process 0 opened: give a folder "
@@ -55,10 +59,11 @@ class Workdir:
         self._made_folder = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / LOCK, "a") if paths.is_local(self.path) else None
+            if paths.is_local(self.path):  # object stores have no locks
+                self._lock = open(os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
         except OSError as error:
             raise UserError(f"{self.path}: cannot write the workdir there: {error.strerror}") from None
-        if self._lock:  # object stores have no locks
+        if self._lock:
             self._lock_it()
         try:
             if (self.path / CONFIG).exists():
@@ -79,6 +84,15 @@ class Workdir:
             raise UserError(
                 f"{self.path}: another irl_jax process is using this workdir; wait for it or choose another"
             ) from None
+
+    def note(self, stage: str) -> None:
+        """Writes into the lock's file who has it and what it is at, for `irl_jax status`, which cannot ask for the lock itself."""
+        if self._lock:
+            self._since = self._since or time.time()
+            note = {"pid": os.getpid(), "host": socket.gethostname(), "since": self._since, "stage": stage,
+                    "inode": os.fstat(self._lock.fileno()).st_ino}
+            with contextlib.suppress(OSError):  # of a full disk the stage itself speaks
+                os.pwrite(self._lock.fileno(), json.dumps(note).encode().ljust(512) + b"\n", 0)  # always as long, so that it is whole
 
     def close(self) -> None:
         """Releases the lock; the process's end does so too."""
@@ -164,8 +178,11 @@ def same_trunk(path, files) -> dict:
     return found
 
 
-def read_config(path) -> ConfigDict:
+def read_config(path, strict: bool = True) -> ConfigDict:
     """The resolved config of an existing workdir.
+
+    Args:
+      path: the workdir. strict: refuses another version's keys; otherwise they are left out, and its missing ones at their defaults.
 
     Raises:
       UserError: no workdir there, or its config.json is unreadable or from another version's keys.
@@ -177,7 +194,9 @@ def read_config(path) -> ConfigDict:
     config = default()
     expected = _leaves(config.to_dict())
     found = _leaves(stored.get("config", {}) if isinstance(stored, dict) else {})
-    for key in [*expected, *found]:
+    if not strict:
+        found = {key: value for key, value in found.items() if key in expected}
+    for key in [*expected, *found] if strict else ():
         if (key in expected) != (key in found):
             where = "unknown to this version" if key in found else "missing"
             raise UserError(f"{path / CONFIG}: key {key} is {where}; the workdir was written by another version of irl_jax")

@@ -85,7 +85,7 @@ def test_every_config_file_loads(path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["run,generate,score"]),
+        ([], ["run,status,config,generate,score"]),
         (["runn"], ["unknown verb 'runn'", "did you mean 'run'", "generate"]),
         (["run"], ["--workdir"]),
         (["run", "--workdir=W", "--stage=sft"], ["unknown argument '--stage'", "did you mean '--stages'"]),
@@ -115,7 +115,7 @@ def test_every_config_file_loads(path):
         (["generate", "--model=M", "--prompts=p.jsonl", "--out=o.jsonl", "--temperature=-1"], ["--temperature", "out of range"]),
         (["generate", "--model=M", "--prompts=p.jsonl", "--out=o.jsonl", "--top_p=0"], ["--top_p", "out of range"]),
         (["generate", "--model=M", "--prompts=p.jsonl", "--out=o.jsonl", "--samples=two"], ["--samples", "invalid int"]),
-        (["score", "--workdir=W", "--data=p.jsonl", "--out=o.jsonl", "--config.seed=1"], ["only run and aot take a config"]),
+        (["score", "--workdir=W", "--data=p.jsonl", "--out=o.jsonl", "--config.seed=1"], ["score takes no config"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and value and value[0] in cli.VERBS else "",
 )

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import events
 import pytest
 from hosts import environment
 
@@ -26,6 +27,7 @@ def get_config(name=""):
                        spin__prompts=16, rejection__recipes=("init_sft",), rejection__prompts=12, rejection__samples=4)
 """
 MOMENTS = {stage: 2 for stage in STAGES}  # and two more while a checkpoint is written
+SKIPPED = (".lock", "progress.json", "index.html")  # with pids and times in them
 VOLATILE = ("timing", "seconds", "compile_seconds", "tokens_per_second")
 
 
@@ -86,7 +88,10 @@ def differences(one, two):
     found = []
     for path in sorted(path for path in one.rglob("*") if path.is_file() or path.name in ("leaves", "checkpoints")):
         name, other = path.relative_to(one), two / path.relative_to(one)
-        if any(part in ("leaves", "checkpoints") for part in name.parts[:-1]) or path.name in (".lock", "index.html") or path.suffix == ".png":
+        if any(part in ("leaves", "checkpoints") for part in name.parts[:-1]) or path.name in SKIPPED or path.suffix == ".png":
+            continue
+        if "tfevents" in path.name:  # another file for each session, of the same steps and numbers
+            found += [str(name)] * (events.rows(path.parent) != events.rows(other.parent))
             continue
         if not other.exists():
             found.append(f"{name} is missing")
@@ -155,7 +160,7 @@ def test_differences_are_seen(tmp_path):
     """The comparison itself: one bit of a leaf, a number of a line or an array, a missing and a forgotten file."""
     import numpy as np
 
-    from irl_jax import checkpoint, workdir
+    from irl_jax import checkpoint, tracking, workdir
 
     def make(name):
         folder = tmp_path / name / "sft"
@@ -163,6 +168,9 @@ def test_differences_are_seen(tmp_path):
         workdir.save_arrays(folder / "a.npz", x=np.arange(3))
         workdir.write_json(folder / "done.json", {"timing": {"seconds": len(name)}, "n": 1})
         (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+        told = tracking.Events(folder, [])
+        told.add(1, {"loss": 0.5})
+        told.flush()
         return folder
 
     one = make("one")
@@ -172,6 +180,7 @@ def test_differences_are_seen(tmp_path):
         "a.npz": lambda two: workdir.save_arrays(two / "a.npz", x=np.arange(3) + 1),
         "done.json": lambda two: workdir.write_json(two / "done.json", {"n": 2}),
         "metrics.jsonl": lambda two: (two / "metrics.jsonl").unlink(),
+        "tfevents": lambda two: tracking.Events(two, [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]),
         "left over": lambda two: (two / "b.npz.tmp").write_text(""),
     }
     for number, (name, change) in enumerate(changes.items()):

@@ -1,14 +1,16 @@
 """Object stores: a store in memory stands for gs://, behind the same libraries."""
 
 import json
+import time
 
+import events
 import fsspec
 import numpy as np
 import pytest
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
-from irl_jax import checkpoint, paths, workdir
+from irl_jax import checkpoint, cli, paths, tracking, workdir
 from irl_jax.config import default
 from irl_jax.errors import UserError
 
@@ -78,6 +80,34 @@ def test_a_workdir_in_a_bucket(bucket):
     with pytest.raises(UserError, match="belongs to another config: seed"):
         workdir.Workdir("gs://bucket/runs/w", other)
     assert not [name for name in bucket if ".tmp" in name or ".lock" in name]
+
+
+def test_a_stage_in_a_bucket_is_tracked_and_shown(bucket, tmp_path, capsys, monkeypatch):
+    """Events are written with every checkpoint, the object anew, and made again where a session goes on."""
+    with workdir.Workdir("gs://bucket/w", default()) as opened:
+        opened.mark_done("pretrain", {"seconds": 1.0})
+        opened.note("sft")
+        folder = opened.path / "sft"
+        tracker = tracking.Tracker(folder, "sft", default().log, 0, 9)
+        for step in (1, 2, 3):
+            tracker.add(step, {"loss": step / 2})
+        assert not any("tfevents" in name or "metrics" in name for name in bucket)  # they wait
+        tracker.flush()
+        tracker.add(4, {"loss": 2.0})
+        tracker.close()
+        tracker = tracking.Tracker(folder, "sft", default().log, 2, 9)
+        tracker.add(3, {"loss": 1.5})
+        tracker.close()
+    (name,) = (name for name in bucket if "tfevents" in name)
+    (tmp_path / "tfevents").write_bytes(bucket[name].getvalue())
+    assert events.rows(tmp_path) == [(1, {"loss": 0.5}), (2, {"loss": 1.0}), (3, {"loss": 1.5})]
+    assert workdir.read_jsonl(folder / "metrics.jsonl") == [{"step": step, "loss": step / 2} for step in (1, 2, 3)]
+    assert cli.main(["status", "gs://bucket/w"]) == 0
+    shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert shown[:3] == ["gs://bucket/w: begun: sft: step 3 of 9; 1 of 11 stages done", "pretrain done 1 s", "sft begun step 3 of 9"]
+    monkeypatch.setattr(paths, "changed", lambda path: time.time() - 20)  # as gs:// says, and the store in memory does not
+    assert cli.main(["status", "gs://bucket/w"]) == 0
+    assert "step 3 of 9, last written 20 s ago; 1 of 11" in capsys.readouterr().out
 
 
 def test_a_failed_run_leaves_no_config_behind(bucket):

@@ -6,7 +6,7 @@ import importlib
 import time
 from pathlib import Path
 
-from irl_jax import distributed
+from irl_jax import distributed, tracking
 from irl_jax.checks import check
 from irl_jax.errors import UserError
 from irl_jax.workdir import Workdir
@@ -24,11 +24,7 @@ def run_pipeline(config, path, stages: tuple[str, ...] = ()) -> Path | None:
     Raises:
       UserError: an unknown stage, a workdir of another config, or anything wrong in the input.
     """
-    unknown = [stage for stage in stages if stage not in STAGES]
-    if unknown:
-        raise UserError(f"--stages: unknown stage '{unknown[0]}'; one of {', '.join(STAGES)}")
-    check(config)
-    _check_reward_models(config)
+    refuse(config, stages)
     wanted = [stage for stage in STAGES if not stages or stage in stages]
     with Workdir(path, config) as workdir:
         left = distributed.agree([stage for stage in wanted if not workdir.is_done(stage)])
@@ -41,6 +37,20 @@ def run_pipeline(config, path, stages: tuple[str, ...] = ()) -> Path | None:
             distributed.say(f"report: {report}")
             return report
     return None
+
+
+def refuse(config, stages: tuple[str, ...] = ()) -> None:
+    """Refuses what no run could use, before anything is written.
+
+    Raises:
+        UserError: an unknown stage, or a config that contradicts itself, its reward models or what is installed.
+    """
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown:
+        raise UserError(f"--stages: unknown stage '{unknown[0]}'; one of {', '.join(STAGES)}")
+    check(config)
+    _check_reward_models(config)
+    tracking.check(config.log)
 
 
 def _check_reward_models(config) -> None:
@@ -56,6 +66,7 @@ def _run(config, workdir, left) -> None:
 
     context = Context(config, workdir)
     for stage in left:
+        workdir.note(stage)
         start = time.perf_counter()
         info = importlib.import_module(f"irl_jax.stages.{stage}").run(context)
         timing = {**info, "seconds": max(time.perf_counter() - start, info.get("seconds", 0.0))}  # resumed stages took longer

@@ -72,7 +72,7 @@ def train_adversarial(context, method) -> dict:
     start = State(trainer.start(), critic.start(), replay.empty(max(1, config.replay_capacity), trainer.longest), np.zeros((), np.float32))
     state, info = loop.train(step, start, context.trunk, trainer.feed, steps=config.rounds, key=context.key(f"{method.role}/steps"),
                              directory=context.directory(method.role), checkpoint=context.config.checkpoint, name=method.role, stop=stop,
-                             profile=context.config.profile)
+                             profile=context.config.profile, log=context.config.log)
     context.save(f"{method.role}/reward", critic.leaves(state.reward))
     trainer.save(state.policy)
     return info

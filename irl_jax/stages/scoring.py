@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-import tqdm
 
-from irl_jax import distributed, reward_steps, sharding, steps, variants
+from irl_jax import distributed, progress, reward_steps, sharding, steps, variants
 from irl_jax.data import batching
 from irl_jax.types import Example
 
@@ -87,7 +86,7 @@ class Scorer:
         self.tokens += int(sizes.sum())
         order = np.argsort(sizes, kind="stable")
         pending = None
-        for start in tqdm.trange(0, len(order), self.rows, desc="score", unit="batch", leave=False, disable=None):
+        for start in progress.bar(range(0, len(order), self.rows), desc="score", unit="batch"):
             distributed.at("scoring", start // self.rows)
             chosen = order[start : start + self.rows]
             length = batching.bucket_length(int(sizes[chosen].max()), self.longest)

@@ -77,4 +77,4 @@ def fit(context, name: str, step, state, trunk, feed, updates: int, **how):
     """Runs the loop in W/<name> with a compiled step; returns (state, info)."""
     return loop.train(step, sharding.place(state, context.mesh), trunk, feed, steps=updates, key=context.key(f"{name}/steps"),
                       directory=context.directory(name), checkpoint=context.config.checkpoint, name=name,
-                      profile=context.config.profile, **how)
+                      profile=context.config.profile, log=context.config.log, **how)

@@ -1,0 +1,190 @@
+"""The config in words: every key's help, which file or flag set it, and the reference in docs/configuration.md.
+
+The help of a key is the comment behind its default in irl_jax/config.py, the one place where it is written.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import io
+import os
+import sys
+import tokenize
+from typing import NamedTuple
+
+import ml_collections
+from ml_collections import ConfigDict
+
+from irl_jax import config as defaults
+from irl_jax.overrides import keys_of, value_of
+
+CONTINUED = "#   "  # begins the lines in which a comment goes on
+HEAD = """# Configuration
+
+Every key, its default and its help, made from the comments in [irl_jax/config.py](../irl_jax/config.py) by
+
+```
+python -m irl_jax config --markdown > docs/configuration.md
+```
+
+`--config=FILE.py[:VARIANT]` gives a file that starts from these defaults, `--config.SECTION.KEY=VALUE` sets one key above it; tuples are
+written as `a,b,c`. `python -m irl_jax config --config=FILE.py` prints what that makes, and which line of which file or which flag set each
+key.
+"""
+
+
+class Help(NamedTuple):
+    """keys: {dotted key: its help}. sections: {dotted section, "" for the top: what it is about}."""
+
+    keys: dict[str, str]
+    sections: dict[str, str]
+
+
+def helps() -> Help:
+    """What the comments and docstrings of irl_jax/config.py say of every key and section; "" where they say nothing."""
+    return read_helps(inspect.getsource(defaults))
+
+
+def read_helps(source: str) -> Help:
+    """The same of a source text whose `default()` makes the config."""
+    functions = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+    return _of_function(functions["default"], functions, _comments(source))
+
+
+def _of_function(function: ast.FunctionDef, functions: dict, comments: dict[int, str]) -> Help:
+    """What one function that makes a section says of the keys that it sets."""
+    keys, sections = {}, {"": " ".join((ast.get_docstring(function) or "").split())}
+    assignments = [node for node in ast.walk(function) if isinstance(node, ast.Assign)]
+    for node in sorted(assignments, key=lambda node: node.lineno):
+        key, said = _dotted(node.targets[0]), comments.get(node.end_lineno, "")
+        maker = node.value.func if isinstance(node.value, ast.Call) else None
+        name = maker.id if isinstance(maker, ast.Name) else ""
+        if name in functions:
+            inner = _of_function(functions[name], functions, comments)
+            keys |= {_join(key, below): text for below, text in inner.keys.items()}
+            sections |= {_join(key, below): text for below, text in inner.sections.items() if below}
+            if key:
+                sections[key] = said or inner.sections[""]
+            elif said:
+                sections[""] = f"{sections[''].rstrip('.')}; {said}"
+        elif name == ConfigDict.__name__:
+            sections |= {key: said} if key else {}
+        elif key:
+            keys[key] = said
+    return Help(keys, sections)
+
+
+def _dotted(target: ast.expr) -> str:
+    """"sft.epochs" of `c.sft.epochs`; "" of a name."""
+    parts = []
+    while isinstance(target, ast.Attribute):
+        parts.insert(0, target.attr)
+        target = target.value
+    return ".".join(parts)
+
+
+def _join(section: str, key: str) -> str:
+    return f"{section}.{key}" if section else key
+
+
+def _comments(source: str) -> dict[int, str]:
+    """{line: the comment that ends it, with the lines in which it goes on}."""
+    found, last = {}, 0
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type != tokenize.COMMENT:
+            continue
+        line, alone = token.start[0], token.line.lstrip().startswith("#")
+        if not alone:
+            found[line], last = token.string.lstrip("# "), line
+        elif last and token.string.startswith(CONTINUED) and line == last + found[last].count("\n") + 1:
+            found[last] += "\n" + token.string.lstrip("# ")
+    return {line: " ".join(text.split("\n")) for line, text in found.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------- who set it
+
+
+@contextlib.contextmanager
+def recording():
+    """While entered, notes who sets the fields of every ConfigDict; yields what `set_by` reads."""
+    seen, plain = {}, ConfigDict.__setitem__
+    library = os.path.dirname(ml_collections.__file__)
+
+    def noting(self, key, value):
+        plain(self, key, value)
+        frame = sys._getframe(1)
+        while frame.f_back and frame.f_code.co_filename.startswith(library):
+            frame = frame.f_back
+        if frame.f_code.co_filename == defaults.__file__:
+            seen.pop((id(self), key), None)
+        else:
+            seen[id(self), key] = (self, f"{_shown(frame.f_code.co_filename)}:{frame.f_lineno}")  # `self`: so that its id stays its own
+
+    ConfigDict.__setitem__ = noting
+    try:
+        yield seen
+    finally:
+        ConfigDict.__setitem__ = plain
+
+
+def set_by(config: ConfigDict, seen: dict, file: str) -> dict[str, str]:
+    """{key: who set it}, of the keys that are not just the default.
+
+    Args:
+        config: what a config file returned. seen: from `recording`, entered while it was read. file: named where a whole section was
+            replaced, so that no line is known.
+    """
+    found, default = {}, defaults.default()
+    for key in keys_of(config):
+        section, value = config, default
+        *path, leaf = key.split(".")
+        for name in path:
+            section, value = section[name], value[name]
+        if (id(section), leaf) in seen:
+            found[key] = seen[id(section), leaf][1]
+        elif section[leaf] != value[leaf]:
+            found[key] = file
+    return found
+
+
+def _shown(path: str) -> str:
+    """A path as short as it is from here."""
+    near = os.path.relpath(path)
+    return path if near.startswith("..") else near
+
+
+# -------------------------------------------------------------------------------------------------------------- as text
+
+
+def lines(config: ConfigDict, origins: dict[str, str]) -> list[str]:
+    """One line a key, in the order of irl_jax/config.py: its value, who set it (`origins`; "default" where nobody did), its help."""
+    told, keys = helps().keys, keys_of(config)
+    keys = sorted(keys, key=list(told).index)
+    settings = [f"{key} = {value_of(config, key)!r}" for key in keys]
+    who = [origins.get(key, "default") for key in keys]
+    wide, side = (min(limit, max(map(len, texts))) for texts, limit in ((settings, 48), (who, 40)))
+    return [f"{setting:{wide}}  {origin:{side}}  # {told[key]}" for setting, origin, key in zip(settings, who, keys, strict=True)]
+
+
+def markdown() -> str:
+    """docs/configuration.md: a table a section, in the order of irl_jax/config.py."""
+    told, config = helps(), defaults.default()
+    tables: dict[str, list[str]] = {"": []}
+    for key in sorted(keys_of(config), key=list(told.keys).index):
+        section = key.rpartition(".")[0]
+        tables.setdefault(section, []).append(f"| `{key}` | `{value_of(config, key)!r}` | {_escaped(told.keys[key])} |")
+    parts = [HEAD]
+    for section, rows in tables.items():
+        about = told.sections[section] if section else "What belongs to no section."
+        parts += [f"## {section or 'Top'}", "", _escaped(about[:1].upper() + about[1:].rstrip(".")) + ".", "", "| key | default | |",
+                  "|---|---|---|", *rows, ""]
+    return "\n".join(parts)
+
+
+def _escaped(text: str) -> str:
+    """Text in a cell of a table of Markdown."""
+    for mark in ("\\", "|", "*", "<"):
+        text = text.replace(mark, "\\" + mark)
+    return text

@@ -1,0 +1,193 @@
+"""Sweeps: one run for each combination of some keys' values, each in a folder of its own under the sweep's.
+
+Every member is a process of its own, one after another: its memory is given back whole, what ends it ends nothing else, and it is bitwise
+the run that the same settings give alone, for what a process has compiled before changes roundings. Programs that members share come from
+the compilation cache on disk. A member gets its whole config as overrides above the default, as it was checked before the first began,
+so that a config file that is changed meanwhile changes nothing. The first member that fails ends the sweep with that member's status;
+the same command goes on with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import re
+import signal
+import subprocess
+import sys
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from irl_jax import paths, workdir
+from irl_jax.config import default
+from irl_jax.errors import UserError
+from irl_jax.overrides import keys_of, override, spelled, split, unquoted, value_of
+from irl_jax.stages import refuse
+
+SWEEP = "sweep.json"
+_LONGEST = 180  # letters of a folder's name; file systems take 255 bytes
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Member(NamedTuple):
+    """name: its folder's. config: its own."""
+
+    name: str
+    config: ConfigDict
+
+
+def members(config: ConfigDict, sweeps: list[str], overrides: dict[str, str]) -> list[Member]:
+    """The product of the values, in order, the last key's changing fastest.
+
+    Args:
+      config: what all share. sweeps: "KEY=V1,V2,...", as given. overrides: the keys that are set for all.
+
+    Raises:
+      UserError: a key that is unknown, given twice or set for all too; a value that is not of its type or given twice.
+    """
+    axes: dict[str, list] = {}
+    for text in sweeps:
+        key, _, values = text.partition("=")
+        if key in axes or key in overrides:
+            raise UserError(f"--sweep={key}=...: {key} is given twice; a sweep sets it, once")
+        axes[key] = _values(config, key, values, text)
+    found = []
+    for chosen in itertools.product(*axes.values()):
+        mine = ConfigDict(config.to_dict()).lock()
+        for key, value in zip(axes, chosen, strict=True):
+            override(mine, key, spelled(value))
+        found.append(Member(name_of(dict(zip(axes, chosen, strict=True))), mine))
+    return found
+
+
+def _values(config: ConfigDict, key: str, text: str, given: str) -> list:
+    """The values of one --sweep, in the key's type."""
+    flag, trial = "--sweep=", ConfigDict(config.to_dict()).lock()
+    try:
+        words = split(text)
+    except ValueError as error:
+        raise UserError(f"--sweep={given}: {error}") from None
+    if "=" not in given or words == [""]:
+        raise UserError(f"--sweep={given}: write it as --sweep=KEY=V1,V2,...")
+    values = []
+    for word in words:
+        if key in keys_of(config) and isinstance(value_of(config, key), tuple) and word[:1] not in ("(", "["):
+            raise UserError(f"--sweep={given}: {key} takes several values itself; write each choice in brackets: {key}=(a,b),(c),()")
+        override(trial, key, unquoted(word), flag)
+        if value_of(trial, key) in values:
+            raise UserError(f"--sweep={given}: the value {word} is given twice")
+        values.append(value_of(trial, key))
+    return values
+
+
+def name_of(chosen: dict) -> str:
+    """A member's folder: "seed=0,sft.learning_rate=0.001".
+
+    Only lower-case letters, digits and . _ + - come from text into it: other signs are replaced and the value's hash stands behind, so
+    that two values never share a folder, on no file system. Names that are too long end in a hash.
+    """
+    name = ",".join(f"{key}={_safe(value)}" for key, value in chosen.items())
+    return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}-{_hash(name)}"
+
+
+def _safe(value) -> str:
+    if not isinstance(value, (str, tuple)):
+        return str(value)
+    text = value if isinstance(value, str) else "+".join(map(str, value))
+    plain = isinstance(value, str) or not any("+" in str(part) for part in value)
+    safe = re.sub(r"[^a-z0-9._+-]", "_", text.lower())
+    return safe if safe == text and plain else f"{safe[:60]}-{_hash(repr(value))}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def run(found: list[Member], folder: str, flags: list[str], stages: tuple[str, ...]) -> int:
+    """Runs the members that are not finished.
+
+    Args:
+      found: from `members`. folder: the sweep's. flags: of `irl_jax run` for every member, beside its config and workdir. stages: which
+        of each; () is all.
+
+    Returns:
+      The exit status: 0, or that of the member that ended the sweep.
+
+    Raises:
+      UserError: a member's config that no run would take, or a folder that is something else; nothing was begun then.
+    """
+    for member in found:
+        try:
+            refuse(member.config, stages)
+        except UserError as error:
+            raise UserError(f"{member.name}: {error}") from None
+    _note(paths.of(folder), [member.name for member in found])
+    for number, member in enumerate(found):
+        print(f"sweep: {number + 1} of {len(found)}: {member.name}", flush=True)
+        status = _run_apart([f"--workdir={folder.rstrip('/')}/{member.name}", *flags, *arguments(member.config)])
+        if status:
+            print(f"irl_jax: sweep: {member.name} ended with status {status}; the same command goes on with it", file=sys.stderr)
+            return status
+    return 0
+
+
+def names_in(folder) -> list[str]:
+    """The members' names, of a sweep's folder.
+
+    Raises:
+      UserError: its sweep.json is not one.
+    """
+    stored = workdir.read_json(folder / SWEEP)
+    names = stored.get("members") if isinstance(stored, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) and "=" in name and "/" not in name for name in names):
+        raise UserError(f"{folder / SWEEP}: not a {SWEEP} of irl_jax; choose another folder")
+    return names
+
+
+def _note(folder, names: list[str]) -> None:
+    """Writes the members' names into the sweep's folder, beside those of earlier sweeps there."""
+    if (folder / workdir.CONFIG).exists():
+        raise UserError(f"{folder}: is the workdir of one run; choose another --workdir for the sweep")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; --workdir takes a folder")
+    if folder.exists() and not (folder / SWEEP).exists() and any(entry.name[:1] != "." for entry in folder.iterdir()):
+        raise UserError(f"{folder}: not empty and not a sweep's folder (no {SWEEP} there); choose another --workdir")
+    before = names_in(folder) if (folder / SWEEP).exists() else []
+    after = list(dict.fromkeys([*before, *names]))
+    if after != before:
+        try:
+            paths.write(folder / SWEEP, lambda file: file.write((json.dumps({"members": after}, indent=2) + "\n").encode()))
+        except OSError as error:
+            raise UserError(f"{folder}: cannot write the sweep's folder there: {error.strerror}") from None
+
+
+def arguments(config: ConfigDict) -> list[str]:
+    """The overrides that make this config of the default."""
+    plain = default()
+    return [f"--config.{key}={spelled(value_of(config, key))}" for key in keys_of(config) if value_of(config, key) != value_of(plain, key)]
+
+
+def _run_apart(flags: list[str]) -> int:
+    """Runs `irl_jax run` with the flags in a process of its own and returns its exit status.
+
+    The process stands in a group of its own, for a terminal sends its Ctrl-C to a whole group: what this one is sent is passed on, once,
+    and the member, which saves a checkpoint then, is waited for.
+    """
+    process, seen = None, []
+
+    def forward(number, _frame):
+        seen.append(number)
+        if process:
+            process.send_signal(number)
+
+    with contextlib.ExitStack() as stack:
+        for number in _FORWARDED:
+            stack.callback(signal.signal, number, signal.signal(number, forward))
+        process = subprocess.Popen([sys.executable, "-m", "irl_jax", "run", *flags], process_group=0)
+        for number in seen[:1]:  # that came before the process was there
+            process.send_signal(number)
+        status = process.wait()
+    return 128 - status if status < 0 else status or (128 + seen[0] if seen else 0)

@@ -1,0 +1,244 @@
+"""What a training stage leaves to be followed: metrics.jsonl, and with the same numbers TensorBoard events and Weights & Biases.
+
+metrics.jsonl is the truth, and the events stand beside it, a record a line. Where a run goes on, lines past its checkpoint are taken out
+and the events made again from those that are left, so that nothing is told twice or in two ways. Only process 0 writes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import struct
+import sys
+import tempfile
+import time
+import uuid
+
+from irl_jax import distributed, paths
+from irl_jax.errors import UserError
+from irl_jax.workdir import CONFIG, append_jsonl, flush_jsonl, read_json, read_jsonl, write_jsonl
+
+METRICS, PROGRESS, EVENTS, WANDB = "metrics.jsonl", "progress.json", "events.out.tfevents.", "wandb.json"
+_LOCAL, _STORE = 5.0, 30.0  # seconds that events wait in memory: objects of a store cannot grow and are written anew each time
+
+
+def check(settings) -> None:
+    """Refuses what would keep a run from being tracked, before anything trains.
+
+    Args:
+      settings: config.log.
+
+    Raises:
+      UserError: Weights & Biases is asked for, and is not installed, not logged in to, or takes no such project.
+    """
+    if settings.wandb:
+        distributed.primary_first(lambda: _check_wandb(settings.wandb))
+
+
+def _check_wandb(project: str) -> None:
+    wrong = [mark for mark in "/\\#?%:" if mark in project]
+    if wrong or not project.strip() or len(project) > 128:
+        raise UserError(f"config.log.wandb = {project[:128]!r}: a project's name has at most 128 characters and none of / \\ # ? % :")
+    found = importlib.util.find_spec("wandb")
+    if found is None or found.origin is None:  # without an origin it is some folder of that name, such as wandb makes for its files
+        raise UserError("config.log.wandb: the package wandb is not installed: pip install 'irl_jax[wandb]', or leave log.wandb empty")
+    import wandb
+
+    if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False, verify=False):
+        raise UserError("config.log.wandb: not logged in: `wandb login` or WANDB_API_KEY, or WANDB_MODE=offline to keep it in the workdir")
+
+
+class Tracker:
+    """What the train loop tells of one stage.
+
+    Args:
+      directory: the stage's folder. name: the stage's or method's name: the end of that folder's path. settings: config.log, or None
+        for metrics.jsonl alone. done: updates done before; lines of later ones are taken out. steps: updates in all.
+    """
+
+    def __init__(self, directory, name: str, settings, done: int, steps: int):
+        self._directory, self._path, self._steps, self._sinks, self._noted = directory, directory / METRICS, steps, [], False
+        if self._path.exists():
+            lines = read_jsonl(self._path)
+            write_jsonl(self._path, [line for line in lines if line["step"] <= done])
+        if settings is None or not distributed.is_primary():
+            return
+        lines = read_jsonl(self._path)
+        if settings.tensorboard:
+            self._sinks.append(Events(directory, lines))
+        elif events_in(directory):  # which an earlier session left, and which must not contradict the lines
+            Events(directory, lines)
+        self._sinks += _wandb(directory, name, settings.wandb) if settings.wandb else []
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Tells the metrics of an update (or of a look at the state after it)."""
+        append_jsonl(self._path, {"step": step, **values})
+        if not self._noted and distributed.is_primary():
+            note = {"steps": self._steps, "step": step, "time": time.time()}  # from here on nothing compiles: `irl_jax status` counts
+            paths.write(self._directory / PROGRESS, lambda file: file.write((json.dumps(note) + "\n").encode()))
+        self._noted = True
+        for sink in self._sinks:
+            sink.add(step, values)
+
+    def flush(self) -> None:
+        """Writes what waits in memory; called before every checkpoint, so that what a checkpoint follows is there."""
+        flush_jsonl(self._path)
+        for sink in self._sinks:
+            sink.flush()
+
+    def close(self) -> None:
+        """Flushes and leaves."""
+        self.flush()
+        for sink in self._sinks:
+            sink.close()
+
+
+# ----------------------------------------------------------------------------------------------------------- TensorBoard
+
+
+class Events:
+    """TensorBoard's events of a stage, one file a session, of which a resumed session replaces those before.
+
+    Args:
+      directory: the stage's folder. lines: of its metrics.jsonl, that are kept. Events of these are taken from the files that are there,
+        with the time that they were written at, or made anew.
+
+    A viewer that has read more than is kept is told by the new file's first event to forget what it knows.
+    """
+
+    def __init__(self, directory, lines: list[dict]):
+        old = events_in(directory)
+        number = 1 + max((int(path.name.removeprefix(EVENTS)) for path in old), default=0)
+        self._path, self._since, self._started = directory / f"{EVENTS}{number:06d}", time.monotonic(), False
+        self._waiting: list[bytes] = []
+        if old or lines:
+            self._start([_event(session_log=True, step=lines[0]["step"] if lines else 1), *_again(lines, old)])
+            paths.write(self._path, lambda file: file.writelines(self._waiting))
+            self._waiting = []
+        for path in old:
+            path.unlink()
+
+    def _start(self, records: list[bytes]) -> None:
+        self._waiting, self._started = [_event(file_version="brain.Event:2"), *records], True
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """One event: every metric as a scalar."""
+        if not self._started:
+            self._start([])
+        self._waiting.append(_event(step=step, values=values))
+        if time.monotonic() - self._since > (_LOCAL if paths.is_local(self._path) else _STORE):
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what waits."""
+        if self._waiting:
+            paths.append(self._path, b"".join(self._waiting))
+            self._waiting = []
+        self._since = time.monotonic()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def events_in(directory) -> list:
+    """The event files that stages have left in a folder, oldest first."""
+    names = [path.name for path in directory.iterdir()] if directory.exists() else []  # a store has no empty folders
+    return [directory / name for name in sorted(names) if name.startswith(EVENTS) and name.removeprefix(EVENTS).isdecimal()]
+
+
+def _event(values: dict[str, float] | None = None, session_log: bool = False, **fields) -> bytes:
+    """One record of an events file: length, its checksum, an Event, its checksum."""
+    from tensorboardX.proto import event_pb2, summary_pb2
+    from tensorboardX.record_writer import masked_crc32c
+
+    event = event_pb2.Event(wall_time=time.time(), **fields)
+    for tag, value in (values or {}).items():
+        if value is not None:  # null in metrics.jsonl: not finite
+            event.summary.value.append(summary_pb2.Summary.Value(tag=tag, simple_value=value))
+    if session_log:
+        event.session_log.status = event_pb2.SessionLog.START
+    data = event.SerializeToString()
+    size = struct.pack("<Q", len(data))
+    return size + struct.pack("<I", masked_crc32c(size)) + data + struct.pack("<I", masked_crc32c(data))
+
+
+def _again(lines: list[dict], files: list) -> list[bytes]:
+    """The records of the lines: those of the files, as far as they are of the same steps, and new ones for the others."""
+    kept = [record for file in files for record in _records(file.read_bytes())]
+    records = []
+    for number, line in enumerate(lines):
+        values = {key: value for key, value in line.items() if key != "step"}
+        known = number < len(kept) and kept[number][0] == line["step"]
+        records.append(kept[number][1] if known else _event(step=line["step"], values=values))
+    return records
+
+
+def _records(content: bytes) -> list[tuple[int, bytes]]:
+    """(step, record) of every event with metrics, up to a record that a kill cut short."""
+    from google.protobuf.message import DecodeError
+    from tensorboardX.proto import event_pb2
+
+    found, at = [], 0
+    while at + 12 <= len(content):
+        end = at + 16 + struct.unpack_from("<Q", content, at)[0]
+        if end > len(content):
+            break
+        try:
+            event = event_pb2.Event.FromString(content[at + 12 : end - 4])
+        except DecodeError:
+            break
+        if event.HasField("summary"):
+            found.append((event.step, content[at:end]))
+        at = end
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------ Weights & Biases
+
+
+def _wandb(directory, name: str, project: str) -> list:
+    """The stage's run there; none, and one line that says so, where it cannot be had: metrics.jsonl has everything."""
+    import wandb
+
+    try:
+        return [Wandb(directory, name, project)]
+    except (wandb.errors.Error, OSError, TimeoutError) as error:
+        reason = " ".join(str(error).split())[:200]
+        print(f"irl_jax: {name}: no Weights & Biases ({reason}); going on without, {METRICS} has the same numbers", file=sys.stderr)
+        return []
+
+
+class Wandb:
+    """A stage's run at Weights & Biases, in the group of its workdir; a resumed stage goes on with its run.
+
+    Steps that were told before a kill come again after it, with the same numbers, and are left out there: its steps only grow.
+    """
+
+    def __init__(self, directory, name: str, project: str):
+        import wandb
+
+        root = directory
+        for _ in name.split("/"):
+            root = root.parent
+        note = read_json(directory / WANDB) if (directory / WANDB).exists() else {}
+        if note.get("project") != project:
+            note = {"project": project, "id": uuid.uuid4().hex}
+            paths.write(directory / WANDB, lambda file: file.write((json.dumps(note) + "\n").encode()))
+        config = read_json(root / CONFIG)["config"] if (root / CONFIG).exists() else {}
+        self._run = wandb.init(
+            project=project, id=note["id"], name=f"{root.name}/{name}"[-128:], group=root.name[-128:], job_type=name.split("/")[0],
+            config=config, dir=str(directory) if paths.is_local(directory) else tempfile.gettempdir(), resume="allow",
+            settings=wandb.Settings(silent=True, console="off"))
+        if not self._run.offline and self._run.url:
+            print(f"irl_jax: {name}: {self._run.url}", file=sys.stderr)
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """One row of its history; looks at a state join the row of the update before."""
+        self._run.log(values, step=step)
+
+    def flush(self) -> None:
+        """It sends what it has by itself."""
+
+    def close(self) -> None:
+        """Waits until it is sent (or, offline, written)."""
+        self._run.finish()
