@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
       argv: the arguments after the program's name.
 
     Returns:
-      The exit status: 0, 2 for the user's mistake, 130 where interrupted.
+      The exit status: 0, 2 for the user's mistake, 130 where interrupted, 141 where nobody reads what it prints.
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # its tokenizers need no PyTorch, whatever it says at import
     try:
@@ -47,6 +47,9 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"irl_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it once more as it ends
+        return 141
     except KeyboardInterrupt:
         print("irl_jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
