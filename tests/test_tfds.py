@@ -139,6 +139,23 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("file", "content", "message"), [
+    ("demonstrations-train.array_record-00000", b"", "its files cannot be read .*; prepare it again"),
+    ("demonstrations-train.array_record-00000", None, "its files cannot be read .*; prepare it again"),
+    ("dataset_info.json", b"{", "not found prepared as array_record"),
+    ("features.json", b'{"pythonClassName": "os.system"}', "not found prepared as array_record"),
+])
+def test_damaged_files_are_one_line(tmp_path, file, content, message):
+    assert prepare(tmp_path / "out", write(tmp_path / "d.jsonl", [{"prompt": "p", "response": "r"}])) == 0
+    path = tmp_path / "out" / "demonstrations" / "1.0.0" / file
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=f"tfds:demonstrations.*{message}") as caught:
+        sources.load_corpus(data_config(tmp_path / "out", "demonstrations"), 0)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_missing_split_is_one_line(tmp_path):
     assert prepare(tmp_path / "out", write(tmp_path / "d.jsonl", [{"prompt": "p", "response": "r"}])) == 0
     with pytest.raises(UserError, match="tfds:demonstrations, split 'nosplit': not found prepared as array_record"):

@@ -35,9 +35,16 @@ class Source:
         return f"{self._name}, record {i}"
 
     def read(self, indices: Iterable[int]) -> list[tuple[str, dict]]:
-        """(name, record) of the records of these indices, as `sources.read_jsonl` gives those of a file; read together, in threads."""
+        """(name, record) of the records of these indices, as `sources.read_jsonl` gives those of a file; read together, in threads.
+
+        Raises: UserError where a file is damaged or gone.
+        """
         indices = [int(i) for i in indices]
-        return [(self.where(i), _plain(record)) for i, record in zip(indices, self._source.__getitems__(indices), strict=True)]
+        try:
+            records = self._source.__getitems__(indices)
+        except RuntimeError as error:  # ArrayRecord's word for it
+            raise UserError(f"{self._name}: its files cannot be read ({_short(error)}); prepare it again") from None
+        return [(self.where(i), _plain(record)) for i, record in zip(indices, records, strict=True)]
 
     def records(self, max_records: int = 0) -> Iterator[tuple[str, dict]]:
         """(name, record) of all records, or the first `max_records`, in order."""
@@ -49,6 +56,7 @@ class Source:
 def _open(name: str, split: str, data_dir: str):
     try:
         import tensorflow_datasets as tfds
+        from google.protobuf import json_format  # which TFDS stands on
     except ModuleNotFoundError:
         raise UserError(f"{PREFIX}{name}: TFDS is not installed; pip install tensorflow_datasets array_record") from None
     try:
@@ -56,15 +64,18 @@ def _open(name: str, split: str, data_dir: str):
         len(source)
     except ModuleNotFoundError as error:
         raise UserError(f"{PREFIX}{name}: reading it needs the module {error.name}; pip install {error.name}") from None
-    except (AssertionError, FileNotFoundError, NotImplementedError, ValueError) as error:
+    except (AssertionError, FileNotFoundError, NotImplementedError, ValueError, json_format.Error) as error:
         # TFDS's word for a dataset that is unknown, not prepared, prepared as TFRecord, or without this split
-        reason = " ".join(str(error).split())[:160]
         where = data_dir or "TFDS's default folder"
         raise UserError(
-            f"{PREFIX}{name}, split {split!r}: not found prepared as array_record in {where} ({reason}); prepare it with "
+            f"{PREFIX}{name}, split {split!r}: not found prepared as array_record in {where} ({_short(error)}); prepare it with "
             f"tfds.builder({name!r}, file_format='array_record').download_and_prepare(), or see data.tfds_data_dir"
         ) from None
     return source
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
 
 
 def _plain(record: Mapping) -> dict:
