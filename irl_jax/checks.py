@@ -40,7 +40,7 @@ _POSITIVE = (
     "policy.clip_logit", "policy.clip_ratio", "policy.epochs", "policy.minibatches", "adversarial.rounds", "adversarial.reward_updates",
     "adversarial.reward_rows", "dpo.beta", "spin.beta", "spin.iterations", "spin.prompts", "spin.samples", "rejection.iterations",
     "rejection.prompts", "eval.prompts", "eval.batch_size", "eval.divergence_prompts", "checkpoint.keep", "adapter.alpha",
-    "model.vocab_multiple", "profile.first",
+    "model.vocab_multiple", "profile.first", "data.streaming_records",
     *(f"{stage}.{key}" for stage in TRAINED for key in ("batch_size", "accumulate", "learning_rate")),
 )
 _SHARES = (  # at least 0, below 1
@@ -212,6 +212,7 @@ def _check_sources(config: ConfigDict) -> None:
         raise UserError("config.golden.chat: only golden.kind = 'hf_reward' has a chat template")
     if config.golden.kind == "hf_reward" and not config.golden.model:
         raise UserError("config.golden.model: 'hf_reward' needs the folder or hub name of a *ForSequenceClassification model")
+    _check_streaming(config.data)
     if config.data.source == "testbed":
         if config.model.path:
             raise UserError(f"config.model.path = {config.model.path!r}: the testbed brings its own vocabulary; set data.source to "
@@ -228,6 +229,22 @@ def _check_sources(config: ConfigDict) -> None:
         check_golden_source(config)
         if not os.path.isfile(os.path.expanduser(config.golden.source)):
             raise UserError(f"config.golden.source: {config.golden.source}: no such file")
+
+
+def _check_streaming(data: ConfigDict) -> None:
+    """Refuses what cannot be done record by record, or would show only in the middle of training."""
+    if not data.streaming:
+        return
+    if not data.source.startswith("tfds:"):
+        raise UserError(f"config.data.streaming: data.source = {data.source!r} is not read by random access; prepare it "
+                        "(python -m irl_jax prepare --help) and name it as tfds:NAME")
+    if data.kind != "pairs":
+        raise UserError(f"config.data.streaming: needs data.kind = 'pairs', records of prompt and response, not {data.kind!r}")
+    if data.max_demonstrations:
+        raise UserError("config.data.max_demonstrations: with data.streaming all are read; limit them by data.max_records")
+    if not data.truncate_prompts:
+        raise UserError("config.data.streaming: a prompt that is too long would show only in the middle of training; set "
+                        "data.truncate_prompts to True")
 
 
 def check_golden_source(config: ConfigDict) -> None:

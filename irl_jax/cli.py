@@ -22,7 +22,7 @@ from irl_jax.config import default
 from irl_jax.errors import UserError
 from irl_jax.overrides import keys_of, nearest, override
 
-VERBS = ("run", "status", "config", "generate", "score", "export", "aot")
+VERBS = ("run", "status", "config", "prepare", "generate", "score", "export", "aot")
 OVERRIDE = "--config."
 
 
@@ -239,7 +239,19 @@ def _export(arguments, _) -> int:
     return 0
 
 
-_DISPATCH = {"run": _run, "status": _status, "config": _config, "generate": _generate, "score": _score, "export": _export, "aot": _aot}
+def _prepare(arguments, _) -> int:
+    files = {split: path for split, path in (("train", arguments.data), ("test", arguments.test)) if path}
+    for flag, path in (("--data", arguments.data), ("--test", arguments.test)):
+        if path and not os.path.isfile(os.path.expanduser(path)):
+            raise UserError(f"{flag}={path}: no such file")
+    from irl_jax.data.tfds.prepare import prepare
+
+    print(prepare(arguments.kind, files, arguments.out, arguments.fields))
+    return 0
+
+
+_DISPATCH = {"run": _run, "status": _status, "config": _config, "prepare": _prepare, "generate": _generate, "score": _score,
+             "export": _export, "aot": _aot}
 
 
 def _check_source(arguments, records: str, flag: str) -> None:
@@ -304,6 +316,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "run": "the pipeline, from demonstrations to a policy and a report; goes on where it was stopped",
         "status": "what of a run, or of a sweep, is done, running and left; only looks",
         "config": "every key of a config: its value, which file or flag set it, and its help",
+        "prepare": "a JSONL file as ArrayRecord, read by random access as tfds:NAME: for files larger than memory, and for other tools",
         "generate": "responses to prompts",
         "score": "log-probabilities (and rewards) of responses",
         "export": "a policy or a reward as a Hugging Face folder, with a model card that says how it was made",
@@ -364,6 +377,13 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     add("--slices", type=_number(int, 1), default=1, metavar="N", help="so many of them, joined by the data centre's network; default 1")
     add("--steps", default="", metavar="A,B", help="only these, such as sft,policy; default: all")
     add("--out", default="aot", metavar="DIR", help="where plan.json goes; default: aot")
+    add = verbs["prepare"].add_argument
+    add("--kind", required=True, choices=("demonstrations", "preferences", "hh"),
+        help="{prompt, response} or {messages}; {prompt, chosen, rejected}; or HH-RLHF transcripts")
+    add("--data", required=True, metavar="D.jsonl", help="the split 'train', plain or gzip")
+    add("--test", default="", metavar="T.jsonl", help="the split 'test', where there is one")
+    add("--out", required=True, metavar="DIR", help="the folder that becomes data.tfds_data_dir")
+    add("--fields", default="", metavar="NAME=FIELD,..", help="the file's own names of the fields, such as response=answer")
     add = verbs["score"].add_argument
     add("--data", required=True, metavar="D.jsonl", help="records with a prompt and a response, or messages")
     add("--eos", action="store_true", help="count the EOS that ends each response")

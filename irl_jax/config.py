@@ -50,7 +50,7 @@ def default() -> ConfigDict:
 def _data() -> ConfigDict:
     """What is read, and how it is split and cut."""
     d = ConfigDict()
-    d.source = "testbed"  # "testbed", a JSONL(.gz) path, "tfds:NAME", or "hh:PATH" for HH-RLHF transcripts
+    d.source = "testbed"  # "testbed", a JSONL(.gz) path, "tfds:NAME[@SPLIT]", or "hh:PATH" for HH-RLHF transcripts
     d.kind = "pairs"  # how a file's records are read: "pairs" {prompt, response}, or "continuations" {text}
     d.eval_source = ""  # records for evaluation prompts; "" holds out a share of `source`
     d.heldout_fraction = 0.1  # share of the prompts kept for evaluation where eval_source = ""
@@ -72,6 +72,9 @@ def _data() -> ConfigDict:
     d.max_response_tokens = 48  # longer responses are cut here (no EOS), demonstrations and samples alike
     d.truncate_prompts = False  # keep a long prompt's tail instead of refusing it
     d.max_records = 0  # read at most this many records of a file; 0 reads all
+    d.streaming = False  # "tfds:NAME" larger than memory: SFT reads its records from disk, batch by batch (see irl_jax/data/streaming.py)
+    d.streaming_records = 4096  # ... and whatever else needs records holds at most so many: development, evaluation, the rewards'
+    #   demonstrations and prompts, pairs
     d.testbed = _testbed()
     return d
 

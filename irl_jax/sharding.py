@@ -220,6 +220,30 @@ def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     return place(batch, mesh)
 
 
+def put_rows(make, shape: PyTree, mesh: Mesh) -> PyTree:
+    """A batch of which every host makes only the rows that its own devices hold, as `put_batch` places them.
+
+    Args:
+        make: make(start, stop) -> rows start to stop - 1, of numpy arrays; called once for each range.
+        shape: the whole batch, as ShapeDtypeStructs whose first axis is the rows'.
+
+    Raises:
+        UserError: the rows do not divide.
+    """
+    made = functools.cache(lambda start, stop: jax.tree.leaves(make(start, stop)))
+
+    def one(number, leaf, sharding):
+        def part_of(part):
+            start, stop, _ = part[0].indices(leaf.shape[0])
+            return made(start, stop)[number][:, *part[1:]]
+
+        return jax.make_array_from_callback(leaf.shape, sharding, part_of)
+
+    leaves, structure = jax.tree.flatten(shape)
+    shardings = jax.tree.leaves(tree_shardings(shape, mesh))
+    return structure.unflatten([one(number, *two) for number, two in enumerate(zip(leaves, shardings, strict=True))])
+
+
 def row_multiple(mesh: Mesh) -> int:
     """The devices that a batch's rows are split over: the multiple that `put_batch` asks for."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

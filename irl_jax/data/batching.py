@@ -55,11 +55,16 @@ def pack_rows(examples: Sequence[Example], row_tokens: int) -> TokenBatch:
     Raises:
         UserError: a sequence is longer than a row.
     """
-    lengths = [len(e.prompt) + len(e.response) for e in examples]
+    rows = layout([len(e.prompt) + len(e.response) for e in examples], row_tokens)
+    return _fill([[examples[i] for i in row] for row in rows], row_tokens, len(rows))
+
+
+def layout(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
+    """The rows of `pack_rows`: which sequences, of these lengths in tokens, stand in each. Raises: as `pack_rows`."""
     rows: list[list[int]] = []
     free: dict[int, list[int]] = {}  # tokens left -> rows with so many left
     sizes: list[int] = []  # the keys of `free`, sorted
-    for i in sorted(range(len(examples)), key=lambda i: -lengths[i]):
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if lengths[i] > row_tokens:
             raise UserError(
                 f"an example has {lengths[i]} tokens, more than row_tokens = {row_tokens}; raise it to "
@@ -80,7 +85,7 @@ def pack_rows(examples: Sequence[Example], row_tokens: int) -> TokenBatch:
             bisect.insort(sizes, left)
         if left:
             free.setdefault(left, []).append(row)
-    return _fill([[examples[i] for i in row] for row in rows], row_tokens, len(rows))
+    return rows
 
 
 def token_rows(examples: Sequence[Example], length: int, rows: int | None = None) -> TokenBatch:
@@ -161,6 +166,12 @@ def _fill(layout: list[list[Example]], length: int, rows: int) -> TokenBatch:
 def take(batch: Batch, indices: np.ndarray) -> Batch:
     """The rows `indices` of every array of a (nested) batch."""
     return type(batch)(*(take(part, indices) if isinstance(part, tuple) else part[indices] for part in batch))
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """One batch of the rows of several, in order."""
+    columns = zip(*batches, strict=True)
+    return type(batches[0])(*(join(parts) if isinstance(parts[0], tuple) else np.concatenate(parts) for parts in columns))
 
 
 # ---- order ----

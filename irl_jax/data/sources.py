@@ -46,6 +46,7 @@ class Corpus(NamedTuple):
 
     counts: what was left out while reading, by reason ("prompt_not_shared", "empty", "short", "pairs_off_training",
     "overlap_with_evaluation"); reasons that never applied are absent. turns: of prompts that were rendered from messages, those.
+    streamed: records that SFT reads from disk, where `train` is a sample of them (see irl_jax/data/streaming.py), else 0.
     """
 
     train: list[Record]
@@ -54,9 +55,10 @@ class Corpus(NamedTuple):
     pairs: list[PairRecord]
     counts: Mapping[str, int] = types.MappingProxyType({})
     turns: Mapping[str, list[dict]] = types.MappingProxyType({})
+    streamed: int = 0
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """A record as read: `demonstration` is whether its response may be imitated, `pair` (chosen, rejected) or None, `turns` those that
     its prompt was rendered from."""
 
@@ -84,19 +86,19 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
             training or for evaluation.
     """
     counts: Counter = Counter()
-    rows = _read_rows(data_config.source, data_config, seed, render, counts)
+    rows = read_rows(data_config.source, data_config, seed, render, counts)
     turns = {row.prompt: row.turns for row in rows if row.turns}
     prompts = list(dict.fromkeys(row.prompt for row in rows))
     order = [prompts[i] for i in np.random.default_rng([seed, _SPLIT_STREAM]).permutation(len(prompts))]
     if data_config.eval_source:
-        evaluation_rows = _read_rows(data_config.eval_source, data_config, seed, render, counts)
+        evaluation_rows = read_rows(data_config.eval_source, data_config, seed, render, counts)
         held = {row.prompt for row in evaluation_rows}
         counts["overlap_with_evaluation"] += sum(row.prompt in held for row in rows)
         order = [prompt for prompt in order if prompt not in held]
         evaluation = [Record(row.prompt, row.response) for row in evaluation_rows]
         turns |= {row.prompt: row.turns for row in evaluation_rows if row.turns}
     else:
-        number = _share(data_config.heldout_fraction, len(prompts), "data.heldout_fraction")
+        number = share(data_config.heldout_fraction, len(prompts), "data.heldout_fraction")
         evaluation = _records_of(order[:number], rows)
         order = order[number:]
     if not evaluation:
@@ -104,7 +106,7 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
             f"data.heldout_fraction = {data_config.heldout_fraction:g}: no record is left for evaluation; make it positive, or name "
             "a file of evaluation records in data.eval_source"
         )
-    number = _share(data_config.development_fraction, len(prompts), "data.development_fraction")
+    number = share(data_config.development_fraction, len(prompts), "data.development_fraction")
     development = _records_of(order[:number], rows)
     train_prompts = order[number:]
     train = _records_of(train_prompts, [row for row in rows if row.demonstration])
@@ -115,29 +117,29 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
         )
     if data_config.max_demonstrations:
         train = train[: data_config.max_demonstrations]
-    pairs = _load_pairs(data_config, seed, render, rows, development + evaluation, counts)
+    pairs = load_pairs(data_config, seed, render, rows, development + evaluation, counts)
     return Corpus(train, development, evaluation, pairs, {name: number for name, number in counts.items() if number}, turns)
 
 
-def _share(fraction: float, prompts: int, key: str) -> int:
+def share(fraction: float, prompts: int, key: str) -> int:
     """How many of the prompts a fraction is: at least one where it is positive and there are any to spare."""
     if not 0 <= fraction < 1:
         raise UserError(f"{key} = {fraction}: it must be at least 0 and below 1")
     return max(round(fraction * prompts), min(1, prompts)) if fraction > 0 else 0
 
 
-def _records_of(prompts: list[str], rows: list[_Row]) -> list[Record]:
+def _records_of(prompts: list[str], rows: list[Row]) -> list[Record]:
     """The records that stand on these prompts, in the prompts' order."""
     rank = {prompt: i for i, prompt in enumerate(prompts)}
     chosen = sorted((row for row in rows if row.prompt in rank), key=lambda row: rank[row.prompt])
     return [Record(row.prompt, row.response) for row in chosen]
 
 
-def _load_pairs(data_config, seed, render, rows, elsewhere: list[Record], counts: Counter) -> list[PairRecord]:
+def load_pairs(data_config, seed, render, rows, elsewhere: list[Record], counts: Counter) -> list[PairRecord]:
     """The preference pairs, without those whose prompt is kept for development or evaluation."""
     source = data_config.preference_source
     if source:
-        rows = _read_rows(source, data_config, seed, render, counts, pairs_only=True)
+        rows = read_rows(source, data_config, seed, render, counts, pairs_only=True)
     kept_elsewhere = {record.prompt for record in elsewhere}
     pairs = [PairRecord(row.prompt, *row.pair) for row in rows if row.pair is not None]
     kept = [pair for pair in pairs if pair.prompt not in kept_elsewhere]
@@ -148,22 +150,25 @@ def _load_pairs(data_config, seed, render, rows, elsewhere: list[Record], counts
 # ---- one source -> rows ----
 
 
-def _read_rows(source, data_config, seed, render, counts: Counter, pairs_only: bool = False) -> list[_Row]:
+def read_rows(source, data_config, seed, render, counts: Counter, pairs_only: bool = False) -> list[Row]:
+    """The records of a source (`data.source` or another), counting in `counts` those left out; `pairs_only`: all must be pairs."""
     if data_config.kind not in ("pairs", "continuations"):
         raise UserError(f"data.kind = {data_config.kind!r}: it must be 'pairs' or 'continuations'")
     if source == "testbed":
         raise ValueError("the testbed is built by irl_jax.data.testbed, not read")
     if source.startswith("tfds:"):
-        records = _tfds_records(source[len("tfds:") :], data_config)
+        from irl_jax.data.tfds import reading
+
+        records = reading.Source(source, data_config.tfds_split, data_config.tfds_data_dir).records(data_config.max_records)
     else:
         path = source[len("hh:") :] if source.startswith("hh:") else source
         records = read_jsonl(path, data_config.max_records)
     if source.startswith("hh:"):
-        rows = _hh_rows(records, data_config.fields, counts)
+        rows = hh_rows(records, data_config.fields, counts)
     elif data_config.kind == "continuations" and not pairs_only:
         rows = _continuation_rows(records, data_config, seed, counts)
     else:
-        rows = _pair_rows(records, data_config.fields, render, pairs_only)
+        rows = pair_rows(records, data_config.fields, render, pairs_only)
     rows = list(rows)
     if not rows:
         raise UserError(f"{source}: no record in it can be used{_reasons(counts)}; give a file with records")
@@ -180,12 +185,12 @@ def left_out(counts: Mapping[str, int]) -> str:
     return f"left out: {told}" if told else ""
 
 
-def _pair_rows(records, fields, render, pairs_only: bool) -> Iterator[_Row]:
+def pair_rows(records, fields, render, pairs_only: bool) -> Iterator[Row]:
     """{prompt, response}, {prompt, chosen, rejected} or {messages}, which may stand beside a prompt alone."""
     for where, record in records:
         compared = (fields.prompt, fields.chosen, fields.rejected)
         if not pairs_only and is_chat(record, fields.prompt, fields.response) and is_chat(record, *compared):
-            yield _Row(*_render_messages(record, where, render), turns=record["messages"][:-1])
+            yield Row(*_render_messages(record, where, render), turns=record["messages"][:-1])
             continue
         prompt = text_field(record, fields.prompt, where, allow_empty=True)
         pair = None
@@ -195,7 +200,7 @@ def _pair_rows(records, fields, render, pairs_only: bool) -> Iterator[_Row]:
             response = pair[0]
         else:
             response = text_field(record, fields.response, where)
-        yield _Row(prompt, response, True, pair)
+        yield Row(prompt, response, True, pair)
 
 
 def is_chat(record: Mapping, *fields: str) -> bool:
@@ -235,7 +240,7 @@ def _render_messages(record, where: str, render: Render | None) -> tuple[str, st
         raise UserError(f"{where}: {error}") from None
 
 
-def _hh_rows(records, fields, counts: Counter) -> Iterator[_Row]:
+def hh_rows(records, fields, counts: Counter) -> Iterator[Row]:
     """HH-RLHF transcripts: the prompt is everything up to and including the last "Assistant:" of chosen.
 
     The published files hold a few pairs whose sides part before that, and a few empty replies: left out and counted.
@@ -251,10 +256,10 @@ def _hh_rows(records, fields, counts: Counter) -> Iterator[_Row]:
         elif not chosen[end:].strip() or not rejected[end:].strip():
             counts["empty"] += 1
         else:
-            yield _Row(chosen[:end], chosen[end:], True, (chosen[end:], rejected[end:]))
+            yield Row(chosen[:end], chosen[end:], True, (chosen[end:], rejected[end:]))
 
 
-def _continuation_rows(records, data_config, seed: int, counts: Counter) -> Iterator[_Row]:
+def _continuation_rows(records, data_config, seed: int, counts: Counter) -> Iterator[Row]:
     """{text[, rating]}: the first so-many words are the prompt, the rest, its leading space included, the response."""
     low, high = data_config.prompt_words
     if not 1 <= low <= high:
@@ -271,7 +276,7 @@ def _continuation_rows(records, data_config, seed: int, counts: Counter) -> Iter
         demonstration = True
         if data_config.min_rating:
             demonstration = number_field(record, fields.rating, where) >= data_config.min_rating
-        yield _Row(text[: prompt.end()], text[prompt.end() :], demonstration)
+        yield Row(text[: prompt.end()], text[prompt.end() :], demonstration)
 
 
 # ---- fields and files ----
@@ -373,27 +378,3 @@ def _lines(path: str) -> Iterator[bytes]:
         raise UserError(f"{path}: the gzip file is truncated or damaged ({error}); fetch it again") from None
     except (IsADirectoryError, PermissionError, NotADirectoryError) as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _tfds_records(name: str, data_config) -> Iterator[tuple[str, dict]]:
-    """Records of a prepared TFDS builder, by random access (array_record files), without TensorFlow."""
-    try:
-        import tensorflow_datasets as tfds
-    except ModuleNotFoundError:
-        raise UserError(f"tfds:{name}: TFDS is not installed; pip install tensorflow_datasets array_record") from None
-    split = data_config.tfds_split
-    try:
-        source = tfds.data_source(name, split=split, data_dir=data_config.tfds_data_dir or None, download=False)
-        number = len(source)
-    except ModuleNotFoundError as error:
-        raise UserError(f"tfds:{name}: reading it needs the module {error.name}; pip install {error.name}") from None
-    except (AssertionError, FileNotFoundError, NotImplementedError, ValueError) as error:
-        # TFDS's word for a dataset that is unknown, not prepared, prepared as TFRecord, or without this split
-        reason = " ".join(str(error).split())[:160]
-        where = data_config.tfds_data_dir or "TFDS's default folder"
-        raise UserError(
-            f"tfds:{name}, split {split!r}: not found prepared as array_record in {where} ({reason}); prepare it with "
-            f"tfds.builder({name!r}, file_format='array_record').download_and_prepare(), or see data.tfds_data_dir"
-        ) from None
-    for i in range(min(number, data_config.max_records or number)):
-        yield f"tfds:{name}, record {i}", source[i]

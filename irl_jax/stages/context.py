@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from irl_jax import checkpoint, distributed, hf, hf_import, paths, roles, sharding, variants, workdir
-from irl_jax.data import chat, sources, tokenize
+from irl_jax.data import chat, sources, streaming, tokenize
 from irl_jax.errors import UserError
 from irl_jax.models import families, transformer
 from irl_jax.stages import scoring
@@ -64,7 +64,8 @@ class Context:
         """This run as one of its methods sees it: its own settings, and everything that is loaded or compiled shared."""
         if method.config is self.config:
             return self
-        shared = ("trunk", "scorer", "steps", "samplers", "_leaves", "corpus", "demonstrations", "development", "pairs", "tokenizer")
+        shared = ("trunk", "scorer", "steps", "samplers", "_leaves", "_data", "corpus", "demonstrations", "development", "pairs",
+                  "tokenizer")
         for name in shared:
             getattr(self, name)
         other = copy.copy(self)
@@ -135,23 +136,38 @@ class Context:
     @cached_property
     def corpus(self) -> sources.Corpus:
         """The records of the three splits and the pairs; prints one line about them."""
-        if self.is_testbed:
-            corpus = self.world.corpus
-        else:
-            corpus = sources.load_corpus(self.config.data, self.config.seed, self.chat.demonstration if self.chat else None)
+        corpus, stream = self._data
+        if stream:
+            self.say(f"data: {stream.size} records are streamed for SFT; these are held in memory for all else:")
         left_out = sources.left_out(corpus.counts)
         self.say(f"data: {len(corpus.train)} training, {len(corpus.development)} development, {len(corpus.evaluation)} evaluation "
                  f"records{'; ' if left_out else ''}{left_out}")
         return corpus
 
+    @cached_property
+    def _data(self) -> tuple[sources.Corpus, streaming.Stream | None]:
+        if self.is_testbed:
+            return self.world.corpus, None
+        load = streaming.load if self.config.data.streaming else lambda *source: (sources.load_corpus(*source), None)
+        return load(self.config.data, self.config.seed, self.chat.demonstration if self.chat else None)
+
+    @property
+    def stream(self) -> streaming.Stream | None:
+        """The training records that stay on disk, where data.streaming."""
+        return self._data[1]
+
     def tokenize(self, records, name: str):
         """Records as a list of Example; prints one line about straddled boundaries and cut responses."""
-        data = self.config.data
-        examples, report = tokenize.tokenize_records(
-            self.tokenizer, records, max_prompt=data.max_prompt_tokens, max_response=data.max_response_tokens,
-            truncate_prompts=data.truncate_prompts, eos_id=self.eos_id, ends=self.eos_ids)
+        examples, report = self.encode(records)
         self._say_tokens(name, len(examples), report)
         return examples
+
+    def encode(self, records) -> tuple[list, tokenize.TokenReport]:
+        """Records as a list of Example, and what tokenising met."""
+        data = self.config.data
+        return tokenize.tokenize_records(
+            self.tokenizer, records, max_prompt=data.max_prompt_tokens, max_response=data.max_response_tokens,
+            truncate_prompts=data.truncate_prompts, eos_id=self.eos_id, ends=self.eos_ids)
 
     @cached_property
     def demonstrations(self):

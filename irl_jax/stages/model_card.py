@@ -87,8 +87,8 @@ def _records(context) -> dict[str, int]:
         corpus = context.corpus
     except UserError:
         return {}
-    return {"demonstrations": len(corpus.train), "for early stopping": len(corpus.development), "for evaluation": len(corpus.evaluation),
-            "preference pairs": len(corpus.pairs)}
+    return {"demonstrations": corpus.streamed or len(corpus.train), "for early stopping": len(corpus.development),
+            "for evaluation": len(corpus.evaluation), "preference pairs": len(corpus.pairs)}
 
 
 # ---------------------------------------------------------------- the three kinds of folders

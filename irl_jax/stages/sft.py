@@ -9,7 +9,10 @@ from irl_jax.stages import training
 def run(context) -> dict:
     """Trains the `sft` role from init; leaves W/sft and the mean held-out loss (nats a token) in its timing line."""
     config = context.config.sft
-    feed, updates = training.sequence_feed(context, context.demonstrations, config, "sft")
+    if context.stream:
+        feed, updates = training.streamed_feed(context, config, "sft")
+    else:
+        feed, updates = training.sequence_feed(context, context.demonstrations, config, "sft")
     leaves = context.init_leaves("sft", "sft/leaves")
     optimizer = steps.make_optimizer(config, updates)
     step = training.compiled(context, ("sft",), lambda: steps.make_sft_step(context.model, optimizer, config.accumulate))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import jax
 import numpy as np
 
 from irl_jax import loop, sharding, variants
-from irl_jax.data import batching
+from irl_jax.data import batching, streaming
 from irl_jax.errors import UserError
 from irl_jax.stages import scoring
+from irl_jax.types import TokenBatch
 
 
 def sequence_feed(context, examples, config, name: str):
@@ -33,6 +35,32 @@ def sequence_feed(context, examples, config, name: str):
         chosen = np.asarray(indices(step))
         return context.put(sharding.pad_rows(batching.take(rows, chosen), padded))
 
+    return feed, updates
+
+
+def streamed_feed(context, config, name: str):
+    """What `sequence_feed` returns, of records that stay on disk; each batch comes with how many of its records found no room, of those
+    that this host has read."""
+    stream, sample = context.stream, [len(e.prompt) + len(e.response) for e in context.demonstrations]
+    plan = streaming.plan(sample, config.batch_size, max(config.row_tokens, context.longest) if config.packing else context.longest,
+                          config.packing, context.config.seed)
+    padded = batch_rows(config.batch_size, config.accumulate, context.mesh, name)
+    blocks = streaming.Blocks(stream, lambda records: context.encode(records)[0], plan, context.config.seed)
+    shape = TokenBatch(*(jax.ShapeDtypeStruct((padded, plan.length), dtype) for dtype in (np.int32, np.int32, np.int32, np.float32)))
+    updates = config.steps or max(1, math.ceil(config.epochs * stream.size / (plan.blocks * plan.window)))
+
+    def feed(step):
+        left_out = []
+
+        def make(start, stop):
+            rows, number = blocks.part(step, start, stop)
+            left_out.append(number)
+            return rows
+
+        batch = sharding.put_rows(make, shape, context.mesh)
+        return batch, {"left_out": sum(left_out)}
+
+    context.say(f"{name}: {plan.blocks * plan.window} of {stream.size} records a batch of {config.batch_size} rows, {updates} updates")
     return feed, updates
 
 

@@ -1,0 +1,181 @@
+"""Demonstrations that do not fit into memory: they stay in the files of a prepared TFDS builder, and batches are made when asked for.
+
+Batch s is a function of s alone. Its rows fall into equal blocks; block k of the whole run is made of the k-th window of the shuffled
+records (grain's index shuffle needs no memory, however many there are), read by random access, tokenised and packed by itself. A resumed
+run needs no iterator's state therefore, and a host reads the windows of its own rows only, however many hosts there are.
+
+What is not SFT (evaluation, development, the rewards' demonstrations and prompts, pairs) has records of its own in memory, a bounded
+number of them, drawn before all else; training passes over the records that stand on a prompt of evaluation or development.
+"""
+
+from __future__ import annotations
+
+import itertools
+import types
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from irl_jax.data import batching, sources
+from irl_jax.data.sources import Corpus, Record, Render, Row
+from irl_jax.data.tfds.reading import Source
+from irl_jax.errors import UserError
+from irl_jax.types import Example, TokenBatch
+
+_SPLIT_STREAM, _PLAN_STREAM = 3, 4  # keep the draws of one purpose apart from those of another
+_CHUNK = 1024  # records read together, where the bounded parts are drawn
+_BLOCK = 16  # rows of a block, at most
+_TRIALS, _OVERFULL = 100, 0.05  # windows that the plan tries, and the share of them that may hold more than its block
+
+
+class Stream:
+    """Training records on disk: `size` of them, of which those on a `held` prompt are passed over."""
+
+    def __init__(self, data_config, render: Render | None = None):
+        """Opens `data_config.source`, a TFDS builder. Raises: UserError as `Source`."""
+        self._source = Source(data_config.source, data_config.tfds_split, data_config.tfds_data_dir)
+        self.size = min(len(self._source), data_config.max_records or len(self._source))
+        self.held: frozenset[str] = frozenset()
+        self._fields, self._render = data_config.fields, render
+
+    def rows(self, indices) -> list[Row]:
+        """The records of these indices, one row each. Raises: UserError that names the record and the field."""
+        return list(sources.pair_rows(self._source.read(indices), self._fields, self._render, pairs_only=False))
+
+    def read(self, indices) -> list[Record]:
+        """The training records among those of these indices."""
+        return [Record(row.prompt, row.response) for row in self.rows(indices) if row.prompt not in self.held]
+
+
+def load(data_config, seed: int, render: Render | None = None) -> tuple[Corpus, Stream]:
+    """Opens the configured source and draws the bounded parts.
+
+    Args:
+        data_config, seed, render: as for `sources.load_corpus`; every part of the corpus has at most `streaming_records` records.
+
+    Returns:
+        (corpus, stream). The corpus's training records are a sample of the stream's; the stream holds evaluation and development out.
+
+    Raises:
+        UserError: the source cannot be read, or has no record for training or for evaluation.
+    """
+    stream, counts, most = Stream(data_config, render), Counter(), data_config.streaming_records
+    rows, held = _shuffled(stream, seed), set()
+    if data_config.eval_source:
+        evaluation = sources.read_rows(data_config.eval_source, data_config, seed, render, counts)[:most]
+        held.update(row.prompt for row in evaluation)
+    else:
+        evaluation = _new_prompts(rows, min(most, sources.share(data_config.heldout_fraction, stream.size, "data.heldout_fraction")), held)
+    number = sources.share(data_config.development_fraction, stream.size, "data.development_fraction")
+    development = _new_prompts(rows, min(most, number), held)
+    train = list(itertools.islice((row for row in rows if row.prompt not in held), most))
+    for name, part in (("evaluation", evaluation), ("training", train)):
+        if not part:
+            raise UserError(f"{data_config.source}: no record is left for {name} out of {stream.size}; see data.heldout_fraction, "
+                            "data.development_fraction and data.eval_source")
+    stream.held = frozenset(held)
+    parts = [[Record(row.prompt, row.response) for row in part] for part in (train, development, evaluation)]
+    pairs = sources.load_pairs(data_config, seed, render, train, parts[1] + parts[2], counts)[:most]
+    turns = {row.prompt: row.turns for row in (*train, *development, *evaluation) if row.turns}
+    counts = types.MappingProxyType({name: number for name, number in counts.items() if number})
+    return Corpus(*parts, pairs, counts, turns, stream.size), stream
+
+
+def _shuffled(stream: Stream, seed: int) -> Iterator[Row]:
+    """Every record once, in an order of its own."""
+    if not stream.size:
+        return
+    chunk = min(_CHUNK, stream.size)
+    order = batching.feed(stream.size, chunk, int(np.random.SeedSequence([seed, _SPLIT_STREAM]).generate_state(1)[0]))
+    for start in range(0, stream.size, chunk):
+        yield from stream.rows(order(start // chunk)[: stream.size - start])
+
+
+def _new_prompts(rows: Iterator[Row], number: int, held: set[str]) -> list[Row]:
+    """The next rows on `number` prompts that were not held yet, and are then."""
+    taken: list[Row] = []
+    while len(taken) < number and (row := next(rows, None)) is not None:
+        if row.prompt not in held:
+            held.add(row.prompt)
+            taken.append(row)
+    return taken
+
+
+# ---- blocks ----
+
+
+class Plan(NamedTuple):
+    """How batches are made: `blocks` of `rows` rows of `length` tokens each, of `window` records each, several a row where `packing`."""
+
+    blocks: int
+    rows: int
+    length: int
+    window: int
+    packing: bool
+
+
+def plan(lengths: Sequence[int], batch_size: int, length: int, packing: bool, seed: int) -> Plan:
+    """Chooses the blocks and, where rows are packed, how many records a block's window has.
+
+    That number depends on the lengths of the records, of which a sample must do: as many as fit into the block in all but a few of the
+    windows tried (see `Blocks` for those). Blocks are of up to 16 rows, so that hosts share a batch without reading each other's records;
+    batches whose size has no divisor between 4 and 16 are one block.
+
+    Args:
+        lengths: tokens of a sample of the records. batch_size: rows a step. length: tokens a row, those of the longest record or more.
+        packing: several records a row. seed: of the windows tried.
+    """
+    rows = max(divisor for divisor in range(1, _BLOCK + 1) if batch_size % divisor == 0)
+    rows = batch_size if rows < 4 else rows
+    if not packing:
+        return Plan(batch_size // rows, rows, length, rows, False)
+    generator = np.random.default_rng([seed, _PLAN_STREAM])
+    lengths = np.asarray(lengths)
+    most = 2 * rows * length // max(1, int(lengths.mean())) + rows
+    fitting = [_fitting(lengths[generator.integers(len(lengths), size=most)], rows, length) for _ in range(_TRIALS)]
+    window = int(np.quantile(fitting, _OVERFULL, method="lower"))
+    return Plan(batch_size // rows, rows, length, window, True)
+
+
+def _fitting(lengths: np.ndarray, rows: int, length: int) -> int:
+    """How many of the first sequences can be packed into the rows, by bisection; a row each always can."""
+    low, high = min(rows, len(lengths)), int(np.searchsorted(np.cumsum(lengths), rows * length, side="right"))
+    if len(batching.layout(lengths[:high], length)) <= rows:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if len(batching.layout(lengths[:middle], length)) <= rows else (low, middle)
+    return low
+
+
+class Blocks:
+    """block(k), the k-th block of a run: (rows, how many records of its window found no room), a function of k alone.
+
+    A window that holds more than its block leaves its last records out of this pass; the next pass has another order and other windows.
+    """
+
+    def __init__(self, stream: Stream, encode: Callable[[list[Record]], list[Example]], plan: Plan, seed: int):
+        self._stream, self._encode, self._plan = stream, encode, plan
+        self._indices = batching.feed(stream.size, plan.window, seed)
+
+    def __call__(self, number: int) -> tuple[TokenBatch, int]:
+        rows, length = self._plan.rows, self._plan.length
+        examples = self._encode(self._stream.read(self._indices(number)))
+        if not self._plan.packing:
+            return batching.token_rows(examples, length, rows), 0
+        room = _fitting(np.asarray([len(e.prompt) + len(e.response) for e in examples], np.int64), rows, length)
+        packed = batching.pack_rows(examples[:room], length)
+        empty = batching.token_rows([], length, rows - len(packed.tokens))
+        return batching.join([packed, empty]), len(examples) - room
+
+    def part(self, step: int, start: int, stop: int) -> tuple[TokenBatch, int]:
+        """Rows start to stop - 1 of the batch of a step, and the records that its blocks left out; rows past the last block are empty."""
+        per, last = self._plan.rows, self._plan.rows * self._plan.blocks
+        first, end = start // per, -(-min(stop, last) // per)
+        made = [self(step * self._plan.blocks + block) for block in range(first, end)]
+        empty = batching.token_rows([], self._plan.length, max(0, stop - max(start, last)))
+        whole = batching.join([*(batch for batch, _ in made), empty])
+        skip = start - first * per if made else 0
+        return batching.take(whole, np.arange(skip, skip + stop - start)), sum(number for _, number in made)

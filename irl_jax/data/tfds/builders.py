@@ -1,0 +1,160 @@
+"""TFDS builders of this project's files: demonstrations and preference pairs from JSONL, and HH-RLHF transcripts.
+
+    builders.Demonstrations(files={"train": "d.jsonl.gz"}, data_dir="DIR").download_and_prepare()
+    tfds.data_source("demonstrations", split="train", data_dir="DIR")
+
+The second line needs nothing of this module. Records are written in the files' own order, one after the other, so that a file may
+be larger than memory: TFDS's own writer would hold up to a gigabyte of them for shuffling, and more than that only with TensorFlow.
+They are shuffled where they are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+
+import tensorflow_datasets as tfds
+
+from irl_jax.config import default
+from irl_jax.data import sources
+from irl_jax.errors import UserError
+
+RECORDS_A_SHARD = 1_000_000
+_BUFFER = 1000  # records serialised together
+_TURN = ("role", "content")
+
+
+def _texts(*names: str) -> tfds.features.FeaturesDict:
+    return tfds.features.FeaturesDict({name: tfds.features.Text() for name in names})
+
+
+class _Lines(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A builder of files, one a split, whose records are written as they are read.
+
+    files: {split: path of a JSONL file, plain or gzip}. fields: names of the fields in the files, as `config.data.fields`; None is those
+    of the default config. counts: what was left out, by reason, and "records", those written.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, files: dict[str, str], fields=None, **how):
+        self.files, self.fields, self.counts = dict(files), fields or default().data.fields, Counter()
+        super().__init__(**how, file_format="array_record")
+
+    def features(self) -> tfds.features.FeaturesDict:
+        """What a record has."""
+        raise NotImplementedError
+
+    def rows(self, records) -> Iterator[dict]:
+        """The records, checked, in the features' form, of what `sources.read_jsonl` reads."""
+        raise NotImplementedError
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(builder=self, features=self.features())
+
+    def _split_generators(self, dl_manager) -> dict:
+        return {split: self._generate_examples(path) for split, path in self.files.items()}
+
+    def _generate_examples(self, path: str) -> Iterator[tuple[int, dict]]:
+        yield from enumerate(self.rows(sources.read_jsonl(path)))
+
+    def _download_and_prepare(self, dl_manager, download_config=None) -> None:
+        info = self._info()  # of the folder that is being filled; self.info is of the one that it becomes
+        writer = tfds.core.SequentialWriter(info, RECORDS_A_SHARD, file_format="array_record")
+        splits = self._split_generators(dl_manager)
+        writer.initialize_splits(list(splits))
+        for split, examples in splits.items():
+            before = self.counts["records"]
+            while buffer := [example for _, example in itertools.islice(examples, _BUFFER)]:
+                with _refusals(self.data_dir):
+                    writer.add_examples({split: buffer})
+                self.counts["records"] += len(buffer)
+            if self.counts["records"] == before:
+                raise UserError(f"{self.files[split]}: no record in it can be used; give a file with records")
+        with _refusals(self.data_dir):
+            writer.close_all()
+        self.info.set_splits(info.splits)
+
+
+@contextlib.contextmanager
+def _refusals(folder: str):
+    """Turns what ArrayRecord's writer says of a full disk into the user's one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(f"{folder}: cannot be written ({str(error).split(';')[0]}); nothing of it is kept: make room and start the same "
+                        "command again") from None
+
+
+class Demonstrations(_Lines, skip_registration=True):
+    """Prompts with good responses, or conversations: as the first record of the first file is, so must all be."""
+
+    name = "demonstrations"
+
+    def features(self) -> tfds.features.FeaturesDict:
+        if not self._chat():
+            return _texts("prompt", "response")
+        return tfds.features.FeaturesDict({"messages": tfds.features.Sequence({name: tfds.features.Text() for name in _TURN})})
+
+    def _chat(self) -> bool:
+        first = next(iter(self.files.values()))
+        return any(self._is_chat(record) for _, record in sources.read_jsonl(first, 1))
+
+    def _is_chat(self, record) -> bool:
+        return sources.is_chat(record, self.fields.prompt, self.fields.response)
+
+    def rows(self, records) -> Iterator[dict]:
+        chat = self._chat()
+        for where, record in records:
+            if self._is_chat(record) != chat:
+                raise UserError(f"{where}: field {'messages' if not chat else self.fields.response!r} where the first record has "
+                                f"{'messages' if chat else 'prompt and response'}; prepare the two kinds apart")
+            if chat:
+                yield {"messages": _turns(record, where)}
+            else:
+                yield {"prompt": sources.text_field(record, self.fields.prompt, where, allow_empty=True),
+                       "response": sources.text_field(record, self.fields.response, where)}
+
+
+class Preferences(_Lines, skip_registration=True):
+    """Two responses to a prompt, one of them preferred."""
+
+    name = "preferences"
+
+    def features(self) -> tfds.features.FeaturesDict:
+        return _texts("prompt", "chosen", "rejected")
+
+    def rows(self, records) -> Iterator[dict]:
+        yield from _pairs(sources.pair_rows(records, self.fields, None, pairs_only=True))
+
+
+class HhRlhf(_Lines, skip_registration=True):
+    """HH-RLHF transcripts as Anthropic publishes them, cut into prompt, chosen and rejected; `counts` has what could not be used."""
+
+    name = "hh_rlhf"
+
+    def features(self) -> tfds.features.FeaturesDict:
+        return _texts("prompt", "chosen", "rejected")
+
+    def rows(self, records) -> Iterator[dict]:
+        yield from _pairs(sources.hh_rows(records, self.fields, self.counts))
+
+
+def _pairs(rows) -> Iterator[dict]:
+    return ({"prompt": row.prompt, "chosen": row.pair[0], "rejected": row.pair[1]} for row in rows)
+
+
+def _turns(record: dict, where: str) -> list[dict]:
+    """A record's conversation; refused where a turn has more than a builder's turns have, which the template might have used."""
+    turns = sources.messages_of(record, where, templated=True)
+    for number, turn in enumerate(turns, 1):
+        more = [name for name in turn if name not in _TURN]
+        if more:
+            raise UserError(f"{where}: turn {number} of field 'messages' has {more[0]!r} beside role and content, which a prepared "
+                            "record does not keep; leave it out, or read the file itself")
+    return turns
+
+
+BUILDERS = {"demonstrations": Demonstrations, "preferences": Preferences, "hh": HhRlhf}

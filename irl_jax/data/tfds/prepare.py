@@ -1,0 +1,71 @@
+"""The verb `prepare`: a JSONL file as ArrayRecord, which TFDS reads by random access, whatever its size."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pathlib
+
+from irl_jax import paths
+from irl_jax.config import default
+from irl_jax.data import sources
+from irl_jax.errors import UserError
+from irl_jax.overrides import nearest
+
+
+def prepare(kind: str, files: dict[str, str], out: str, fields: str = "") -> str:
+    """Writes OUT/NAME/VERSION, whole or not at all.
+
+    Args:
+        kind: one of `builders.BUILDERS`. files: {split: path of a JSONL file, plain or gzip}. out: the folder for TFDS's data_dir.
+        fields: "response=answer,...": the files' own names of the fields, where they are not the config's defaults.
+
+    Returns:
+        What was written and how it is read, for the user.
+
+    Raises:
+        UserError: a bad line (named by file, line and field), nothing to write, or no room; what there was is as it was.
+    """
+    if not paths.is_local(out):
+        raise UserError(f"--out={out}: must be a folder of this machine; copy it to the store afterwards")
+    names = _fields(fields)
+    import tensorflow_datasets as tfds
+
+    from irl_jax.data.tfds import builders
+
+    out = pathlib.Path(out).expanduser().absolute()
+    builder = builders.BUILDERS[kind](files=files, fields=names, data_dir=str(out))
+    folder = pathlib.Path(builder.data_dir)
+    if folder.exists():
+        raise UserError(f"--out={out}: {folder} is there already; choose another, or remove it")
+    fresh = not out.exists()
+    try:
+        with paths.refusals(folder), contextlib.redirect_stdout(io.StringIO()):  # TFDS tells what it would download
+            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    finally:
+        for made in (out,) if fresh else (folder.parent, out / "downloads"):
+            _remove_empty(made)
+    left_out = sources.left_out({name: number for name, number in builder.counts.items() if name != "records"})
+    return (f"{builder.counts['records']} records in {folder}{'; ' if left_out else ''}{left_out}; read them with "
+            f"--config.data.source=tfds:{builder.name} --config.data.tfds_data_dir={out}")
+
+
+def _fields(text: str):
+    """The field map of "response=answer,..."."""
+    known = default().data.fields
+    for part in (part for part in text.split(",") if part):
+        name, equals, field = part.partition("=")
+        if not equals or not field:
+            raise UserError(f"--fields={text}: write it as response=answer,...: a field's name here, and its name in the file")
+        if name not in known:
+            raise UserError(f"--fields={text}: there is no field '{name}' here{nearest(name, known)}; there are {', '.join(known)}")
+        known[name] = field
+    return known
+
+
+def _remove_empty(folder: pathlib.Path) -> None:
+    """Removes the folders that TFDS made for what was not written, from the bottom up; those with files in them stay."""
+    below = sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True) if folder.exists() else []
+    for path in (*below, folder):
+        with contextlib.suppress(OSError):
+            path.rmdir()

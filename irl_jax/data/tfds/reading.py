@@ -1,0 +1,91 @@
+"""Records of a prepared TFDS builder, by random access (ArrayRecord files), without TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from irl_jax.errors import UserError
+
+PREFIX = "tfds:"
+_CHUNK = 1024  # records read at a time
+
+
+class Source:
+    """The records of one split of a prepared builder; `where(i)` is the i-th one's name in messages."""
+
+    def __init__(self, name: str, split: str = "train", data_dir: str = ""):
+        """Opens it.
+
+        Args:
+            name: as TFDS has it, with its config and version where wanted ("name/config:1.0.0"), and "@SPLIT" where not `split`.
+            split: in TFDS's own language: "train", "test[:10%]", ...
+            data_dir: where it was prepared; "" is TFDS's default folder.
+
+        Raises:
+            UserError: TFDS knows no such builder, or it is not prepared as ArrayRecord, or has no such split.
+        """
+        name, _, own = name.removeprefix(PREFIX).partition("@")
+        self._name, self._source = f"{PREFIX}{name}", _open(name, own or split, data_dir)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def where(self, i: int) -> str:
+        """The i-th record's name in messages."""
+        return f"{self._name}, record {i}"
+
+    def read(self, indices: Iterable[int]) -> list[tuple[str, dict]]:
+        """(name, record) of the records of these indices, as `sources.read_jsonl` gives those of a file; read together, in threads.
+
+        Raises: UserError where a file is damaged or gone.
+        """
+        indices = [int(i) for i in indices]
+        try:
+            records = self._source.__getitems__(indices)
+        except RuntimeError as error:  # ArrayRecord's word for it
+            raise UserError(f"{self._name}: its files cannot be read ({_short(error)}); prepare it again") from None
+        return [(self.where(i), _plain(record)) for i, record in zip(indices, records, strict=True)]
+
+    def records(self, max_records: int = 0) -> Iterator[tuple[str, dict]]:
+        """(name, record) of all records, or the first `max_records`, in order."""
+        number = min(len(self), max_records or len(self))
+        for start in range(0, number, _CHUNK):
+            yield from self.read(range(start, min(start + _CHUNK, number)))
+
+
+def _open(name: str, split: str, data_dir: str):
+    try:
+        import tensorflow_datasets as tfds
+        from google.protobuf import json_format  # which TFDS stands on
+    except ModuleNotFoundError:
+        raise UserError(f"{PREFIX}{name}: TFDS is not installed; pip install tensorflow_datasets array_record") from None
+    try:
+        source = tfds.data_source(name, split=split, data_dir=data_dir or None, download=False)
+        len(source)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{PREFIX}{name}: reading it needs the module {error.name}; pip install {error.name}") from None
+    except (AssertionError, FileNotFoundError, NotImplementedError, ValueError, json_format.Error) as error:
+        # TFDS's word for a dataset that is unknown, not prepared, prepared as TFRecord, or without this split
+        where = data_dir or "TFDS's default folder"
+        raise UserError(
+            f"{PREFIX}{name}, split {split!r}: not found prepared as array_record in {where} ({_short(error)}); prepare it with "
+            f"tfds.builder({name!r}, file_format='array_record').download_and_prepare(), or see data.tfds_data_dir"
+        ) from None
+    return source
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def _plain(record: Mapping) -> dict:
+    """A record as JSON would have it, as far as it matters here: TFDS keeps a list of turns as one list for each of their fields."""
+    turns = record.get("messages")
+    if not isinstance(turns, Mapping):
+        return dict(record)
+    columns = [[_text(value) for value in column] for column in turns.values()]
+    return {**record, "messages": [dict(zip(turns, row, strict=True)) for row in zip(*columns, strict=True)]}
+
+
+def _text(value):
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value

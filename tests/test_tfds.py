@@ -1,0 +1,162 @@
+"""Builders: what is prepared is what the files say, is read back without this package's builders, and a bad line is one clear line."""
+
+import gzip
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+
+from irl_jax import cli, config
+from irl_jax.data import sources
+from irl_jax.data.tfds import reading
+from irl_jax.errors import UserError
+
+TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "é"}]
+HH = "\n\nHuman: hello{}\n\nAssistant:{}"
+
+
+def write(path, records, packed=False):
+    text = "".join(json.dumps(record) + "\n" for record in records).encode()
+    path.write_bytes(gzip.compress(text) if packed else text)
+    return str(path)
+
+
+def prepare(out, data, kind="demonstrations", *more):
+    return cli.main(["prepare", f"--kind={kind}", f"--data={data}", f"--out={out}", *more])
+
+
+def data_config(out, name, **settings):
+    data = config.default().data
+    data.update({"source": f"tfds:{name}", "tfds_data_dir": str(out), **settings})
+    return data
+
+
+def test_demonstrations_give_the_corpus_of_their_file(tmp_path, capsys):
+    records = [{"prompt": f"p{i}", "response": f" é{i}\nline"} for i in range(40)] + [{"prompt": "", "response": "x"}]
+    path = write(tmp_path / "d.jsonl.gz", records, packed=True)
+    assert prepare(tmp_path / "out", path) == 0
+    told = f"41 records in {tmp_path}/out/demonstrations/1.0.0; read them with --config.data.source=tfds:demonstrations"
+    assert capsys.readouterr().out.startswith(told)
+    read = sources.load_corpus(data_config(tmp_path / "out", "demonstrations"), 0)
+    assert read == sources.load_corpus(data_config(tmp_path, "demonstrations", source=path), 0) and len(read.train) == 35
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["demonstrations"]
+
+
+def test_conversations_keep_their_turns(tmp_path):
+    records = [{"messages": [{"role": "system", "content": str(i)}, *TURNS]} for i in range(20)]
+    path = write(tmp_path / "d.jsonl", records)
+    assert prepare(tmp_path / "out", path) == 0
+    assert [record for _, record in reading.Source("tfds:demonstrations", data_dir=str(tmp_path / "out")).records()] == records
+    render = lambda turns: (json.dumps(turns[:-1], sort_keys=True), turns[-1]["content"])
+    read = sources.load_corpus(data_config(tmp_path / "out", "demonstrations"), 0, render)
+    assert read == sources.load_corpus(data_config(tmp_path, "", source=path), 0, render) and len(read.turns) == 20
+
+
+def test_preferences_with_other_names_and_a_test_split(tmp_path):
+    records = [{"q": f"p{i}", "chosen": f" c{i}", "worse": f" r{i}"} for i in range(20)]
+    path, other = write(tmp_path / "p.jsonl", records), write(tmp_path / "t.jsonl", [{"q": "new", "chosen": "c", "worse": "r"}])
+    assert prepare(tmp_path / "out", path, "preferences", f"--test={other}", "--fields=prompt=q,rejected=worse") == 0
+    corpus = sources.load_corpus(data_config(tmp_path / "out", "preferences", eval_source="tfds:preferences@test"), 0)
+    assert corpus.evaluation == [sources.Record("new", "c")] and len(corpus.pairs) == 19
+    assert sources.PairRecord("p3", " c3", " r3") in corpus.pairs
+
+
+def test_hh_transcripts_are_cut_as_their_file_is(tmp_path, capsys):
+    odd = [{"chosen": HH.format("a", " x"), "rejected": HH.format("b", " y")}]
+    records = odd + [{"chosen": HH.format(i, " good"), "rejected": HH.format(i, " bad")} for i in range(30)]
+    path = write(tmp_path / "h.jsonl", records)
+    assert prepare(tmp_path / "out", path, "hh") == 0
+    assert "30 records in" in (said := capsys.readouterr().out) and "; left out: 1 prompt_not_shared;" in said
+    read = sources.load_corpus(data_config(tmp_path / "out", "hh_rlhf"), 0)
+    plain = sources.load_corpus(data_config(tmp_path, "", source=f"hh:{path}"), 0)
+    assert (read.train, read.evaluation, read.pairs) == (plain.train, plain.evaluation, plain.pairs) and len(read.pairs) == 25
+
+
+def test_tfds_alone_reads_it_and_tensorflow_is_not_there(tmp_path):
+    assert prepare(tmp_path / "out", write(tmp_path / "d.jsonl", [{"prompt": "p", "response": "r"}])) == 0
+    code = ("import sys, tensorflow_datasets as tfds\n"
+            "print(tfds.data_source('demonstrations', split='train', data_dir=sys.argv[1])[0]['response'], 'tensorflow' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.stdout == "b'r' False\n", done.stderr
+
+
+@pytest.mark.parametrize(("kind", "records", "message"), [
+    ("demonstrations", [{"prompt": "p", "respons": "r"}], "line 2: no field 'response' (its fields: prompt, respons)"),
+    ("demonstrations", [{"prompt": "p", "response": " "}], "line 2: field 'response' is empty"),
+    ("demonstrations", [{"prompt": 3, "response": "r"}], "line 2: field 'prompt' must be text, not int"),
+    ("demonstrations", [{"messages": TURNS}], "line 2: field 'messages' where the first record has prompt and response; prepare the two"),
+    ("preferences", [{"prompt": "p", "chosen": "c"}], "line 2: no field 'rejected'"),
+    ("hh", [{"chosen": "c", "rejected": "r"}], "line 2: field 'chosen' has no '\\n\\nAssistant:' in it"),
+])
+def test_a_bad_line_is_one_line_and_leaves_nothing(tmp_path, capsys, kind, records, message):
+    good = {"prompt": "p", "response": "r", "chosen": HH.format("", "c"), "rejected": HH.format("", "r")}
+    assert prepare(tmp_path / "out", write(tmp_path / "d.jsonl", [good, *records]), kind) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("turns", "message"), [
+    (TURNS[:1], "line 1: field 'messages' must be a list"),
+    ([TURNS[0], {**TURNS[1], "name": "x"}], "line 1: turn 2 of field 'messages' has 'name' beside role and content"),
+])
+def test_bad_conversations(tmp_path, capsys, turns, message):
+    assert prepare(tmp_path / "out", write(tmp_path / "d.jsonl", [{"messages": turns}])) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_cannot_be_prepared(tmp_path, capsys):
+    data = write(tmp_path / "d.jsonl", [{"prompt": "p", "response": "r"}])
+    (tmp_path / "out" / "kept").mkdir(parents=True)
+    cut = tmp_path / "cut.jsonl.gz"
+    cut.write_bytes(gzip.compress(b'{"prompt": "p", "response": "r"}\n' * 2000, mtime=0)[:-20])
+    for flags, message in (
+        ((tmp_path / "out", tmp_path / "none.jsonl"), "none.jsonl: no such file"),
+        ((tmp_path / "out", cut), "cut.jsonl.gz: the gzip file is truncated or damaged"),
+        ((tmp_path / "out", write(tmp_path / "empty.jsonl", [])), "empty.jsonl: no record in it can be used"),
+        (("gs://bucket/out", data), "--out=gs://bucket/out: must be a folder of this machine"),
+        ((tmp_path / "out", data, "demonstrations", "--fields=respons=a"), "--fields=respons=a: there is no field 'respons' here; did you"),
+        ((tmp_path / "out", data, "demonstrations", "--fields=response"), "--fields=response: write it as response=answer"),
+        ((data, data), f"{data}/demonstrations/1.0.0"),
+    ):
+        assert prepare(*flags) == 2
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1, said
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["kept"]
+    assert prepare(tmp_path / "out", data) == 0 and prepare(tmp_path / "out", data) == 2
+    assert "is there already; choose another, or remove it" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    data = write(tmp_path / "d.jsonl", [{"prompt": "p", "response": random.Random(i).randbytes(40).hex()} for i in range(5000)])
+    limited = ("import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,) * 2); "
+               "from irl_jax import cli; sys.exit(cli.main(sys.argv[1:]))")
+    done = subprocess.run([sys.executable, "-c", limited, "prepare", "--kind=demonstrations", f"--data={data}", f"--out={tmp_path}/out"],
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "cannot be written (write() failed: File too large); nothing of it is kept" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("file", "content", "message"), [
+    ("demonstrations-train.array_record-00000", b"", "its files cannot be read .*; prepare it again"),
+    ("demonstrations-train.array_record-00000", None, "its files cannot be read .*; prepare it again"),
+    ("dataset_info.json", b"{", "not found prepared as array_record"),
+    ("features.json", b'{"pythonClassName": "os.system"}', "not found prepared as array_record"),
+])
+def test_damaged_files_are_one_line(tmp_path, file, content, message):
+    assert prepare(tmp_path / "out", write(tmp_path / "d.jsonl", [{"prompt": "p", "response": "r"}])) == 0
+    path = tmp_path / "out" / "demonstrations" / "1.0.0" / file
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=f"tfds:demonstrations.*{message}") as caught:
+        sources.load_corpus(data_config(tmp_path / "out", "demonstrations"), 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_split_is_one_line(tmp_path):
+    assert prepare(tmp_path / "out", write(tmp_path / "d.jsonl", [{"prompt": "p", "response": "r"}])) == 0
+    with pytest.raises(UserError, match="tfds:demonstrations, split 'nosplit': not found prepared as array_record"):
+        reading.Source("tfds:demonstrations@nosplit", data_dir=str(tmp_path / "out"))
