@@ -5,25 +5,26 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib.metadata
-import io
 import json
 import math
 import pathlib
 import platform
 import subprocess
 import time
-import zipfile
 
 import numpy as np
 from ml_collections import ConfigDict
 
 import irl_jax
 from irl_jax import distributed, paths
+from irl_jax.checks import check_ranges
 from irl_jax.config import default
 from irl_jax.errors import UserError
 
 CONFIG, LOCK, DONE, TRUNK = "config.json", ".lock", "done.json", "trunk.json"
 FREE = ("checkpoint.", "mesh.", "profile.")  # a workdir may be continued with others: no result changes, or (mesh) by rounding alone
+REMAKE = "remove it and the done.json of the stage that writes it, and start the same command again"
+REPLACE = "bring the run's own back, or choose another --workdir"
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
 
 
@@ -117,7 +118,8 @@ class Workdir:
     def stage(self, name: str):
         """The stage's folder (`sft`, `policy/init_sft`), made where missing."""
         folder = self.path / name
-        folder.mkdir(parents=True, exist_ok=True)
+        with paths.refusals(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def is_done(self, stage: str) -> bool:
@@ -137,7 +139,7 @@ class Workdir:
 
     def timing(self, stage: str) -> dict:
         """The timing given to `mark_done`."""
-        return read_json(self.path / stage / DONE)["timing"]
+        return read_json(self.path / stage / DONE, "timing")["timing"]
 
 
 def same_trunk(path, files) -> dict:
@@ -149,10 +151,11 @@ def same_trunk(path, files) -> dict:
     Raises:
       UserError: a file's content is not what it was when the workdir was begun.
     """
-    noted = read_json(paths.of(path) / TRUNK)["files"] if (paths.of(path) / TRUNK).exists() else {}
+    noted = read_json(paths.of(path) / TRUNK, "files", advice="remove it")["files"] if (paths.of(path) / TRUNK).exists() else {}
     found = {}
     for file in map(pathlib.Path, files):
         status, before = file.stat(), noted.get(file.name, {})
+        before = before if isinstance(before, dict) else {}
         looks = {"path": str(file), "bytes": status.st_size, "changed": status.st_mtime_ns}
         if any(before.get(key) != value for key, value in looks.items()):
             with open(file, "rb") as content:
@@ -173,33 +176,42 @@ def read_config(path) -> ConfigDict:
     path = paths.of(path)
     if not (path / CONFIG).is_file():
         raise UserError(f"{path}: not a workdir (no {CONFIG} there); give the --workdir of a run")
-    stored = read_json(path / CONFIG)
+    stored = read_json(path / CONFIG, "config", advice=REPLACE)
     config = default()
-    expected = _leaves(config.to_dict())
-    found = _leaves(stored.get("config", {}) if isinstance(stored, dict) else {})
+    expected, found = _leaves(config.to_dict()), _leaves(stored["config"])
     for key in [*expected, *found]:
         if (key in expected) != (key in found):
             where = "unknown to this version" if key in found else "missing"
             raise UserError(f"{path / CONFIG}: key {key} is {where}; the workdir was written by another version of irl_jax")
     try:
         config.update_from_flattened_dict(found)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"{path / CONFIG}: a key of another type: {error}") from None
+    try:
+        check_ranges(config)
+    except UserError as error:
+        raise UserError(f"{path / CONFIG}: {error}") from None
     return config
 
 
-def read_json(path) -> dict:
-    """A JSON file's content.
+def read_json(path, *fields: str, advice: str = REMAKE) -> dict:
+    """A JSON file's content; `fields`: objects that it must have. `advice`: what to do about one that is broken.
 
     Raises:
-      UserError: the file is missing or broken.
+      UserError: the file is missing or broken, or lacks a field.
     """
     try:
-        return json.loads(_read_text(paths.of(path)))
+        value = json.loads(_read_text(paths.of(path)))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that writes it") from None
-    except ValueError as error:
-        raise UserError(f"{path}: broken JSON ({error}); remove the file to have it written again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: broken JSON ({error}); {advice}") from None
+    for field in fields:
+        if not isinstance(value, dict) or not isinstance(value.get(field), dict):
+            raise UserError(f"{path}: has no object '{field}', which irl_jax writes there; {advice}")
+    return value
 
 
 def write_json(path, obj) -> None:
@@ -254,8 +266,16 @@ def read_jsonl(path) -> list[dict]:
     path = paths.of(path)
     if not path.exists():
         return []
-    whole, _, _ = _read_text(path).rpartition("\n")
-    return [json.loads(line) for line in whole.split("\n") if line]
+    try:
+        whole, _, _ = _read_text(path).rpartition("\n")
+        records = [json.loads(line) for line in whole.split("\n") if line]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: broken JSON lines ({error}); remove the file, of which only the report's curves are made") from None
+    if not all(isinstance(record, dict) and isinstance(record.get("step"), int) for record in records):
+        raise UserError(f"{path}: a line without its step; remove the file, of which only the report's curves are made")
+    return records
 
 
 def save_arrays(path, **arrays) -> None:
@@ -270,13 +290,13 @@ def load_arrays(path, stage: str = "") -> dict[str, np.ndarray]:
       UserError: the file is missing or broken.
     """
     try:
-        local = paths.is_local(path)
-        with np.load(path if local else io.BytesIO(paths.of(path).read_bytes()), allow_pickle=False) as stored:
-            return dict(stored)
+        return paths.read_arrays(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that writes it{f' (--stages={stage})' if stage else ''}") from None
-    except (EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: broken ({error}); remove the file to have it written again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: broken ({error}); {REMAKE}") from None
 
 
 def _write(path, fill) -> None:
@@ -328,9 +348,7 @@ def _refuse_foreign(path) -> None:
 
 
 def _refuse_other_config(path, config: ConfigDict) -> None:
-    stored = read_json(path / CONFIG)
-    if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
-        raise UserError(f"{path / CONFIG}: not a config.json of irl_jax; choose another --workdir")
+    stored = read_json(path / CONFIG, "config", advice=REPLACE)
     there, here = _leaves(stored["config"]), _leaves(_plain(config))
     keys = [key for key in dict.fromkeys([*here, *there]) if not key.startswith(FREE)]
     different = [key for key in keys if key not in here or key not in there or here[key] != there[key]]
