@@ -158,7 +158,7 @@ def _check_values(config: ConfigDict) -> None:
                 raise UserError(f"config.{key} = {part!r}: must be text without control characters")
             most = _INT if isinstance(like, int) else _FLOAT
             if not isinstance(part, str) and not abs(part) <= most:
-                raise UserError(f"config.{key} = {_shown(part)}: must be a finite number of at most {most:g}")
+                raise UserError(f"config.{key} = {_shown(part)}: must be a finite number, and at most {most:,}")
 
 
 _KINDS = {bool: (bool, "true or false"), int: (int, "a whole number"), float: ((int, float), "a number"), str: (str, "text")}
@@ -293,7 +293,7 @@ def _check_sources(config: ConfigDict) -> None:
     if config.golden.kind == "classifier":
         check_golden_source(config)
         if not os.path.isfile(os.path.expanduser(config.golden.source)):
-            raise UserError(f"config.golden.source: {config.golden.source}: no such file")
+            raise UserError(f"config.golden.source: {config.golden.source}: no such file, or none that can be read")
 
 
 def check_golden_source(config: ConfigDict) -> None:

@@ -100,11 +100,13 @@ def load_config(text: str) -> ConfigDict:
     name, _, variant = text.partition(":")
     path = pathlib.Path(name).expanduser()
     if not path.is_file():
+        if os.path.lexists(path):
+            raise UserError(f"--config={text}: is no file that can be read")
         near = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise UserError(f"--config={text}: no such file{nearest(str(path), near)}")
     if path.suffix != ".py":
-        raise UserError(f"--config={text}: must be a .py file with a get_config(); a workdir's config.json is not run again so, but by the "
-                        "config file and the flags that made it")
+        raise UserError(f"--config={text}: must be a .py file with a get_config(); a workdir's config.json is a run's record, which "
+                        "nothing runs")
     config = _call_get_config(path, variant)
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() must return the ConfigDict of irl_jax.config.default(), changed as needed")
@@ -208,7 +210,8 @@ def _check_source(arguments, records: str, flag: str) -> None:
         given = "--role" if arguments.role else "--reward"
         raise UserError(f"{given}: needs --workdir; a plain folder has one model and no reward")
     if not os.path.isfile(os.path.expanduser(records)):
-        raise UserError(f"{flag}={records}: no such file")
+        there = os.path.lexists(os.path.expanduser(records))
+        raise UserError(f"{flag}={records}: {'is no file that can be read' if there else 'no such file'}")
     out = os.path.abspath(os.path.expanduser(arguments.out))
     folder = os.path.dirname(out)
     if os.path.isdir(out):
@@ -254,7 +257,7 @@ def _size(text: str) -> int:
     parsed = re.fullmatch(r"(\d+(?:\.\d+)?)(?:([KMG])(i?))?B?", text.strip(), re.IGNORECASE)
     size = float(parsed[1]) * (1024 if parsed[3] else 1000) ** (" kmg".index((parsed[2] or " ").lower())) if parsed else 0
     if not 1 <= size <= 2**62:
-        raise argparse.ArgumentTypeError(f"'{text}' is no size; write it as 5GB, 500MB or 1GiB")
+        raise argparse.ArgumentTypeError(f"'{text[:40]}' is no size; write it as 5GB, 500MB or 1GiB")
     return int(size)
 
 
@@ -358,11 +361,12 @@ def _of_the_file(error: BaseException, path: pathlib.Path) -> str:
     Raises: the error again where neither the file nor ml_collections made it, but we.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename == str(path)]
-    package = os.path.dirname(os.path.abspath(__file__))
-    if any(os.path.abspath(frame.filename).startswith(package + os.sep) for frame in frames[frames.index(own[-1]) :] if own):
+    own = [place for place, frame in enumerate(frames) if frame.filename == str(path)]
+    package = os.path.dirname(os.path.abspath(__file__)) + os.sep
+    called = frames[own[-1] :] if own and not isinstance(error, RecursionError) else []
+    if any(os.path.abspath(frame.filename).startswith(package) for frame in called):
         raise error
-    line = f"{path}, line {own[-1].lineno}" if own else str(path)
+    line = f"{path}, line {frames[own[-1]].lineno}" if own else str(path)
     if os.path.dirname(ml_collections.__file__) in frames[-1].filename:
         return f"{line}: {_short(error)}"
     if type(error) is ValueError and str(error):

@@ -222,8 +222,10 @@ def read_json(file: Path) -> dict:
         raise UserError(f"{file}: no such file; a model folder needs it") from error
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, numbers of thousands of digits, or nested too deeply
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not valid JSON ({one_line(error)})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not usable JSON (nested too deeply, or a number of thousands of digits)") from error
     if not isinstance(value, dict):
         raise UserError(f"{file}: must hold a JSON object")
     return value

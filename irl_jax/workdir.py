@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
@@ -70,6 +71,10 @@ class Workdir:
                 self._made_config = True
         except UserError:
             self.close()
+            if self._made_folder and self._lock:  # nothing was written, not even config.json
+                (self.path / LOCK).unlink()
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
             raise
 
     def _lock_it(self) -> None:
@@ -341,6 +346,8 @@ def _plain(obj):
 
 
 def _refuse_foreign(path) -> None:
+    if paths.is_local(path) and path.is_symlink() and not path.exists():
+        raise UserError(f"{path}: is a link to nothing; --workdir takes a folder")
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; --workdir takes a folder")
     if path.is_dir() and not (path / CONFIG).exists() and any(entry.name != LOCK for entry in path.iterdir()):

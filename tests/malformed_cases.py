@@ -18,6 +18,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 GOOD = b'{"prompt": "w1 w2", "response": " w3"}\n'
+RIGHT = b"".join(b'{"prompt": "w%d w%d", "response": " w3"}\n' % (i % 9, i // 9) for i in range(40))
+NOTHING = '{"policies": {}, "rewards": {}, "histograms": {}, "scatter": {}}'
 DEEP = b'{"prompt": ' + b"[" * 100_000
 LONG = 10_000_000  # bytes: ten megabytes
 
@@ -49,6 +51,11 @@ class Box:
     def model(self) -> pathlib.Path:
         """A copy of the model's folder."""
         return shutil.copytree(self.base, self / "m")
+
+    def talker(self) -> pathlib.Path:
+        """A copy of it that has a chat template."""
+        return self.edit(self.model() / "tokenizer_config.json", lambda c: c.update(
+            chat_template="{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>{% endfor %}"))
 
     def workdir(self) -> pathlib.Path:
         """A copy of the finished workdir."""
@@ -167,7 +174,7 @@ RECORDS = {
     "gzip with a flipped byte": Case(lambda b: b.score(gzip.compress(GOOD, mtime=0)[:-8] + b"\0" * 8), "?"),
     "gzip by its name only": Case(lambda b: b.score("<html>not found</html>", name="in.jsonl.gz"), "?"),
     "a zip archive": Case(lambda b: b.score(b"PK\x03\x04" + b"\0" * 26 + b"in.jsonl"), "?"),
-    "a gzip of one line without end": Case(lambda b: b.score(gzip.compress(b" " * (2**26 + 10), 1, mtime=0)), "?"),
+    "a gzip of one line without end": Case(lambda b: b.score(gzip.compress(b'{"prompt": "' + b"x" * 2**26, 1, mtime=0)), "?"),
     "a line of 10 MB that is no JSON": Case(lambda b: b.score(b'{"prompt": "' + b"x" * LONG), "?"),
     "a prompt of 10 MB": Case(lambda b: b.generate(lines({"prompt": "w1 " * (LONG // 3)})), "?"),
     "a key of 10 MB": Case(lambda b: b.score(lines({"k" * LONG: 1})), "?"),
@@ -198,6 +205,21 @@ RECORDS = {
     "a prompt beyond the context": Case(lambda b: b.generate(lines({"prompt": "w1 " * 22})), "?"),
     "a record beyond the context": Case(lambda b: b.score(lines({"prompt": "w1 " * 22, "response": "w2 " * 9})), "?"),
     "messages without a template": Case(lambda b: b.generate(lines({"messages": [{"role": "user", "content": "w1"}]})), "?"),
+    "a role that is a control token": Case(lambda b: b.generate(lines({"messages": [{"role": "eos", "content": "w1"}]}), model=b.talker()), "?"),
+    "a role that holds a control token": Case(lambda b: b.generate(
+        lines({"messages": [{"role": "user><eos", "content": "w1"}]}), model=b.talker()), "?"),
+    "a turn that is no object": Case(lambda b: b.generate(lines({"messages": ["w1"]}), model=b.talker()), "?"),
+    "a turn in parts": Case(lambda b: b.generate(
+        lines({"messages": [{"role": "user", "content": [{"type": "text", "text": "w1"}]}]}), model=b.talker()), "?"),
+    "messages without a turn": Case(lambda b: b.score(lines({"messages": []}), model=b.talker()), "?"),
+    "messages with tools": Case(lambda b: b.generate(
+        lines({"messages": [{"role": "user", "content": "w1"}], "tools": [{}]}), model=b.talker()), "?"),
+    "a template that is no template": Case(lambda b: b.generate(
+        lines({"messages": [{"role": "user", "content": "w1"}]}), model=b.edit(
+            b.model() / "tokenizer_config.json", lambda c: c.update(chat_template="{% for %}"))), "?"),
+    "a template that reaches for Python": Case(lambda b: b.generate(
+        lines({"messages": [{"role": "user", "content": "w1"}]}), model=b.edit(b.model() / "tokenizer_config.json", lambda c: c.update(
+            chat_template="{{ ''.__class__.__mro__[1].__subclasses__() }}"))), "?"),
     "a terminal's commands in a name": Case(lambda b: b.generate(lines({"\x1b[2J\x07\u202e": 1})), "?"),
     "a folder for the records": Case(lambda b: ["score", f"--model={b.base}", f"--data={b.path}", f"--out={b / 'o'}"], "?"),
     "a loop of links for the records": Case(lambda b: ["score", f"--model={b.base}", f"--data={link(b, 'in', 'in')}", f"--out={b / 'o'}"], "?"),
@@ -211,7 +233,7 @@ DATA = {  # the same readers in `run`, and what only it reads
     "run: a folder": Case(lambda b: b.run(f"data.source={b.path}"), "?"),
     "run: an empty file": Case(lambda b: b.run(data__source=b""), "?"),
     "run: one record": Case(lambda b: b.run(data__source=GOOD), "?"),
-    "run: a prompt too long": Case(lambda b: b.run(data__source=GOOD * 30 + lines({"prompt": "w1 " * 20, "response": "w2"})), "?"),
+    "run: a prompt too long": Case(lambda b: b.run(data__source=RIGHT + lines({"prompt": "w1 " * 20, "response": "w2"})), "?"),
     "run: a rating that is text": Case(lambda b: b.run(
         "data.kind=continuations", "data.min_rating=5", "data.prompt_words=1,2", data__source=many(rating="9")), "?"),
     "run: a rating of 400 digits": Case(lambda b: b.run(
@@ -219,12 +241,12 @@ DATA = {  # the same readers in `run`, and what only it reads
     "run: a rating beyond all numbers": Case(lambda b: b.run("data.kind=continuations", "data.min_rating=5", "data.prompt_words=1,2",
                                                              data__source=many().replace(b'"rating": 9}', b'"rating": 1e999}')), "?"),
     "run: a pair without its other side": Case(lambda b: b.run(
-        data__source=GOOD * 9, data__preference_source=lines({"prompt": "w1", "chosen": "w2"})), "?"),
+        data__source=RIGHT, data__preference_source=lines({"prompt": "w1", "chosen": "w2"})), "?"),
     "run: a transcript that is none": Case(lambda b: b.run(f"data.source=hh:{b.write('h.jsonl', lines({'chosen': 'a', 'rejected': 'b'}))}"), "?"),
     "run: TFDS that is not prepared": Case(lambda b: b.run("data.source=tfds:../../etc", f"data.tfds_data_dir={b.path}"), "?"),
-    "run: the testbed for evaluation": Case(lambda b: b.run("data.eval_source=testbed", data__source=GOOD * 30), "?"),
+    "run: the testbed for evaluation": Case(lambda b: b.run("data.eval_source=testbed", data__source=RIGHT), "?"),
     "run: a judge's file that is broken": Case(lambda b: b.run(
-        "golden.kind=classifier", f"golden.source={b.path}", data__source=GOOD * 30), "?"),
+        "golden.kind=classifier", f"golden.source={b.path}", data__source=RIGHT), "?"),
 }  # fmt: skip
 
 MODELS = {
@@ -251,15 +273,12 @@ MODELS = {
     "a tokenizer that is no JSON": Case(lambda b: b.score(model=replaced(b.model(), "tokenizer.json", '{"version": ')), "?"),
     "a tokenizer of an unknown kind": Case(lambda b: b.score(model=b.edit(
         b.model() / "tokenizer.json", lambda t: t["model"].update(type="Pickle"))), "?"),
-    "a tokenizer with code of its own": Case(lambda b: b.score(model=b.edit(replaced(
-        b.model(), "evil.py", f"open({str(b / 'sprung')!r}, 'w')\nclass Tok: pass\n") / "tokenizer_config.json", lambda t: t.update(
-            auto_map={"AutoTokenizer": ["evil.Tok", "evil.Tok"]}, tokenizer_class="Tok"))), "?"),
     "no tokenizer": Case(lambda b: b.score(model=without(b.model(), "tokenizer.json")), "?"),
     "a model that is a file": Case(lambda b: b.score(model=b.write("m", "x")), "?"),
     "a model that is a loop of links": Case(lambda b: b.score(model=link(b, "m", "m")), "?"),
-    "a reward model that is none": Case(lambda b: b.run(f"reward.start={b.base}", data__source=GOOD * 30), "?"),
+    "a reward model that is none": Case(lambda b: b.run(f"reward.start={b.base}", data__source=RIGHT), "?"),
     "a judge's model without its folder": Case(lambda b: b.run(
-        "golden.kind=hf_reward", f"golden.model={b / 'none'}", data__source=GOOD * 30), "?"),
+        "golden.kind=hf_reward", f"golden.model={b / 'none'}", data__source=RIGHT), "?"),
 }  # fmt: skip
 
 CONFIGS = {
@@ -271,7 +290,7 @@ CONFIGS = {
     "a config that calls itself": Case(lambda b: b.config(get_config("return get_config()")), "?"),
     "a config that is no Python": Case(lambda b: b.config("def get_config(:\n"), "?"),
     "a config whose neighbour is no Python": Case(lambda b: (b.write("beside.py", "\n\nx = ("), b.config("import beside\n"))[1], "?"),
-    "a config file that is no UTF-8": Case(lambda b: b.config(b"# \xff\n"), "?"),
+    "a config file that is no UTF-8": Case(lambda b: b.config(b"x = '\xff'\n"), "?"),
     "a config with a NUL byte": Case(lambda b: b.config(b"x = 1\x00\n"), "?"),
     "a config that is empty": Case(lambda b: b.config(""), "?"),
     "a config whose get_config is none": Case(lambda b: b.config("get_config = 3\n"), "?"),
@@ -354,9 +373,9 @@ WORKDIRS = {
         without(b.workdir(), "config.json"), (b / "w/config.json").mkdir(), b / "w")[2]), "?"),
     "config.json that is a loop of links": Case(lambda b: b.of_workdir("score", workdir=link(
         Box(without(b.workdir(), "config.json"), b.base, b.finished), "config.json", "config.json").parent), "?"),
-    "run: config.json cut short": Case(lambda b: b.run(workdir=replaced(b.workdir(), "config.json", "{")), "?"),
-    "run: config.json of another config": Case(lambda b: b.run(workdir=b.workdir()), "?"),
-    "run: trunk.json of another shape": Case(lambda b: b.of_workdir("score", workdir=replaced(b.workdir(), "trunk.json", '{"files": 3}')), "?"),
+    "run: config.json cut short": Case(lambda b: b.run(data__source=RIGHT, workdir=replaced(b.workdir(), "config.json", "{")), "?"),
+    "run: config.json of another config": Case(lambda b: b.run(data__source=RIGHT, workdir=b.workdir()), "?"),
+    "trunk.json of another shape": Case(lambda b: b.of_workdir("score", workdir=replaced(b.workdir(), "trunk.json", '{"files": 3}')), "?"),
     "trunk.json of other weights": Case(lambda b: b.of_workdir("score", workdir=replaced(b.workdir(), "trunk.json", json.dumps(
         {"files": {"model.safetensors": {"sha256": "0" * 64}}}))), "?"),
     "leaves that are gone": Case(lambda b: b.of_workdir("export", "--role=sft", workdir=(
@@ -375,11 +394,15 @@ WORKDIRS = {
     "results.json with text for numbers": Case(lambda b: b.testbed(stages="report", workdir=b.begun(results='{"policies": "x"}')), "?"),
     "results.json that is gone": Case(lambda b: b.testbed(stages="report", workdir=b.begun()), "?"),
     "report.json cut short": Case(lambda b: b.testbed(stages="report", workdir=b.begun(
-        results='{"policies": {}, "rewards": {}}', evaluate__report="[")), "?"),
+        results=NOTHING, evaluate__report="[")), "?"),
+    "metrics.jsonl that is no JSON": Case(lambda b: b.testbed(stages="report", workdir=replaced(b.begun(
+        results=NOTHING, evaluate__report=NOTHING), "sft/metrics.jsonl", '{"step": 1}\n{"step"\n')), "?"),
+    "metrics.jsonl without steps": Case(lambda b: b.testbed(stages="report", workdir=replaced(b.begun(
+        results=NOTHING, evaluate__report=NOTHING), "sft/metrics.jsonl", '{"loss": 1}\n')), "?"),
     "done.json that is no JSON": Case(lambda b: b.testbed(stages="report", workdir=b.begun(
-        results='{"policies": {}, "rewards": {}}', sft__done="\0")), "?"),
+        results=NOTHING, sft__done="\0")), "?"),
     "done.json of another shape": Case(lambda b: b.testbed(stages="report", workdir=b.begun(
-        results='{"policies": {}, "rewards": {}}', sft__done='{"timing": 3}')), "?"),
+        results=NOTHING, sft__done='{"timing": 3}')), "?"),
     "a workdir that is none": Case(lambda b: b.of_workdir("generate", workdir=b / "nowhere"), "?"),
 }  # fmt: skip
 
@@ -401,7 +424,7 @@ FLAGS = {
     "a full disk for generate": Case(lambda b: b.generate(), "?", limit=16),
     "a full disk for score": Case(lambda b: b.score(), "?", limit=16),
     "a full disk for export": Case(lambda b: b.of_workdir("export", "--role=sft"), "?", limit=16),
-    "a full disk for run": Case(lambda b: b.run(data__source=GOOD * 30), "?", limit=16),
+    "a full disk for run": Case(lambda b: b.run(data__source=RIGHT), "?", limit=16),
     "export: out is there": Case(lambda b: (b.write("out/thesis.tex", "x"), b.of_workdir("export", "--role=sft"))[1], "?"),
     "export: out is a link to nothing": Case(lambda b: (link(b, "out", "none/x"), b.of_workdir("export", "--role=sft"))[1], "?"),
     "export: shards of no size": Case(lambda b: b.of_workdir("export", "--role=sft", "--max_shard_size=1e30GB"), "?"),

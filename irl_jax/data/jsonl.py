@@ -32,18 +32,21 @@ def read_jsonl(path: str, max_records: int = 0) -> Iterator[tuple[str, dict]]:
     for line_number, line in enumerate(_lines(path), start=1):
         if line_number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
-        if not line.strip():
-            continue
         where = f"{path}, line {line_number}"
+        if not line.strip() and len(line) <= LONGEST_LINE:
+            continue
         if len(line) > LONGEST_LINE:
             raise UserError(f"{where}: longer than {LONGEST_LINE >> 20} MiB; JSON lines have one record a line")
         text = decode(line, where)
         try:
             record = _JSON.decode(text)
         except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON ({error.msg.removesuffix(" at")} at column {error.colno})") from None
-        except (RecursionError, ValueError) as error:  # nested too deeply; a number of thousands of digits; what _JSON refuses
-            raise UserError(f"{where}: not usable JSON ({error})") from None
+            raise UserError(f"{where}: not JSON ({error.msg.removesuffix(' at')} at column {error.colno})") from None
+        except RecursionError:
+            raise UserError(f"{where}: not usable JSON (nested too deeply)") from None
+        except ValueError as error:
+            why = error if isinstance(error, _Refused) else "a number of thousands of digits"
+            raise UserError(f"{where}: not usable JSON ({why})") from None
         if not isinstance(record, dict):
             raise UserError(f"{where}: a JSON object is needed, not {type(record).__name__}")
         yield where, record
@@ -69,17 +72,21 @@ def _lines(path: str) -> Iterator[bytes]:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
+class _Refused(ValueError):
+    """What _JSON says no to."""
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict:
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {_clipped(twice)!r} stands in one object twice")
+        raise _Refused(f"the key {_clipped(twice)!r} stands in one object twice")
     return found
 
 
 def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON's")
+    raise _Refused(f"{name} is no number of JSON's")
 
 
 _JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number)

@@ -150,7 +150,6 @@ def _read(path, fields) -> list[tuple[str, dict]]:
             if field not in record:
                 raise UserError(f"{where}: no field '{field}' (its fields: {sources.fields_of(record)})")
             sources.text_field(record, field, where, allow_empty=field == "prompt")
-        sources.check_writable(record, where)
         records.append((where, record))
     if not records:
         raise UserError(f"{path}: no records; give one JSON object a line")
@@ -160,9 +159,11 @@ def _read(path, fields) -> list[tuple[str, dict]]:
 def _texts(context, where: str, record: dict, fields) -> sources.Record:
     """A record's prompt and response; of {"messages"} by the chat template, the last turn its response where `fields` ask for one."""
     answered = "response" in fields
-    if not sources.is_chat(record, *fields):
+    chatting = sources.is_chat(record, *fields)
+    messages = sources.messages_of(record, where, context.chat is not None, answered) if chatting else []
+    sources.check_writable(record, where)
+    if not chatting:
         return sources.Record(record["prompt"], record["response"] if answered else "")
-    messages = sources.messages_of(record, where, context.chat is not None, answered)
     try:
         return sources.Record(*context.chat.demonstration(messages)) if answered else sources.Record(context.chat.prompt(messages), "")
     except UserError as error:

@@ -90,10 +90,11 @@ def run(context) -> dict:
     finished = [stage for stage in TIMED if context.workdir.is_done(stage)]
     results["timing"] = {stage: context.workdir.timing(stage) for stage in finished}
     material = read_json(path / "evaluate" / "report.json", "histograms", "scatter")
+    curves = _training_curves(path)
     write_json(path / "results.json", results)
     title = "irl_jax: " + ("the embedded testbed" if context.is_testbed else context.config.data.source)
     everything = {**results, **material, "settings": context.config.to_dict(), "title": title}
-    distributed.primary_first(lambda: write_report(path / "report", everything, material.get("samples") or (), _training_curves(path)))
+    distributed.primary_first(lambda: write_report(path / "report", everything, material.get("samples") or (), curves))
     return {}
 
 
