@@ -244,9 +244,10 @@ def _read_manifest(folder) -> tuple[dict, str]:
     """(manifest, what is damaged or "")."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-        files = manifest["files"]
-        manifest["leaves"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        files = dict(manifest["files"].items())
+        if not all(isinstance(leaf, list) and len(leaf) == 2 for leaf in manifest["leaves"].values()):
+            raise TypeError("a leaf is its shape and its dtype")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return {}, f"{MANIFEST} is {'missing' if isinstance(error, FileNotFoundError) else 'broken'}"
     found = _checksums(folder / "tree")
     for name, expected in files.items():

@@ -6,7 +6,7 @@ import os
 
 from ml_collections import ConfigDict
 
-from irl_jax.config import CLOSED_FORMS, CONTROLS, DIVERGENCES, GOLDEN_KINDS, LEARNT, POSITIVES, TRAINED
+from irl_jax.config import CLOSED_FORMS, CONTROLS, DIVERGENCES, GOLDEN_KINDS, LEARNT, POSITIVES, TRAINED, default
 from irl_jax.errors import UserError
 from irl_jax.variants import Method, all_methods, find, methods
 
@@ -40,20 +40,41 @@ _POSITIVE = (
     "policy.clip_logit", "policy.clip_ratio", "policy.epochs", "policy.minibatches", "adversarial.rounds", "adversarial.reward_updates",
     "adversarial.reward_rows", "dpo.beta", "spin.beta", "spin.iterations", "spin.prompts", "spin.samples", "rejection.iterations",
     "rejection.prompts", "eval.prompts", "eval.batch_size", "eval.divergence_prompts", "checkpoint.keep", "adapter.alpha",
-    "model.vocab_multiple", "profile.first", "data.streaming_records",
+    "model.vocab_multiple", "profile.first", "data.streaming_records", "golden.window_words", "rejection.samples", "policy.samples",
+    "sample.eval_samples",
+    *(f"{stage}.row_tokens" for stage in ("pretrain", "sft", "rejection")),
     *(f"{stage}.{key}" for stage in TRAINED for key in ("batch_size", "accumulate", "learning_rate")),
 )
 _SHARES = (  # at least 0, below 1
     "data.heldout_fraction", "data.development_fraction", "reward.heldout_fraction", "adversarial.replay_share",
-    *(f"{stage}.{key}" for stage in TRAINED for key in ("warmup_fraction", "final_fraction")),
+    *(f"{stage}.{key}" for stage in TRAINED for key in ("warmup_fraction", "final_fraction", "b2")),
 )
 _HALVES = ("reward.label_smoothing", "dpo.label_smoothing")  # at least 0, below 1/2
-_UNIT = ("policy.gamma", "policy.gae_lambda", "adversarial.min_accuracy", "adversarial.max_accuracy")  # 0 to 1
+_UNIT = (  # 0 to 1
+    "policy.gamma", "policy.gae_lambda", "adversarial.min_accuracy", "adversarial.max_accuracy",
+    *(f"data.testbed.{key}" for key in ("dialect_strength", "entanglement", "initial_quality", "initial_dialect", "label_noise", "noise")),
+)
+_WORLD = tuple(f"data.testbed.{key}" for key in ("pretrain_responses", "demonstrations", "pairs", "eval_prompts", "development_prompts"))
 _NOT_NEGATIVE = (
     "seed", "sft.steps", "rejection.steps", "reward.gradient_penalty", "reward.spectral_norm", "policy.beta", "policy.target_kl",
     "policy.max_kl", "policy.value_coefficient", "policy.keep_rollouts_every", "adversarial.warmup_rounds",
-    "adversarial.replay_capacity", "eval.agreement", "adapter.rank", "profile.steps",
+    "adversarial.replay_capacity", "eval.agreement", "adapter.rank", "profile.steps", "policy.entropy", "reward.patience", "sft.epochs",
+    "rejection.epochs", "model.loss_chunk", "checkpoint.every_seconds", "checkpoint.every_steps", "data.max_demonstrations",
+    "data.max_records", "data.testbed.seed_offset",
+    "data.testbed.tail_words", *_WORLD, *(f"{stage}.{key}" for stage in TRAINED for key in ("weight_decay", "clip_norm")),
 )
+_MOST = {  # far beyond what anything here is for: a slip of the finger, which would only show as memory or time without end
+    1024: ("model.num_layers", "model.num_heads", "model.num_kv_heads", "reward.ensemble"),
+    2**20: ("model.width", "model.mlp_width", "model.vocab_multiple", "reward.mlp_width", "adapter.rank", "data.max_prompt_tokens",
+            "data.max_response_tokens", "golden.window_words", "sample.reward_samples", "sample.eval_samples", "sample.policy_samples",
+            "policy.samples", "spin.samples", "rejection.samples", "sample.rows", "eval.batch_size", "adversarial.reward_rows",
+            "adversarial.replay_capacity", "policy.epochs", "policy.minibatches",
+            *(f"{stage}.{key}" for stage in TRAINED for key in ("batch_size", "accumulate")),
+            *(f"{stage}.row_tokens" for stage in ("pretrain", "sft", "rejection"))),
+    1e6: ("sft.epochs", "rejection.epochs", *(f"{stage}.{key}" for stage in TRAINED for key in ("learning_rate", "weight_decay"))),
+    10**7: _WORLD,
+}
+_INT, _FLOAT = 2**31 - 1, 1e30  # what the devices' numbers hold, with room for a product
 
 
 def check(config: ConfigDict) -> None:
@@ -62,12 +83,14 @@ def check(config: ConfigDict) -> None:
     Raises:
         UserError: a value outside its choices or its range, or settings that contradict each other.
     """
-    _check_ranges(config)
+    check_ranges(config)
     for key, allowed in _SETS.items():
         section, name = key.split(".")
         for value in config[section][name]:
             if value not in allowed:
                 raise UserError(f"config.{key}: unknown '{value}'; choose from {', '.join(allowed)}")
+    if not config.reward.recipes and not {*config.reward.controls} - ({"golden"} if config.golden.kind == "none" else set()):
+        raise UserError("config.reward.recipes and reward.controls: one reward at least is needed, such as the control 'log_ratio'")
     if config.sample.eval_samples < 2:
         raise UserError("config.sample.eval_samples must be at least 2: best-of-n compares samples of one prompt")
     if config.model.width % config.model.num_heads or config.model.num_heads % config.model.num_kv_heads:
@@ -85,8 +108,13 @@ def check(config: ConfigDict) -> None:
     _check_sources(config)
 
 
-def _check_ranges(config: ConfigDict) -> None:
-    """Refuses values outside their choices or ranges, whatever else is set."""
+def check_ranges(config: ConfigDict) -> None:
+    """Refuses values outside their choices or ranges, whatever else is set.
+
+    Raises:
+        UserError: naming the key.
+    """
+    _check_values(config)
     flat = _flat(config)
     for key, allowed in _CHOICES.items():
         if flat[key] not in allowed:
@@ -100,8 +128,14 @@ def _check_ranges(config: ConfigDict) -> None:
         for key in keys:
             if not right(flat[key]):
                 raise UserError(f"config.{key} = {flat[key]}: must {must}")
-    if any(n < 1 for n in flat["eval.best_of"]):
-        raise UserError(f"config.eval.best_of = {flat['eval.best_of']}: every n must be at least 1")
+    for most, keys in _MOST.items():
+        for key in keys:
+            if flat[key] > most:
+                raise UserError(f"config.{key} = {flat[key]}: must be at most {most:,.0f}")
+    if not flat["eval.best_of"] or any(n < 1 for n in flat["eval.best_of"]):
+        raise UserError(f"config.eval.best_of = {flat['eval.best_of']}: at least one n is needed, and every n must be at least 1")
+    if len(flat["data.prompt_words"]) != 2 or not 1 <= flat["data.prompt_words"][0] <= flat["data.prompt_words"][1]:
+        raise UserError(f"config.data.prompt_words = {flat['data.prompt_words']}: two numbers are needed, 1 or more, the smaller one first")
     for stage in ("sft", "rejection"):
         if flat[f"{stage}.steps"] <= 0 and flat[f"{stage}.epochs"] <= 0:
             raise UserError(f"config.{stage}: give a positive number of steps or of epochs")
@@ -110,9 +144,39 @@ def _check_ranges(config: ConfigDict) -> None:
             raise UserError(f"config.{key} = {flat[key]}: must be at least 2, for samples of one prompt are compared")
 
 
+def _check_values(config: ConfigDict) -> None:
+    """Refuses what no key can hold: numbers that the devices do not have, text that cannot be written, elements of another type."""
+    wanted = _flat(default())
+    for key, value in _flat(config).items():
+        many = isinstance(wanted[key], tuple)
+        if many != isinstance(value, tuple):
+            raise UserError(f"config.{key}: {value!r} must be {'several values' if many else 'one value'}")
+        like = (wanted[key] or ("",))[0] if many else wanted[key]
+        for part in value if many else (value,):
+            if not isinstance(part, _KINDS[type(like)][0]) or isinstance(part, bool) != isinstance(like, bool):
+                raise UserError(f"config.{key}: {part!r} must be {_KINDS[type(like)][1]}")
+            if isinstance(part, str) and not _writable(part):
+                raise UserError(f"config.{key} = {part!r}: must be text without control characters")
+            most = _INT if isinstance(like, int) else _FLOAT
+            if not isinstance(part, str) and not abs(part) <= most:
+                raise UserError(f"config.{key} = {_shown(part)}: must be a finite number, and at most {most:,}")
+
+
+_KINDS = {bool: (bool, "true or false"), int: (int, "a whole number"), float: ((int, float), "a number"), str: (str, "text")}
+
+
+def _writable(text: str) -> bool:
+    """Whether a text has no control characters (a path with a NUL is none) and is Unicode."""
+    return not any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in text)
+
+
+def _shown(value) -> str:
+    return f"a number of {abs(value).bit_length()} bits" if isinstance(value, int) and abs(value) > 10**18 else str(value)
+
+
 def _check_method(method: Method) -> None:
     group, recipe, config = method.role.split("/")[0], method.recipe, method.config
-    _check_ranges(config)
+    check_ranges(config)
     if group == "policy":
         _check_judge(config, recipe, "policy", CLOSED_FORMS)
         check_policy(config, dense=recipe == "log_ratio_dense" or _granularity(config, recipe) == "token")
@@ -220,6 +284,9 @@ def _check_sources(config: ConfigDict) -> None:
         if config.golden.kind == "classifier":
             raise UserError("config.golden.kind = 'classifier': the testbed has a golden reward of its own; use 'testbed' or 'none'")
         return
+    for key in ("eval_source", "preference_source"):
+        if config.data[key] == "testbed":
+            raise UserError(f"config.data.{key}: 'testbed' is a data.source only; name a file of records")
     if not config.model.path:
         raise UserError(f"config.model.path: name a Hugging Face folder or hub model for data.source = {config.data.source!r} "
                         "(only the testbed initialises from scratch)")
@@ -228,7 +295,7 @@ def _check_sources(config: ConfigDict) -> None:
     if config.golden.kind == "classifier":
         check_golden_source(config)
         if not os.path.isfile(os.path.expanduser(config.golden.source)):
-            raise UserError(f"config.golden.source: {config.golden.source}: no such file")
+            raise UserError(f"config.golden.source: {config.golden.source}: no such file, or none that can be read")
 
 
 def _check_streaming(data: ConfigDict) -> None:

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
         arguments, overrides = parse(argv)
         return _DISPATCH[arguments.verb](arguments, overrides)
     except UserError as error:
-        print(f"irl_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"irl_jax: error: {_one_line(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it once more as it ends
@@ -53,6 +53,12 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("irl_jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+
+
+def _one_line(text: str, most: int = 1500) -> str:
+    """A message on one line of some length, with nothing in it that a terminal would obey: it may quote what it complains about."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -63,6 +69,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """
     if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
         raise UserError(f"unknown verb '{argv[0]}'{nearest(argv[0], VERBS)}; the verbs are {', '.join(VERBS)}")
+    for argument in argv:
+        if not argument.isascii() and argument.encode(errors="replace") != argument.encode(errors="surrogateescape"):
+            raise UserError(f"{argument}: is not UTF-8; rename what it names")
     parser, verbs = _parsers()
     overrides, rest = {}, []
     for argument in argv:
@@ -105,8 +114,13 @@ def load_config(text: str) -> ConfigDict:
     name, _, variant = text.partition(":")
     path = pathlib.Path(name).expanduser()
     if not path.is_file():
+        if os.path.lexists(path):
+            raise UserError(f"--config={text}: is no file that can be read")
         near = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise UserError(f"--config={text}: no such file{nearest(str(path), near)}")
+    if path.suffix != ".py":
+        raise UserError(f"--config={text}: must be a .py file with a get_config(); a workdir's config.json is a run's record, which "
+                        "nothing runs")
     config = _call_get_config(path, variant)
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() must return the ConfigDict of irl_jax.config.default(), changed as needed")
@@ -173,6 +187,8 @@ def _aot(arguments, overrides) -> int:
 
 
 def _run(arguments, overrides) -> int:
+    if not arguments.workdir.strip():
+        raise UserError("--workdir: is empty; name a folder")
     config, stages = _configured(arguments, overrides), tuple(stage for stage in arguments.stages.split(",") if stage)
     if arguments.sweep:
         return _sweep(arguments, config, overrides, stages)
@@ -229,7 +245,7 @@ def _export(arguments, _) -> int:
     out = pathlib.Path(os.path.abspath(os.path.expanduser(arguments.out)))
     if "://" in arguments.out:
         raise UserError(f"--out={arguments.out}: must be a folder of this machine; copy it to the store afterwards")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out={arguments.out}: is there already and not an empty folder; choose another, or remove it")
     _check_folder(arguments.out, str(out.parent))
     arguments.out = out
@@ -259,14 +275,19 @@ def _check_source(arguments, records: str, flag: str) -> None:
     if bool(arguments.model) == bool(arguments.workdir):
         raise UserError("give either --model=DIR (a Hugging Face folder) or --workdir=W (a run)")
     if arguments.model and (arguments.role or arguments.reward):
-        flag = "--role" if arguments.role else "--reward"
-        raise UserError(f"{flag}: needs --workdir; a plain folder has one model and no reward")
+        given = "--role" if arguments.role else "--reward"
+        raise UserError(f"{given}: needs --workdir; a plain folder has one model and no reward")
     if not os.path.isfile(os.path.expanduser(records)):
-        raise UserError(f"{flag}={records}: no such file")
+        there = os.path.lexists(os.path.expanduser(records))
+        raise UserError(f"{flag}={records}: {'is no file that can be read' if there else 'no such file'}")
     out = os.path.abspath(os.path.expanduser(arguments.out))
     folder = os.path.dirname(out)
     if os.path.isdir(out):
         raise UserError(f"--out={arguments.out}: must be a file in a folder that exists")
+    if os.path.lexists(out) and not os.path.isfile(out):  # /dev/null would become a file
+        raise UserError(f"--out={arguments.out}: must be a plain file, and is something else")
+    if os.path.realpath(out) == os.path.realpath(os.path.expanduser(records)):
+        raise UserError(f"--out={arguments.out}: is the file of {flag}, which would be replaced; choose another")
     _check_folder(arguments.out, folder)
     arguments.out = out
 
@@ -302,10 +323,18 @@ def _number(kind, low, high=math.inf, above=False):
 def _size(text: str) -> int:
     """An argparse type: bytes of "5GB", "500MB" or "1GiB"."""
     parsed = re.fullmatch(r"(\d+(?:\.\d+)?)(?:([KMG])(i?))?B?", text.strip(), re.IGNORECASE)
-    size = int(float(parsed[1]) * (1024 if parsed[3] else 1000) ** (" kmg".index((parsed[2] or " ").lower()))) if parsed else 0
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no size; write it as 5GB, 500MB or 1GiB")
-    return size
+    size = float(parsed[1]) * (1024 if parsed[3] else 1000) ** (" kmg".index((parsed[2] or " ").lower())) if parsed else 0
+    if not 1 <= size <= 2**62:
+        raise argparse.ArgumentTypeError(f"'{text[:40]}' is no size; write it as 5GB, 500MB or 1GiB")
+    return int(size)
+
+
+def _temperature(text: str) -> float:
+    """An argparse type: 0, or what logits can be divided by."""
+    value = float(text)
+    if value != 0 and not 1e-3 <= value <= 1e3:
+        raise argparse.ArgumentTypeError(f"{text} is out of range: 0, or from 0.001 to 1000")
+    return value
 
 
 def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
@@ -351,17 +380,19 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         add("--role", metavar="ROLE", help="with --workdir: init, sft or a method such as policy/init_sft; default: sft")
         add("--reward", metavar="RECIPE", help="with --workdir: a learnt reward, such as init_sft")
         add("--out", required=True, metavar="O.jsonl", help="where the records go")
+        add("--control_tokens", action="store_true",
+            help="special tokens that the records' text spells out are those tokens: for text that a template has rendered; default: text")
     add = verbs["generate"].add_argument
     add("--prompts", required=True, metavar="P.jsonl", help="records with a prompt, or messages")
-    add("--best_of", type=_number(int, 1), default=1, metavar="N", help="with --reward: the best of N samples")
+    add("--best_of", type=_number(int, 1, 10**6), default=1, metavar="N", help="with --reward: the best of N samples")
     add("--agreement", type=_number(float, 0), metavar="A",
         help="with --best_of and an ensemble: go on to more samples only while the members' mean gain is above A of their deviations")
-    add("--samples", type=_number(int, 1), default=1, metavar="K", help="samples a prompt; default 1")
-    add("--temperature", type=_number(float, 0), default=1.0, metavar="T", help="0 is greedy; default 1")
-    add("--top_k", type=_number(int, 0), default=0, metavar="K", help="only the K likeliest tokens; 0 is all")
+    add("--samples", type=_number(int, 1, 10**6), default=1, metavar="K", help="samples a prompt; default 1")
+    add("--temperature", type=_temperature, default=1.0, metavar="T", help="0 is greedy; default 1")
+    add("--top_k", type=_number(int, 0, 2**31 - 1), default=0, metavar="K", help="only the K likeliest tokens; 0 is all")
     mass = _number(float, 0, 1, above=True)
     add("--top_p", type=mass, default=1.0, metavar="P", help="only the likeliest tokens of mass P; 1 is all")
-    add("--max_tokens", type=_number(int, 1), metavar="T", help="tokens a response; default: the run's limit, or 64")
+    add("--max_tokens", type=_number(int, 1, 2**31 - 1), metavar="T", help="tokens a response; default: the run's limit, or 64")
     add("--seed", type=_number(int, 0, 2**31 - 1), default=0, metavar="S", help="default 0")
     add = verbs["export"].add_argument
     add("--workdir", required=True, metavar="W", help="a run's folder")
@@ -374,7 +405,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     add = verbs["aot"].add_argument
     add("--config", default="", metavar="FILE.py[:VARIANT]", help="a config file; default: the testbed")
     add("--topology", required=True, metavar="CHIP:SHAPE", help="v5e:4x4, v6e:8x8, v5p:2x4x4, ...")
-    add("--slices", type=_number(int, 1), default=1, metavar="N", help="so many of them, joined by the data centre's network; default 1")
+    add("--slices", type=_number(int, 1, 4096), default=1, metavar="N",
+        help="so many of them, joined by the data centre's network; default 1")
     add("--steps", default="", metavar="A,B", help="only these, such as sft,policy; default: all")
     add("--out", default="aot", metavar="DIR", help="where plan.json goes; default: aot")
     add = verbs["prepare"].add_argument
@@ -400,16 +432,31 @@ def _call_get_config(path: pathlib.Path, variant: str):
             if not callable(getattr(module, "get_config", None)):
                 raise UserError(f"{path}: has no get_config() function")
             return module.get_config(variant) if variant else module.get_config()
+    except UserError:
+        raise
     except SyntaxError as error:
-        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from None
-    except ValueError as error:  # what the file itself refuses, such as an unknown variant
-        raise UserError(str(error)) from None
-    except (AttributeError, KeyError, TypeError) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        if os.path.dirname(ml_collections.__file__) not in frames[-1].filename:
-            raise
-        line = next(frame.lineno for frame in reversed(frames) if frame.filename == str(path))
-        raise UserError(f"{path}, line {line}: {_short(error)}") from None
+        raise UserError(f"{error.filename or path}, line {error.lineno or 1}: {error.msg}") from None
+    except (Exception, SystemExit) as error:
+        raise UserError(_of_the_file(error, path)) from None
+
+
+def _of_the_file(error: BaseException, path: pathlib.Path) -> str:
+    """What is said of an error in a config file: its own words where it refuses, as unknown variants are refused, else the line too.
+
+    Raises: the error again where neither the file nor ml_collections made it, but we.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [place for place, frame in enumerate(frames) if frame.filename == str(path)]
+    package = os.path.dirname(os.path.abspath(__file__)) + os.sep
+    called = frames[own[-1] :] if own and not isinstance(error, RecursionError) else []
+    if any(os.path.abspath(frame.filename).startswith(package) for frame in called):
+        raise error
+    line = f"{path}, line {frames[own[-1]].lineno}" if own else str(path)
+    if os.path.dirname(ml_collections.__file__) in frames[-1].filename:
+        return f"{line}: {_short(error)}"
+    if type(error) is ValueError and str(error):
+        return f"{error}" if str(path.name) in str(error) else f"{line}: {error}"
+    return f"{line}: {type(error).__name__}: {error}"
 
 
 @contextlib.contextmanager

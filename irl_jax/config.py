@@ -71,6 +71,8 @@ def _data() -> ConfigDict:
     d.max_prompt_tokens = 32  # a longer prompt is an error, or loses its head where truncate_prompts
     d.max_response_tokens = 48  # longer responses are cut here (no EOS), demonstrations and samples alike
     d.truncate_prompts = False  # keep a long prompt's tail instead of refusing it
+    d.control_tokens = False  # special tokens that the records' text spells out, such as <|im_end|>, are those tokens: for records that a
+    #   template has rendered already, from a source that may write them. False: they are text, as everything is that somebody typed
     d.max_records = 0  # read at most this many records of a file; 0 reads all
     d.streaming = False  # "tfds:NAME" larger than memory: SFT reads its records from disk, batch by batch (see irl_jax/data/streaming.py)
     d.streaming_records = 4096  # ... and whatever else needs records holds at most so many: development, evaluation, the rewards'

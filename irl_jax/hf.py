@@ -184,7 +184,7 @@ def load_tokenizer(path: str | Path) -> Any:
     # Before transformers reads it too, whose complaint about a field would be one about the tokenizer.
     config = read_config(folder) if (folder / "config.json").is_file() else None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # runs no code of the folder's
     except Exception as error:  # what tokenizers raises is a bare Exception
         raise UserError(f"{folder}: no tokenizer that transformers can read ({one_line(error)})") from error
     if config is not None:

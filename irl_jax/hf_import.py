@@ -193,7 +193,11 @@ def weight_files(folder: Path) -> list[Path]:
     shards = read_json(folder / INDEX).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise UserError(f"{folder / INDEX}: has no weight_map")
-    return [folder / name for name in sorted(set(map(str, shards.values())))]
+    names = sorted(set(map(str, shards.values())))
+    outside = [name for name in names if Path(name).name != name or "\0" in name]
+    if outside:
+        raise UserError(f"{folder / INDEX}: weight_map names {outside[0]!r}, which is no file of this folder")
+    return [folder / name for name in names]
 
 
 @contextlib.contextmanager
@@ -220,6 +224,8 @@ def read_json(file: Path) -> dict:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not valid JSON ({one_line(error)})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not usable JSON (nested too deeply, or a number of thousands of digits)") from error
     if not isinstance(value, dict):
         raise UserError(f"{file}: must hold a JSON object")
     return value

@@ -7,11 +7,14 @@ therefore goes straight to its name, and what marks a thing as finished is writt
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import pathlib
 import re
 import shutil
+
+import numpy as np
 
 from irl_jax.errors import UserError
 
@@ -92,16 +95,36 @@ def write(path, fill) -> None:
         with refusals(path):
             path.write_bytes(content.getvalue())
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with refusals(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                fill(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def read_arrays(path) -> dict:
+    """The arrays of an .npz; none of them may be of objects, which would be pickles.
+
+    Raises:
+      OSError: it cannot be read. ValueError: it is damaged, or no .npz.
+    """
+    content = path if is_local(path) else io.BytesIO(of(path).read_bytes())
     try:
-        with refusals(path), open(temporary, "wb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        stored = np.load(content, allow_pickle=False)
+        if not isinstance(stored, np.lib.npyio.NpzFile):
+            raise ValueError("a single array, not an .npz")
+        with stored:
+            return dict(stored)
+    except OSError:
+        raise
+    except Exception as error:  # damaged archives end in a dozen types, zlib's and struct's among them
+        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from error
 
 
 def append(path, content: bytes) -> None:
@@ -130,8 +153,9 @@ def refusals(path):
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); what was there before is whole: make room and start "
-                        "the same command again") from None
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # None: a library's own error, mostly of a full disk
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); what was there before is whole: "
+                        f"{'make room' if full else 'let it be written there'} and start the same command again") from None
 
 
 def remove_folder(folder) -> None:

@@ -20,7 +20,7 @@ from irl_jax.errors import UserError
 from irl_jax.overrides import nearest, override
 
 SECTIONS = {group: (group,) for group in GROUPS} | {"adversarial": ("adversarial", "policy", "reward")}  # what a variant may set
-_LINE = re.compile(r"\s*(?P<group>[^\s/=]+)/(?P<name>[^\s/=]+)\s*=\s*(?P<recipe>[^\s=]+)(?P<settings>(\s+[^\s=]+=\S*)*)\s*")
+_LINE = re.compile(r"\s*(?P<group>[^\s/=]+)/(?P<name>\w[\w.+-]{0,99})\s*=\s*(?P<recipe>[^\s=]+)(?P<settings>(\s+[^\s=]+=\S*)*)\s*")
 
 
 class Method(NamedTuple):
@@ -46,7 +46,7 @@ def methods(config: ConfigDict, group: str) -> list[Method]:
         parsed = _LINE.fullmatch(line)
         if not parsed or parsed["group"] not in GROUPS:
             raise UserError(f'config.variants: cannot read "{line}"; write "GROUP/NAME = RECIPE key=value ..." with GROUP one of '
-                            f"{', '.join(GROUPS)}")
+                            f"{', '.join(GROUPS)}, and NAME of up to 100 letters, digits, dots and dashes")
         if parsed["group"] == group:
             found.append(_variant(config, line, parsed))
     names = [method.name for method in found]

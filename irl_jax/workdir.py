@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
-import io
 import json
 import math
 import os
@@ -15,18 +14,20 @@ import platform
 import socket
 import subprocess
 import time
-import zipfile
 
 import numpy as np
 from ml_collections import ConfigDict
 
 import irl_jax
 from irl_jax import distributed, paths
+from irl_jax.checks import check_ranges
 from irl_jax.config import default
 from irl_jax.errors import UserError
 
 CONFIG, LOCK, DONE, TRUNK = "config.json", ".lock", "done.json", "trunk.json"
 FREE = ("checkpoint.", "log.", "mesh.", "profile.")  # a run may go on with others: no result changes, or (mesh) by rounding alone
+REMAKE = "remove it and the done.json of the stage that writes it, and start the same command again"
+REPLACE = "bring the run's own back, or choose another --workdir"
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
 
 
@@ -74,6 +75,10 @@ class Workdir:
                 self._made_config = True
         except UserError:
             self.close()
+            if self._made_folder and self._lock:  # nothing was written, not even config.json
+                (self.path / LOCK).unlink()
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
             raise
 
     def _lock_it(self) -> None:
@@ -131,7 +136,8 @@ class Workdir:
     def stage(self, name: str):
         """The stage's folder (`sft`, `policy/init_sft`), made where missing."""
         folder = self.path / name
-        folder.mkdir(parents=True, exist_ok=True)
+        with paths.refusals(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def is_done(self, stage: str) -> bool:
@@ -151,7 +157,7 @@ class Workdir:
 
     def timing(self, stage: str) -> dict:
         """The timing given to `mark_done`."""
-        return read_json(self.path / stage / DONE)["timing"]
+        return read_json(self.path / stage / DONE, "timing")["timing"]
 
 
 def same_trunk(path, files) -> dict:
@@ -163,10 +169,11 @@ def same_trunk(path, files) -> dict:
     Raises:
       UserError: a file's content is not what it was when the workdir was begun.
     """
-    noted = read_json(paths.of(path) / TRUNK)["files"] if (paths.of(path) / TRUNK).exists() else {}
+    noted = read_json(paths.of(path) / TRUNK, "files", advice="remove it")["files"] if (paths.of(path) / TRUNK).exists() else {}
     found = {}
     for file in map(pathlib.Path, files):
         status, before = file.stat(), noted.get(file.name, {})
+        before = before if isinstance(before, dict) else {}
         looks = {"path": str(file), "bytes": status.st_size, "changed": status.st_mtime_ns}
         if any(before.get(key) != value for key, value in looks.items()):
             with open(file, "rb") as content:
@@ -190,10 +197,9 @@ def read_config(path, strict: bool = True) -> ConfigDict:
     path = paths.of(path)
     if not (path / CONFIG).is_file():
         raise UserError(f"{path}: not a workdir (no {CONFIG} there); give the --workdir of a run")
-    stored = read_json(path / CONFIG)
+    stored = read_json(path / CONFIG, "config", advice=REPLACE)
     config = default()
-    expected = _leaves(config.to_dict())
-    found = _leaves(stored.get("config", {}) if isinstance(stored, dict) else {})
+    expected, found = _leaves(config.to_dict()), _leaves(stored["config"])
     if not strict:
         found = {key: value for key, value in found.items() if key in expected}
     for key in [*expected, *found] if strict else ():
@@ -202,23 +208,33 @@ def read_config(path, strict: bool = True) -> ConfigDict:
             raise UserError(f"{path / CONFIG}: key {key} is {where}; the workdir was written by another version of irl_jax")
     try:
         config.update_from_flattened_dict(found)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"{path / CONFIG}: a key of another type: {error}") from None
+    try:
+        check_ranges(config)
+    except UserError as error:
+        raise UserError(f"{path / CONFIG}: {error}") from None
     return config
 
 
-def read_json(path) -> dict:
-    """A JSON file's content.
+def read_json(path, *fields: str, advice: str = REMAKE) -> dict:
+    """A JSON file's content; `fields`: objects that it must have. `advice`: what to do about one that is broken.
 
     Raises:
-      UserError: the file is missing or broken.
+      UserError: the file is missing or broken, or lacks a field.
     """
     try:
-        return json.loads(_read_text(paths.of(path)))
+        value = json.loads(_read_text(paths.of(path)))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that writes it") from None
-    except ValueError as error:
-        raise UserError(f"{path}: broken JSON ({error}); remove the file to have it written again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: broken JSON ({error}); {advice}") from None
+    for field in fields:
+        if not isinstance(value, dict) or not isinstance(value.get(field), dict):
+            raise UserError(f"{path}: has no object '{field}', which irl_jax writes there; {advice}")
+    return value
 
 
 def write_json(path, obj) -> None:
@@ -273,8 +289,16 @@ def read_jsonl(path) -> list[dict]:
     path = paths.of(path)
     if not path.exists():
         return []
-    whole, _, _ = _read_text(path).rpartition("\n")
-    return [json.loads(line) for line in whole.split("\n") if line]
+    try:
+        whole, _, _ = _read_text(path).rpartition("\n")
+        records = [json.loads(line) for line in whole.split("\n") if line]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: broken JSON lines ({error}); remove the file, of which only the report's curves are made") from None
+    if not all(isinstance(record, dict) and isinstance(record.get("step"), int) for record in records):
+        raise UserError(f"{path}: a line without its step; remove the file, of which only the report's curves are made")
+    return records
 
 
 def save_arrays(path, **arrays) -> None:
@@ -289,13 +313,13 @@ def load_arrays(path, stage: str = "") -> dict[str, np.ndarray]:
       UserError: the file is missing or broken.
     """
     try:
-        local = paths.is_local(path)
-        with np.load(path if local else io.BytesIO(paths.of(path).read_bytes()), allow_pickle=False) as stored:
-            return dict(stored)
+        return paths.read_arrays(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that writes it{f' (--stages={stage})' if stage else ''}") from None
-    except (EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: broken ({error}); remove the file to have it written again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: broken ({error}); {REMAKE}") from None
 
 
 def _write(path, fill) -> None:
@@ -340,6 +364,8 @@ def _plain(obj):
 
 
 def _refuse_foreign(path) -> None:
+    if paths.is_local(path) and path.is_symlink() and not path.exists():
+        raise UserError(f"{path}: is a link to nothing; --workdir takes a folder")
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; --workdir takes a folder")
     if path.is_dir() and not (path / CONFIG).exists() and any(entry.name != LOCK for entry in path.iterdir()):
@@ -347,9 +373,7 @@ def _refuse_foreign(path) -> None:
 
 
 def _refuse_other_config(path, config: ConfigDict) -> None:
-    stored = read_json(path / CONFIG)
-    if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
-        raise UserError(f"{path / CONFIG}: not a config.json of irl_jax; choose another --workdir")
+    stored = read_json(path / CONFIG, "config", advice=REPLACE)
     there, here = _leaves(stored["config"]), _leaves(_plain(config))
     keys = [key for key in dict.fromkeys([*here, *there]) if not key.startswith(FREE)]
     different = [key for key in keys if key not in here or key not in there or here[key] != there[key]]

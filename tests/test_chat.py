@@ -12,6 +12,7 @@ from test_tokenize import BOS, EOS, build, ids
 from irl_jax import cli, hf
 from irl_jax.config import default
 from irl_jax.data import chat, sources
+from irl_jax.data.controls import unmarked
 from irl_jax.data.tokenize import tokenize_records
 from irl_jax.errors import UserError
 from irl_jax.models import transformer
@@ -60,8 +61,8 @@ def tokenizer_of(name):
 def test_the_prompt_is_the_generation_prompt_and_the_response_what_follows(name):
     tokenizer = tokenizer_of(name)
     made = chat.of(tokenizer)
-    prompt, response = made.demonstration(TURNS)
-    assert (prompt, response) == SPANS[name] and made.prompt(TURNS[:1]) == prompt
+    prompt, response = map(unmarked, made.demonstration(TURNS))
+    assert (prompt, response) == SPANS[name] and unmarked(made.prompt(TURNS[:1])) == prompt
     assert tokenizer.apply_chat_template(TURNS, tokenize=False).startswith(prompt + response)
     if name != "headless":
         assert prompt == tokenizer.apply_chat_template(TURNS[:1], tokenize=False, add_generation_prompt=True)
@@ -106,7 +107,7 @@ def test_many_turns_are_the_ids_of_the_rendered_text_and_only_the_last_is_traine
 def test_reasoning_that_a_template_takes_for_its_own():
     """Qwen 3's puts an empty thought before an answer that has none: one that has keeps its own."""
     made = chat.of(tokenizer_of("reasons"))
-    assert made.demonstration([TURNS[0], {"role": "assistant", "content": "t/ab"}])[1] == "t/ab<|im_end|>"
+    assert unmarked(made.demonstration([TURNS[0], {"role": "assistant", "content": "t/ab"}])[1]) == "t/ab<|im_end|>"
 
 
 def test_a_template_that_wants_a_system_turn_tells_its_end_of_turn():
@@ -132,7 +133,7 @@ def test_messages_beside_a_prompt_are_the_conversation(tmp_path):
 def test_content_that_stands_in_the_header_too_and_further_turns():
     made = chat.of(tokenizer_of("headless"))
     turns = [*TURNS, {"role": "user", "content": "t"}, {"role": "assistant", "content": "a"}]
-    assert made.demonstration(turns) == ("<s>user|s</s>assistant|ab</s>user|t</s>assistant|", "a</s>")
+    assert tuple(map(unmarked, made.demonstration(turns))) == ("<s>user|s</s>assistant|ab</s>user|t</s>assistant|", "a</s>")
 
 
 @pytest.mark.parametrize("template, message", [
@@ -173,16 +174,16 @@ def lines_of(verb, folder, tmp_path, records, *flags):
 def test_score_takes_conversations_as_their_text(folder, tmp_path):
     prompt, response = SPANS["chatml"]
     records = [{"messages": TURNS}, {"prompt": prompt, "response": response}, {"prompt": prompt, "response": " ab "}]
-    asked, same, other = lines_of("score", folder, tmp_path, records, "--eos")
+    asked, same, other = lines_of("score", folder, tmp_path, records, "--eos", "--control_tokens")
     assert asked["logprob"] == pytest.approx(same["logprob"], abs=1e-5) and asked["tokens"] == same["tokens"] == other["tokens"] == 5
     assert abs(other["logprob"] - same["logprob"]) > 1e-3  # EOS instead of the end of turn
-    without = lines_of("score", folder, tmp_path, records)
+    without = lines_of("score", folder, tmp_path, records, "--control_tokens")
     assert [line["tokens"] for line in without] == [4] * 3 and without[0]["logprob"] == pytest.approx(without[2]["logprob"], abs=1e-5)
 
 
 def test_generate_takes_conversations_and_ends_at_the_end_of_turn(folder, tmp_path):
     records = [{"messages": TURNS[:1]}, {"prompt": SPANS["chatml"][0]}]
-    for line in lines_of("generate", folder, tmp_path, records, "--temperature=0"):
+    for line in lines_of("generate", folder, tmp_path, records, "--temperature=0", "--control_tokens"):
         assert line["tokens"] == 1 and line["ended"] and line["response"] == ""
 
 

@@ -159,8 +159,9 @@ def test_config_file_without_get_config(tmp_path, capsys):
     assert "has no get_config()" in refusal(capsys, "run", "--workdir=W", f"--config={tmp_path / 'c.py'}")
 
 
-def test_a_bug_in_a_config_file_keeps_its_traceback(tmp_path):
-    (tmp_path / "c.py").write_text("def get_config(name=''):\n    return None.x\n")
+def test_a_bug_of_ours_met_by_a_config_file_keeps_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr("irl_jax.overrides.difflib", None)
+    (tmp_path / "c.py").write_text("from irl_jax.overrides import nearest\ndef get_config(name=''):\n    return nearest('a', ['b'])\n")
     with pytest.raises(AttributeError):
         cli.main(["run", "--workdir=W", f"--config={tmp_path / 'c.py'}"])
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pickle
 import time
 
 import numpy as np
@@ -98,6 +99,35 @@ def test_fitted_judge_is_kept_by_its_settings_and_data(tmp_path, monkeypatch):
     rated_file(tmp_path / "r.jsonl.gz", seed=1)
     golden.make_judge(config, directory=kept)
     assert len(list(kept.iterdir())) == 3
+
+
+class Trap:
+    """Whoever unpickles it makes a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("damage", ["a pickle", "an array of objects", "cut short", "another length", "nothing"])
+def test_a_kept_judge_that_is_damaged_is_fitted_again_and_no_pickle_is_loaded(damage, tmp_path):
+    config, kept, trap = classifier_config(rated_file(tmp_path / "r.jsonl.gz")), tmp_path / "kept", Trap(tmp_path / "sprung")
+    scores = golden.make_judge(config, directory=kept).score([""], ["a splendid film"])
+    (file,) = kept.iterdir()
+    whole, arrays = file.read_bytes(), dict(np.load(file))
+    if damage == "a pickle":
+        file.write_bytes(pickle.dumps(trap))
+        file.with_suffix(".joblib").write_bytes(pickle.dumps(trap))  # the name it had in earlier versions
+    elif damage == "an array of objects":
+        np.savez(file, **{**arrays, "idf": np.array([trap], dtype=object)})
+    elif damage == "another length":
+        np.savez(file, **{**arrays, "idf": arrays["idf"][:-1]})
+    else:
+        file.write_bytes(whole[:-30] if damage == "cut short" else b"")
+    again = golden.make_judge(config, directory=kept).score([""], ["a splendid film"])
+    assert again == scores and dict(np.load(file)).keys() == arrays.keys() and not (tmp_path / "sprung").exists()
 
 
 def test_windows_are_as_long_as_asked_and_cover_the_text():

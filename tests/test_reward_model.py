@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from test_export import GPT2, LLAMA, base_folder, make_tokenizer
 from test_runs import _file_config
+from test_tokenize import BOS, build, ids
 
 from irl_jax import checks, hf, hf_export, roles, sharding, stages, workdir
 from irl_jax.config import default
-from irl_jax.data import chat
+from irl_jax.data import chat, controls
 from irl_jax.errors import UserError
 from irl_jax.models import families, tensors, transformer
 from irl_jax.stages import generate, reward_model
@@ -19,7 +20,7 @@ from irl_jax.stages.context import Context
 from irl_jax.types import Example
 
 LABELS = ("harmless", "helpful", "short")
-PROMPTS, RESPONSES = ["w1 w2", "", "w5 w6 w7", "w1"], [" w3 w4 w5", "w7", " w8 <eos>", " w2 w3 w4 w5 w6 w7 w8 w9"]
+PROMPTS, RESPONSES = ["w1 w2", "", "w5 w6 w7", "w1"], [" w3 w4 w5", "w7", " w8 w1", " w2 w3 w4 w5 w6 w7 w8 w9"]
 
 
 def judge_of(folder, label="", **settings):
@@ -65,14 +66,18 @@ def ids_of(text):
     return make_tokenizer()(text)["input_ids"]
 
 
+@pytest.mark.parametrize("pad", [1, 2, None])
+def test_a_final_token_that_is_padding_is_passed_over(pad):
+    tokenizer = make_tokenizer()
+    (row,) = reward_model.rows_of(tokenizer, [controls.mark(tokenizer, "w5 <eos>")], pad, 9, special=True)
+    assert row.prompt.tolist() == ([8] if pad == 2 else [8, 2])
+
+
 @pytest.mark.parametrize("pad", ["<pad>", "<eos>", None])
-def test_the_named_labels_logit_at_the_last_token_that_is_not_padding(tmp_path, pad):
+def test_the_named_labels_logit_at_the_last_token(tmp_path, pad):
     trunk, head = classifier(tmp_path / "m", pad=pad)
     judge = judge_of(tmp_path / "m", "helpful")
     rows = [ids_of(prompt + response) for prompt, response in zip(PROMPTS, RESPONSES, strict=True)]
-    assert rows[2][-1] == 2
-    if pad == "<eos>":
-        rows[2] = rows[2][:-1]
     expected = [by_hand(trunk, head, row)[1] for row in rows]
     np.testing.assert_allclose(judge.score(PROMPTS, RESPONSES), expected, atol=1e-5)
     assert np.ptp(expected) > 0.1 and judge.heldout_accuracy is None and judge.unit.startswith("helpful")
@@ -187,7 +192,7 @@ def test_messages_are_scored_as_the_record_has_them(tmp_path):
     config.golden.kind, config.golden.model, config.golden.label, config.golden.chat = "hf_reward", str(tmp_path / "m"), "short", True
     context = Context(config, None)
     (prompt,) = context.corpus.turns
-    shown = context.text(context.tokenizer(prompt)["input_ids"])
+    shown = context.text(controls.encode(context.tokenizer, [prompt])[0])
     assert context.turns(shown) == turns and context.turns("w6") == [{"role": "user", "content": "w6"}]
     judge = reward_model.make_judge(config, context.mesh, context.turns)
     expected = by_hand(trunk, head, ids_of("w9 w7 w1 w2 <eos> w10 w5 <eos>"))[2]
@@ -195,15 +200,10 @@ def test_messages_are_scored_as_the_record_has_them(tmp_path):
 
 
 def test_a_long_conversation_keeps_bos_and_tail(tmp_path):
-    class Words:
-        bos_token_id = 1
-
-        def __call__(self, texts, add_special_tokens, **_):
-            return {"input_ids": [[1] * add_special_tokens + [int(word) for word in text.split()] for text in texts]}
-
-    long = " ".join(map(str, range(2, 12)))
-    for text, special, kept in ((long, True, [1, 8, 9, 10, 11]), (long, False, [7, 8, 9, 10, 11]), (f"1 {long}", False, [1, 8, 9, 10, 11])):
-        (row,) = reward_model.rows_of(Words(), [text], 0, 5, special)
+    tokenizer, long, last = build(), "abcdefghij", ids("ghij")
+    for text, special, kept in ((long, True, [BOS, *last]), (long, False, ids("fghij")), (controls.mark(tokenizer, f"<s>{long}"), False,
+                                                                                          [BOS, *last])):  # fmt: skip
+        (row,) = reward_model.rows_of(tokenizer, [text], None, 5, special)
         assert row.prompt.tolist() == kept
 
 

@@ -5,6 +5,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from irl_jax.data import controls
 from irl_jax.data.sources import PairRecord, Record
 from irl_jax.data.tokenize import (
     TokenReport,
@@ -68,8 +69,8 @@ def test_the_tokenizers_own_eos_stands_nowhere_in_the_middle(template):
     assert straddled.response.tolist() == [*ids("he"), EOS]
 
 
-def test_bos_is_not_doubled_where_the_text_spells_it_out():
-    example, _ = one(build(), "<s>ab", "c")
+def test_bos_is_not_doubled_where_a_template_spells_it_out():
+    example, _ = one(build(), controls.marked("<s>") + "ab", "c")
     assert example.prompt.tolist() == [BOS, *ids("ab")]
 
 
@@ -103,7 +104,7 @@ def test_long_responses_are_cut_without_eos(letters, ended, length):
 
 
 def test_eos_is_not_doubled_and_may_be_left_out():
-    assert one(build(), "p", "ab</s>")[0].response.tolist() == [*ids("ab"), EOS]
+    assert one(build(), "p", "ab" + controls.marked("</s>"))[0].response.tolist() == [*ids("ab"), EOS]
     example, report = one(build(), "p", "ab", eos_id=None)
     assert example.response.tolist() == ids("ab") and not example.ended and report.truncated == 0
 

@@ -176,7 +176,7 @@ def test_broken_config_json_is_refused(tmp_path):
     with pytest.raises(UserError, match="config.json: broken JSON"):
         Workdir(tmp_path, default())
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(UserError, match=r"not a config\.json"):
+    with pytest.raises(UserError, match=r"config\.json: has no object 'config'"):
         Workdir(tmp_path, default())
 
 

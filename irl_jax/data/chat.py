@@ -1,10 +1,14 @@
-"""Conversations -> text by the tokenizer's chat template: what is prompt, what is response, and which token ends a turn."""
+"""Conversations -> text by the tokenizer's chat template: what is prompt, what is response, and which token ends a turn.
+
+In the text the template's control tokens are marked, and what a turn's content spells is none (see irl_jax/data/controls.py).
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Any, NamedTuple
 
+from irl_jax.data import controls
 from irl_jax.errors import UserError
 
 _SENTINEL = "sentinel7f3a91c4"  # stands for the response while a template is rendered
@@ -49,7 +53,10 @@ class Chat(NamedTuple):
     def _around(self, turns: list) -> tuple[str, str]:
         """The prompt of an assistant's turn that follows `turns`, and what the template puts after its content."""
         asked, bare = (self.render(turns, add_generation_prompt=asks) for asks in (True, False))
-        before, found, after = self.render([*turns, {"role": "assistant", "content": _SENTINEL}]).partition(_SENTINEL)
+        sentinel = _SENTINEL
+        while any(sentinel in turn["content"] for turn in turns):
+            sentinel += "x"
+        before, found, after = self.render([*turns, {"role": "assistant", "content": sentinel}]).partition(sentinel)
         if not found:
             raise UserError(_CHANGED)
         header = before[len(asked):]
@@ -58,9 +65,10 @@ class Chat(NamedTuple):
         return before, after
 
     def render(self, messages: list, **how) -> str:
-        """The text of a conversation. Raises: UserError where the template refuses it."""
+        """The text of a conversation, its control tokens marked. Raises: UserError where the template refuses it."""
+        shown, hidden = controls.hide(self.tokenizer, messages)
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, **how)
+            return controls.reveal(self.tokenizer, self.tokenizer.apply_chat_template(shown, tokenize=False, **how), hidden)
         except Exception as error:  # templates refuse by raise_exception, and are programs: whatever they do wrong comes out here
             raise UserError(f"the tokenizer's chat template refuses the conversation ({' '.join(str(error).split())[:200]})") from error
 
@@ -88,18 +96,17 @@ def of(tokenizer) -> Chat | None:
     for turns in ([_USER], [_SYSTEM, _USER]):
         try:
             prompt, after = chat._around(turns)
-            return Chat(tokenizer, _turn_end(tokenizer, after)[1], bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token))
+            bos = controls.marked(tokenizer.bos_token)
+            return Chat(tokenizer, _turn_end(tokenizer, after)[1], bool(bos) and prompt.startswith(bos))
         except UserError:  # some want a system turn first; what wants more yet, each conversation will tell
             continue
     return chat
 
 
 def _turn_end(tokenizer, after: str) -> tuple[str, int | None]:
-    """(text, id) of the special token that `after` begins with, whitespace before it included in the text; ("", None) where it has none."""
+    """(text, id) of the control token that `after` begins with, whitespace before it included in the text; ("", None) where it has none."""
     turn = after.lstrip()
-    starts = [(str(token), number) for number, token in tokenizer.added_tokens_decoder.items()
-              if token.special and turn.startswith(str(token))]
-    if not starts:
+    if not turn.startswith(controls.OPEN):
         return "", None
-    text, number = max(starts, key=lambda start: len(start[0]))
-    return after[: len(after) - len(turn)] + text, number
+    token = turn[: turn.index(controls.CLOSE) + 1]
+    return after[: len(after) - len(turn)] + token, tokenizer.convert_tokens_to_ids(controls.unmarked(token))

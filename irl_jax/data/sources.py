@@ -5,24 +5,23 @@ Every way in gives the same thing: a `Corpus` of (prompt, response) text records
 
 from __future__ import annotations
 
-import gzip
 import json
-import os
+import math
 import re
 import types
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from irl_jax.data.controls import RESERVED
+from irl_jax.data.jsonl import decode, fields_of, read_jsonl
 from irl_jax.errors import UserError
 
 Render = Callable[[list], tuple[str, str]]
 
 HH_MARK = "\n\nAssistant:"
-_GZIP_MAGIC = b"\x1f\x8b"
 _SPLIT_STREAM, _WORDS_STREAM = 1, 2  # keep the draws of one purpose apart from those of another
 
 
@@ -216,7 +215,8 @@ def messages_of(record: Mapping, where: str, templated: bool, answered: bool = T
     if not templated:
         raise UserError(f"{where}: field 'messages' needs a chat template, and the tokenizer has none; give prompt and response")
     if record.get("tools"):
-        raise UserError(f"{where}: field 'tools' is not read; leave it out, or give prompt and response as the template renders them")
+        raise UserError(f"{where}: field 'tools' is not read; leave it out, or give prompt and response as the template renders "
+                        "them, whose control tokens are read with data.control_tokens or --control_tokens")
     messages = record["messages"]
     turns = messages if isinstance(messages, list) else []
     for number, turn in enumerate(turns, 1):
@@ -290,7 +290,7 @@ def text_field(record: Mapping[str, Any], field: str, where: str, allow_empty: b
     """
     value = _field(record, field, where, key)
     if isinstance(value, bytes):
-        value = _decode(value, where, field)
+        value = decode(value, where, field)
     if not isinstance(value, str):
         raise UserError(f"{where}: field {field!r} must be text, not {type(value).__name__}")
     _check_encodable(value, where, field)
@@ -305,6 +305,16 @@ def _check_encodable(value: str, where: str, field: str) -> None:
             value.encode()
         except UnicodeEncodeError:
             raise UserError(f"{where}: field {field!r} holds half of a surrogate pair, which is not valid Unicode") from None
+        if found := RESERVED.search(value):
+            raise UserError(f"{where}: field {field!r} holds U+{ord(found[0]):04X}, which Unicode keeps out of texts; take it out")
+
+
+def check_writable(record: Mapping[str, Any], where: str) -> None:
+    """Refuses a record that cannot be written out again, by UserError: one with half of a surrogate pair in a field that is not read."""
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: one of its fields holds half of a surrogate pair, which is not valid Unicode") from None
 
 
 def number_field(record: Mapping[str, Any], field: str, where: str, key: str = "data.fields") -> float:
@@ -316,65 +326,16 @@ def number_field(record: Mapping[str, Any], field: str, where: str, key: str = "
     value = _field(record, field, where, key)
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise UserError(f"{where}: field {field!r} must be a number, not {type(value).__name__}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number):
+        raise UserError(f"{where}: field {field!r} must be a finite number")
+    return number
 
 
 def _field(record, field: str, where: str, key: str):
     if field not in record:
-        present = ", ".join(sorted(map(str, record))) or "none"
-        raise UserError(f"{where}: no field {field!r} (its fields: {present}); see {key}")
+        raise UserError(f"{where}: no field {field!r} (its fields: {fields_of(record)}); see {key}")
     return record[field]
-
-
-def _decode(raw: bytes, where: str, field: str = "") -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        at = f" field {field!r}" if field else ""
-        raise UserError(f"{where}:{at} byte {error.start} is not UTF-8") from None
-
-
-def read_jsonl(path: str, max_records: int = 0) -> Iterator[tuple[str, dict]]:
-    """Yields ("PATH, line N", record) of a JSONL file, plain or gzip (told by its content); blank lines are skipped.
-
-    Args:
-        path: of the file; a leading ~ is the home folder.
-        max_records: stop after so many; 0 reads all.
-
-    Raises:
-        UserError: a missing or unreadable file, a truncated gzip, a line that is no JSON object.
-    """
-    path = os.path.expanduser(path)
-    number = 0
-    for line_number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {line_number}"
-        text = _decode(line, where)
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
-        except (RecursionError, ValueError) as error:  # nested too deeply; a number of thousands of digits
-            raise UserError(f"{where}: not usable JSON ({error})") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{where}: a JSON object is needed, not {type(record).__name__}")
-        yield where, record
-        number += 1
-        if number == max_records:
-            return
-
-
-def _lines(path: str) -> Iterator[bytes]:
-    """The raw lines of a plain or gzip file."""
-    try:
-        with open(path, "rb") as file:
-            packed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-            file.seek(0)
-            yield from gzip.open(file) if packed else file
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: the gzip file is truncated or damaged ({error}); fetch it again") from None
-    except (IsADirectoryError, PermissionError, NotADirectoryError) as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from irl_jax.data import controls
 from irl_jax.data.sources import PairRecord, Record
 from irl_jax.errors import UserError
 from irl_jax.types import Example, Pair
@@ -36,6 +37,7 @@ def tokenize_records(
     truncate_prompts: bool = False,
     eos_id: int | None,
     ends: Sequence[int] = (),
+    control_tokens: bool = False,
 ) -> tuple[list[Example], TokenReport]:
     """Tokenises demonstrations by the rule on top of this module.
 
@@ -47,6 +49,7 @@ def tokenize_records(
         truncate_prompts: cut long prompts instead of refusing them.
         eos_id: ends every response that is not cut; None adds no EOS anywhere (and no response counts as ended).
         ends: further tokens that end a response, as end-of-turn tokens do: after one of them no EOS is added.
+        control_tokens: special tokens that the texts spell out are those tokens, marked or not.
 
     Returns:
         One Example a record, in order, `source` being the record's index; and the report.
@@ -54,6 +57,8 @@ def tokenize_records(
     Raises:
         UserError: an empty response, or a prompt that is too long.
     """
+    if control_tokens:
+        records = [Record(*(controls.mark(tokenizer, text) for text in record)) for record in records]
     plain = _plain_ids(tokenizer, [r.prompt for r in records])
     prompts, prompts_cut = _prompt_ids(tokenizer, [r.prompt for r in records], plain, max_prompt, truncate_prompts, eos_id)
     responses, straddled = _response_ids(tokenizer, records, plain)
@@ -79,12 +84,12 @@ def tokenize_pairs(tokenizer, pairs: Sequence[PairRecord], **limits) -> tuple[li
 
 
 def tokenize_prompts(
-    tokenizer, prompts: Sequence[str], *, max_prompt: int, truncate_prompts: bool = False, eos_id: int | None
+    tokenizer, prompts: Sequence[str], *, max_prompt: int, truncate_prompts: bool = False, eos_id: int | None, control_tokens: bool = False
 ) -> list[np.ndarray]:
     """Tokenises prompts alone, to the same ids that `tokenize_records` gives them.
 
     Args:
-        tokenizer, max_prompt, truncate_prompts: as for `tokenize_records`.
+        tokenizer, max_prompt, truncate_prompts, control_tokens: as for `tokenize_records`.
         prompts: texts.
         eos_id: stands in for an empty prompt where the tokenizer has no BOS.
 
@@ -94,6 +99,7 @@ def tokenize_prompts(
     Raises:
         UserError: a prompt is too long.
     """
+    prompts = [controls.mark(tokenizer, text) for text in prompts] if control_tokens else prompts
     return _prompt_ids(tokenizer, prompts, _plain_ids(tokenizer, prompts), max_prompt, truncate_prompts, eos_id)[0]
 
 
@@ -105,16 +111,10 @@ def detokenize(tokenizer, ids: Sequence[int]) -> str:
 # ---- the rule ----
 
 
-def _ids(tokenizer, texts: Sequence[str], special: bool = False) -> list[list[int]]:
-    if not texts:
-        return []
-    return tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
-
-
 def _plain_ids(tokenizer, prompts: Sequence[str]) -> dict[str, list[int]]:
     """Prompt -> its ids without what the tokenizer puts around them."""
     unique = list(dict.fromkeys(prompts))
-    return dict(zip(unique, _ids(tokenizer, unique), strict=True))
+    return dict(zip(unique, controls.encode(tokenizer, unique), strict=True))
 
 
 def _leading_ids(tokenizer, texts: Sequence[str]) -> list[int]:
@@ -122,7 +122,7 @@ def _leading_ids(tokenizer, texts: Sequence[str]) -> list[int]:
     probe = next((text for text in texts if text), None)
     if probe is None:
         return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    (plain,), (full,) = _ids(tokenizer, [probe]), _ids(tokenizer, [probe], special=True)
+    (plain,), (full,) = (controls.encode(tokenizer, [probe], special) for special in (False, True))
     for start in range(len(full) - len(plain) + 1):
         if full[start : start + len(plain)] == plain:
             return full[:start]
@@ -162,14 +162,16 @@ def _stand_in(tokenizer, eos_id) -> int:
 
 def _response_ids(tokenizer, records, plain) -> tuple[list[list[int]], int]:
     """Response ids by the prefix rule, and how many boundaries a merge straddled."""
-    joined = _ids(tokenizer, [record.prompt + record.response for record in records])
-    apart = [i for i, ids in enumerate(joined) if ids[: len(plain[records[i].prompt])] != plain[records[i].prompt]]
-    responses = [ids[len(plain[record.prompt]) :] for ids, record in zip(joined, records, strict=True)]
-    for i, ids in zip(apart, _ids(tokenizer, [records[i].response for i in apart]), strict=True):
+    joined = controls.encode(tokenizer, [record.prompt + record.response for record in records])
+    starts = [plain[record.prompt] for record in records]
+    # one whose response left no token of its own is straddled too, as where both sides are of one unknown word
+    apart = [i for i, (ids, start) in enumerate(zip(joined, starts, strict=True)) if ids[: len(start)] != start or len(ids) == len(start)]
+    responses = [ids[len(start) :] for ids, start in zip(joined, starts, strict=True)]
+    for i, ids in zip(apart, controls.encode(tokenizer, [records[i].response for i in apart]), strict=True):
         responses[i] = ids
     return responses, len(apart)
 
 
 def _name(index: int, prompt: str) -> str:
-    head = " ".join(prompt.split())[:40]
+    head = " ".join(controls.unmarked(prompt).split())[:40]
     return f"record {index} (prompt {head!r})"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from irl_jax import paths
 from irl_jax.checks import check_golden_source
 from irl_jax.config import GOLDEN_KINDS
 from irl_jax.data.sources import number_field, read_jsonl, text_field
@@ -85,7 +85,6 @@ def _probability(fitted: _Classifier, responses: list[str]) -> np.ndarray:
 
 def _load_or_fit(config, directory) -> _Classifier:
     try:
-        import joblib
         import sklearn
     except ModuleNotFoundError:
         raise UserError("golden.kind: 'classifier' needs scikit-learn; pip install scikit-learn") from None
@@ -97,17 +96,41 @@ def _load_or_fit(config, directory) -> _Classifier:
     if directory is not None:
         settings = (sklearn.__version__, _digest(path), golden.text_field, golden.rating_field, float(golden.positive_rating),
                     int(golden.window_words), _SEED, _HELDOUT_SHARE, _WINDOWS, _TFIDF, _INVERSE_PENALTY)
-        cache = os.path.join(directory, f"golden-{hashlib.sha256(repr(settings).encode()).hexdigest()[:16]}.joblib")
-        if os.path.exists(cache):
-            return _Classifier(*joblib.load(cache))
+        cache = os.path.join(directory, f"golden-{hashlib.sha256(repr(settings).encode()).hexdigest()[:16]}.npz")
+        if (kept := _read_kept(cache)) is not None:
+            return kept
     fitted = _fit(path, golden)
     if cache is not None:
-        os.makedirs(directory, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=directory, suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            joblib.dump(tuple(fitted), file, compress=1)
-        os.replace(temporary, cache)  # whole or not at all, whenever the run is killed
+        arrays = _numbers(fitted)
+        paths.write(paths.of(cache), lambda file: np.savez_compressed(file, **arrays))
     return fitted
+
+
+def _numbers(fitted: _Classifier) -> dict[str, np.ndarray]:
+    """A fitted classifier as plain arrays, for scikit-learn's own files are pickles, which could run what others put into them."""
+    terms = "\n".join(fitted.vectorizer.get_feature_names_out())
+    return {"terms": np.frombuffer(terms.encode(), np.uint8), "idf": fitted.vectorizer.idf_, "weights": fitted.model.coef_,
+            "bias": fitted.model.intercept_, "accuracy": np.asarray(fitted.heldout_accuracy)}
+
+
+def _read_kept(path: str) -> _Classifier | None:
+    """What `_numbers` made of a classifier; None where the file is not there or damaged, for it can be fitted again."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    try:
+        arrays = paths.read_arrays(path)
+        terms = arrays["terms"].tobytes().decode().split("\n")
+        expected = {"terms": arrays["terms"].shape, "idf": (len(terms),), "weights": (1, len(terms)), "bias": (1,), "accuracy": ()}
+        if any(arrays[name].shape != shape for name, shape in expected.items()) or len(set(terms)) != len(terms):
+            return None
+    except (OSError, KeyError, ValueError):
+        return None
+    vectorizer = TfidfVectorizer(dtype=np.float32, **_TFIDF, vocabulary={term: place for place, term in enumerate(terms)})
+    vectorizer.idf_ = arrays["idf"]
+    model = LogisticRegression()
+    model.classes_, model.coef_, model.intercept_ = np.array([0, 1]), arrays["weights"], arrays["bias"]
+    return _Classifier(vectorizer, model, float(arrays["accuracy"]))
 
 
 def _digest(path: str) -> str:

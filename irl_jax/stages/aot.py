@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from irl_jax import chips, hf, hlo, workdir
+from irl_jax import chips, hf, hlo, paths, workdir
 from irl_jax.checks import check
 from irl_jax.errors import UserError
 from irl_jax.overrides import nearest
@@ -40,12 +40,15 @@ def run(config, topology: str, slices: int = 1, out: str = "aot", names: tuple[s
         raise UserError(f"--steps: unknown step '{unknown[0]}'{nearest(unknown[0], aot_steps.NAMES)}; one of {', '.join(aot_steps.NAMES)}")
     check(config)
     chip = chips.chip_of(topology)
+    folder = Path(out).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out={out}: is a file; give a folder")
     devices = describe(topology, slices)
     planner = make_planner(config, devices)
     plan = {"topology": topology, "slices": slices, "chips": len(devices), "chip": chip._asdict(), "mesh": dict(planner.mesh.shape),
             "model": planner.model.__dict__, "steps": []}  # fmt: skip
-    folder = Path(out).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    with paths.refusals(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for name in names or aot_steps.NAMES:
         print(f"aot: compiling {name} for {len(devices)} chips", flush=True)
         row = measure(planner, name, chip, len(devices) // slices if slices > 1 else 0)

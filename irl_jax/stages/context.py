@@ -167,7 +167,7 @@ class Context:
         data = self.config.data
         return tokenize.tokenize_records(
             self.tokenizer, records, max_prompt=data.max_prompt_tokens, max_response=data.max_response_tokens,
-            truncate_prompts=data.truncate_prompts, eos_id=self.eos_id, ends=self.eos_ids)
+            truncate_prompts=data.truncate_prompts, eos_id=self.eos_id, ends=self.eos_ids, control_tokens=data.control_tokens)
 
     @cached_property
     def demonstrations(self):
@@ -193,7 +193,7 @@ class Context:
         data = self.config.data
         pairs, report = tokenize.tokenize_pairs(
             self.tokenizer, self.corpus.pairs, max_prompt=data.max_prompt_tokens, max_response=data.max_response_tokens,
-            truncate_prompts=data.truncate_prompts, eos_id=self.eos_id, ends=self.eos_ids)
+            truncate_prompts=data.truncate_prompts, eos_id=self.eos_id, ends=self.eos_ids, control_tokens=data.control_tokens)
         self._say_tokens("pairs", len(pairs), report)
         return pairs
 
@@ -322,7 +322,8 @@ class Context:
     def _turns(self) -> dict[str, list[dict]]:
         data, rendered = self.config.data, list(self.corpus.turns)
         prompts = tokenize.tokenize_prompts(self.tokenizer, rendered, max_prompt=data.max_prompt_tokens,
-                                            truncate_prompts=data.truncate_prompts, eos_id=self.eos_id)
+                                            truncate_prompts=data.truncate_prompts, eos_id=self.eos_id,
+                                            control_tokens=data.control_tokens)
         return {self.text(ids): self.corpus.turns[prompt] for prompt, ids in zip(rendered, prompts, strict=True)}
 
     def text(self, ids) -> str:

@@ -110,7 +110,11 @@ def _base(context, given: str) -> str:
     name = given or context.config.model.path
     if given:
         where = f"--base={given}: not the model that this run's adapters were trained on"
-        if families.to_hf_config(hf.read_config(hf.resolve(given))) != families.to_hf_config(context.model):
+        try:
+            folder = hf.resolve(given)
+        except UserError as error:
+            raise UserError(f"--base={given}: {error}") from None
+        if families.to_hf_config(hf.read_config(folder)) != families.to_hf_config(context.model):
             raise UserError(f"{where}: it has another architecture")
         model = context.config.model
         trunk = hf.load_folder(given, context.mesh, param_dtype=model.param_dtype, vocab_multiple=model.vocab_multiple)[1]

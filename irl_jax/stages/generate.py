@@ -31,7 +31,8 @@ def generate(args) -> None:
     context, role = _context(args)
     limit = args.max_tokens or context.config.data.max_response_tokens
     texts = [_texts(context, where, record, ASKED).prompt for where, record in records]
-    prompts = tokenize.tokenize_prompts(context.tokenizer, texts, max_prompt=sys.maxsize, eos_id=context.eos_id)
+    prompts = tokenize.tokenize_prompts(context.tokenizer, texts, max_prompt=sys.maxsize, eos_id=context.eos_id,
+                                        control_tokens=args.control_tokens)
     for (where, _), prompt in zip(records, prompts, strict=True):
         if len(prompt) + limit > context.longest:
             raise UserError(f"{where}: the prompt is {len(prompt)} tokens; with --max_tokens={limit} that is longer than the "
@@ -64,7 +65,8 @@ def score(args) -> None:
     context, role = _context(args)
     pairs = [_texts(context, where, record, ANSWERED) for where, record in records]
     examples, _ = tokenize.tokenize_records(
-        context.tokenizer, pairs, max_prompt=sys.maxsize, max_response=sys.maxsize, eos_id=context.eos_id, ends=context.eos_ids)
+        context.tokenizer, pairs, max_prompt=sys.maxsize, max_response=sys.maxsize, eos_id=context.eos_id, ends=context.eos_ids,
+        control_tokens=args.control_tokens)
     kept = examples if args.eos else [e._replace(response=e.response[:-1], ended=False) for e in examples]
     for (where, _), example in zip(records, examples if args.reward else kept, strict=True):
         size = len(example.prompt) + len(example.response)
@@ -146,7 +148,7 @@ def _read(path, fields) -> list[tuple[str, dict]]:
     for where, record in sources.read_jsonl(path):
         for field in () if sources.is_chat(record, *fields) else fields:
             if field not in record:
-                raise UserError(f"{where}: no field '{field}' (its fields: {', '.join(record) or 'none'})")
+                raise UserError(f"{where}: no field '{field}' (its fields: {sources.fields_of(record)})")
             sources.text_field(record, field, where, allow_empty=field == "prompt")
         records.append((where, record))
     if not records:
@@ -157,9 +159,11 @@ def _read(path, fields) -> list[tuple[str, dict]]:
 def _texts(context, where: str, record: dict, fields) -> sources.Record:
     """A record's prompt and response; of {"messages"} by the chat template, the last turn its response where `fields` ask for one."""
     answered = "response" in fields
-    if not sources.is_chat(record, *fields):
+    chatting = sources.is_chat(record, *fields)
+    messages = sources.messages_of(record, where, context.chat is not None, answered) if chatting else []
+    sources.check_writable(record, where)
+    if not chatting:
         return sources.Record(record["prompt"], record["response"] if answered else "")
-    messages = sources.messages_of(record, where, context.chat is not None, answered)
     try:
         return sources.Record(*context.chat.demonstration(messages)) if answered else sources.Record(context.chat.prompt(messages), "")
     except UserError as error:

@@ -86,14 +86,15 @@ class Section(NamedTuple):
 def run(context) -> dict:
     """Adds the stages' timing to W/results.json and draws W/report from what `evaluate` left."""
     path = context.workdir.path
-    results = read_json(path / "results.json")
+    results = read_json(path / "results.json", "policies", "rewards")
     finished = [stage for stage in TIMED if context.workdir.is_done(stage)]
-    results["timing"] = {stage: read_json(path / stage / "done.json")["timing"] for stage in finished}
+    results["timing"] = {stage: context.workdir.timing(stage) for stage in finished}
+    material = read_json(path / "evaluate" / "report.json", "histograms", "scatter")
+    curves = _training_curves(path)
     write_json(path / "results.json", results)
-    material = read_json(path / "evaluate" / "report.json")
     title = "irl_jax: " + ("the embedded testbed" if context.is_testbed else context.config.data.source)
     everything = {**results, **material, "settings": context.config.to_dict(), "title": title}
-    distributed.primary_first(lambda: write_report(path / "report", everything, material["samples"], _training_curves(path)))
+    distributed.primary_first(lambda: write_report(path / "report", everything, material.get("samples") or (), curves))
     return {}
 
 

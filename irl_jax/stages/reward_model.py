@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from irl_jax import hf, roles, sharding, variants
-from irl_jax.data import chat
+from irl_jax.data import chat, controls
 from irl_jax.errors import UserError
 from irl_jax.evaluation.golden import Judge
 from irl_jax.models import families
@@ -127,7 +127,7 @@ def make_judge(config, mesh, turns: Callable[[str], list[dict]] = chat.turns_of)
 
     def text(prompt: str, response: str) -> str:
         if template is None:
-            return prompt + response
+            return controls.as_text(prompt + response)
         return _rendered(template, [*turns(prompt), {"role": "assistant", "content": response.strip()}])
 
     def score(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
@@ -155,8 +155,7 @@ def rows_of(tokenizer, texts: Sequence[str], pad_id: int | None, longest: int, s
     Raises: UserError for a text without a token.
     """
     rows = []
-    rows_ids = tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
-    for index, ids in enumerate(rows_ids):
+    for index, ids in enumerate(controls.encode(tokenizer, texts, special)):
         if not ids:
             raise UserError(f"golden.model: its tokenizer makes no token of text {index}, which is empty; such a text has no reward")
         if len(ids) > longest:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from irl_jax import sampler, sharding, workdir
+from irl_jax.errors import UserError
 from irl_jax.stages import scoring
 
 FIELDS = {"tokens": "tokens", "mask": "mask", "ended": "ended", "logprobs": "behaviour_logprobs"}  # as stored: as sampled
@@ -122,7 +123,15 @@ def load(context, role: str, part: str) -> dict:
 
 
 def load_from(path, prompts, stage: str) -> dict:
-    """What `draw_into` wrote for these prompts, as `load` gives it; `stage` writes it, for the message where it is missing."""
+    """What `draw_into` wrote for these prompts, as `load` gives it; `stage` writes it, for the message where it is missing.
+
+    Raises: UserError where it is missing, broken or of other prompts.
+    """
     arrays = workdir.load_arrays(path, stage=stage)
+    shapes = {name: arrays[name].shape for name in FIELDS if name in arrays}
+    wanted = shapes.get("tokens", ())
+    if len(wanted) != 3 or wanted[0] != len(prompts) or any(shapes.get(name) != wanted for name in ("mask", "logprobs")) or (
+            shapes.get("ended") != wanted[:2]):
+        raise UserError(f"{path}: not the samples of this run's {len(prompts)} prompts; {workdir.REMAKE}")
     arrays["examples"] = scoring.examples_of(prompts, arrays["tokens"], arrays["mask"], arrays["ended"])
     return arrays

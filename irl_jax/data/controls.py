@@ -1,0 +1,198 @@
+"""Control tokens told from text that spells them: "<|im_end|>" in a record is those nine characters, in a chat template it is the token.
+
+In the strings that go from a template to the tokenizer a control token is marked: it stands between OPEN and CLOSE, which Unicode keeps
+out of texts and which `irl_jax.data.sources` refuses in records. `encode` takes marked tokens for themselves, and everything else for
+text, whatever it spells. Control tokens are the tokenizer's special ones, and those in brackets of any kind that its chat template writes
+around a user's turn, which some tokenizers do not call special. One of a single character, such as a "!" that pads, is a letter of the
+text too, and none.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from irl_jax.errors import UserError
+
+OPEN, CLOSE = "\ufdd0", "\ufdd1"  # around a control token
+_HIDDEN, _END = "\ufdd2", "\ufdd3"  # around the number of what is hidden from a template
+RESERVED = re.compile(f"[{OPEN}-{_END}]")
+_STAND_IN = re.compile(f"{_HIDDEN}(\\d*){_END}")
+_ROLE = re.compile(r"\w[\w .-]{0,63}")
+_NOT_LETTERS = re.compile(r"[\W_]+")
+_BRACKETED = re.compile(r"[^\w\s].*[^\w\s]", re.DOTALL)
+
+
+def mark(tokenizer, text: str) -> str:
+    """The text with every control token that it spells out marked, those that are marked already as they are."""
+    pattern = _vocabulary(tokenizer).pattern
+    return text if pattern is None else pattern.sub(lambda found: f"{OPEN}{found[0].strip(OPEN + CLOSE)}{CLOSE}", text)
+
+
+def marked(name: str | None) -> str:
+    """A control token as it is marked; "" where there is none."""
+    return f"{OPEN}{name}{CLOSE}" if name else ""
+
+
+def unmarked(text: str) -> str:
+    """The text as somebody reads it, its control tokens spelt out."""
+    return text.replace(OPEN, "").replace(CLOSE, "")
+
+
+def as_text(text: str) -> str:
+    """A text that no record's check has seen, such as a model's own: what is reserved for marks is replaced (by U+FFFD, as usual)."""
+    return text if text.isascii() else RESERVED.sub("\ufffd", text)
+
+
+def encode(tokenizer, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+    """The ids of texts; `special`: with what the tokenizer's own rules put around them."""
+    if not texts:
+        return []
+    return [encoded.ids for encoded in _vocabulary(tokenizer).core.encode_batch_fast(list(texts), add_special_tokens=special)]
+
+
+# ---------------------------------------------------------------- templates
+
+
+def hide(tokenizer, messages: Sequence[Mapping]) -> tuple[list[dict], list[str]]:
+    """(messages whose texts spell no control token, what stands for what in them), for a template to render; `reveal` is the way back.
+
+    Hidden too is what would become a control token together with the template's text beside it. Roles are the template's business:
+    it may make tokens of them ("<|" + role + "|>"), so that none may have the name of a token that is not a speaker's.
+
+    Raises: UserError where a role has.
+    """
+    vocabulary, hidden = _vocabulary(tokenizer), []
+    for turn in messages:
+        role = turn.get("role")
+        if isinstance(role, str) and role not in SPEAKERS and (not _ROLE.fullmatch(role) or _letters(role) in vocabulary.letters):
+            raise UserError(f"role {role[:80]!r} is no speaker's: give one word, and none that names a control token")
+
+    def stand_in(text: str) -> str:
+        hidden.append(text)
+        return f"{_HIDDEN}{len(hidden) - 1}{_END}"
+
+    def safe(value):
+        if isinstance(value, Mapping):
+            return {safe(key): safe(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [safe(item) for item in value]
+        if not isinstance(value, str) or vocabulary.pattern is None:
+            return value
+        return _guarded(vocabulary.pattern.sub(lambda found: stand_in(found[0]), as_text(value)), vocabulary)
+
+    return [{key: item if key == "role" else safe(item) for key, item in turn.items()} for turn in messages], hidden
+
+
+def reveal(tokenizer, text: str, hidden: Sequence[str]) -> str:
+    """What a template has rendered of hidden messages: its own control tokens marked, and what was hidden again in its place as text.
+
+    Raises: ValueError where the template has cut into what was hidden.
+    """
+    text = _STAND_IN.sub(lambda found: hidden[int(found[1])] if found[1] else "", mark(tokenizer, text))
+    if _HIDDEN in text or _END in text:
+        raise ValueError("the template cuts into a text")
+    return text
+
+
+SPEAKERS = frozenset(("system", "developer", "user", "human", "assistant", "model", "tool", "function", "ipython", "environment",
+                      "observation", "context", "document", "documents"))  # roles that templates make tokens of: <|user|>
+
+
+def _letters(name: str) -> str:
+    return _NOT_LETTERS.sub("", name).lower()
+
+
+def _guarded(text: str, vocabulary: _Vocabulary) -> str:
+    """The text with an empty stand-in at an end that could be a part of a control token whose other parts the template writes."""
+    body = text.strip()
+    if not body:
+        return text
+    before, after, nothing = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()):], _HIDDEN + _END
+    first = nothing if body.startswith(vocabulary.rests) or any(body in name for name in vocabulary.names) else ""
+    last = nothing if body.endswith(vocabulary.begins) else ""
+    return f"{before}{first}{body}{last}{after}"
+
+
+# ---------------------------------------------------------------- tokenizers
+
+
+class _Vocabulary(NamedTuple):
+    """core: a tokenizers.Tokenizer with the same ids, which knows control tokens by their marked names alone. pattern: of their plain
+    names, marked or not; None where there are none. letters: of the names. begins, rests: their proper prefixes and suffixes."""
+
+    made_of: tuple
+    core: Any
+    pattern: re.Pattern | None
+    names: tuple[str, ...]
+    letters: frozenset[str]
+    begins: tuple[str, ...]
+    rests: tuple[str, ...]
+
+
+_known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def _vocabulary(tokenizer) -> _Vocabulary:
+    """The tokenizer's, made once. Raises: UserError for a tokenizer that is no table of the tokenizers library."""
+    found = _known.get(tokenizer)
+    made_of = (len(tokenizer), getattr(tokenizer, "chat_template", None))  # tokens may be added, and a template set
+    if found is None or found.made_of != made_of:
+        core = getattr(tokenizer, "backend_tokenizer", None)
+        if core is None:
+            raise UserError(f"the tokenizer ({type(tokenizer).__name__}) is none of the tokenizers library, by which control tokens are "
+                            "told from text; save it as tokenizer.json")
+        found = _known[tokenizer] = _made(made_of, json.loads(core.to_str()), _around_a_turn(tokenizer))
+    return found
+
+
+def _around_a_turn(tokenizer) -> str:
+    """What the chat template makes of a user's turn, up to the assistant's answer; "" where it makes nothing of it."""
+    try:
+        turns = [{"role": "user", "content": "-"}]
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) if tokenizer.chat_template else ""
+    except Exception:  # noqa: BLE001 - templates are programs; `chat` says what is wrong with one that is used
+        return ""
+
+
+def _made(made_of: tuple, table: dict, turn: str) -> _Vocabulary:
+    from tokenizers import Tokenizer
+
+    added = {token["content"]: token["special"] or bool(_BRACKETED.fullmatch(token["content"])) and token["content"] in turn
+             for token in table["added_tokens"]}
+    names = sorted((name for name, control in added.items() if control and len(name) > 1), key=len, reverse=True)
+    renamed = {name: marked(name) for name in names}
+    for token in table["added_tokens"]:
+        if token["content"] in renamed:
+            token.update(content=renamed[token["content"]], normalized=False, single_word=False)
+    table["model"] = _model(table["model"], renamed)
+    table["truncation"] = table["padding"] = None
+    core = Tokenizer.from_str(json.dumps(table))
+    assert all(core.token_to_id(token["content"]) == token["id"] for token in table["added_tokens"]), "an added token has another id"
+    either = "|".join(map(re.escape, names))
+    return _Vocabulary(made_of, core, re.compile(f"{OPEN}(?:{either}){CLOSE}|{either}") if names else None, tuple(names),
+                       frozenset(map(_letters, names)), _parts(name[:end] for name in names for end in range(1, len(name))),
+                       _parts(name[end:] for name in names for end in range(1, len(name))))
+
+
+def _parts(parts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(parts))
+
+
+def _model(model: dict, renamed: Mapping[str, str]) -> dict:
+    """A model's table under the new names: its vocabulary may hold them too, and text that spells one must not find it there."""
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        vocabulary = {renamed.get(name, name): number for name, number in vocabulary.items()}
+    else:
+        vocabulary = [[renamed.get(piece, piece), score] for piece, score in vocabulary]
+    model = {**model, "vocab": vocabulary}
+    if isinstance(model.get("unk_token"), str):
+        model["unk_token"] = renamed.get(model["unk_token"], model["unk_token"])
+    if "merges" in model:
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        model["merges"] = [pair for pair in pairs if not {*pair, "".join(pair)} & renamed.keys()]
+    return model
