@@ -22,7 +22,7 @@ from irl_jax.config import default
 from irl_jax.errors import UserError
 from irl_jax.overrides import keys_of, nearest, override
 
-VERBS = ("run", "generate", "score", "export", "aot")
+VERBS = ("run", "generate", "score", "export", "aot", "compare")
 OVERRIDE = "--config."
 
 
@@ -183,7 +183,14 @@ def _export(arguments, _) -> int:
     return 0
 
 
-_DISPATCH = {"run": _run, "generate": _generate, "score": _score, "export": _export, "aot": _aot}
+def _compare(arguments, _) -> int:
+    from irl_jax.stages.compare import compare
+
+    compare(arguments.workdirs, arguments.out)
+    return 0
+
+
+_DISPATCH = {"run": _run, "generate": _generate, "score": _score, "export": _export, "aot": _aot, "compare": _compare}
 
 
 def _check_source(arguments, records: str, flag: str) -> None:
@@ -250,6 +257,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "score": "log-probabilities (and rewards) of responses",
         "export": "a policy or a reward as a Hugging Face folder, with a model card that says how it was made",
         "aot": "what a run needs of TPUs that are not there: memory, operations, network and time of each step",
+        "compare": "finished runs side by side, those that differ only in seed pooled: tables, and a page of its own",
     }
     verbs = {verb: subparsers.add_parser(verb, help=helps[verb], description=helps[verb], allow_abbrev=False) for verb in VERBS}
     run = verbs["run"]
@@ -299,6 +307,9 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     add("--slices", type=_number(int, 1), default=1, metavar="N", help="so many of them, joined by the data centre's network; default 1")
     add("--steps", default="", metavar="A,B", help="only these, such as sft,policy; default: all")
     add("--out", default="aot", metavar="DIR", help="where plan.json goes; default: aot")
+    add = verbs["compare"].add_argument
+    add("workdirs", nargs="+", metavar="W", help="folders of finished runs; one alone is shown in the same tables")
+    add("--out", default=".", metavar="DIR", help="where compare.html goes; default: here")
     add = verbs["score"].add_argument
     add("--data", required=True, metavar="D.jsonl", help="records with a prompt and a response, or messages")
     add("--eos", action="store_true", help="count the EOS that ends each response")

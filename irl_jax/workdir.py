@@ -175,8 +175,8 @@ def read_config(path) -> ConfigDict:
         raise UserError(f"{path}: not a workdir (no {CONFIG} there); give the --workdir of a run")
     stored = read_json(path / CONFIG)
     config = default()
-    expected = _leaves(config.to_dict())
-    found = _leaves(stored.get("config", {}) if isinstance(stored, dict) else {})
+    expected = leaves(config.to_dict())
+    found = leaves(stored.get("config", {}) if isinstance(stored, dict) else {})
     for key in [*expected, *found]:
         if (key in expected) != (key in found):
             where = "unknown to this version" if key in found else "missing"
@@ -331,7 +331,7 @@ def _refuse_other_config(path, config: ConfigDict) -> None:
     stored = read_json(path / CONFIG)
     if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
         raise UserError(f"{path / CONFIG}: not a config.json of irl_jax; choose another --workdir")
-    there, here = _leaves(stored["config"]), _leaves(_plain(config))
+    there, here = leaves(stored["config"]), leaves(_plain(config))
     keys = [key for key in dict.fromkeys([*here, *there]) if not key.startswith(FREE)]
     different = [key for key in keys if key not in here or key not in there or here[key] != there[key]]
     if different:
@@ -340,16 +340,16 @@ def _refuse_other_config(path, config: ConfigDict) -> None:
         raise UserError(f"{path}: belongs to another config: {shown}{more}; choose another --workdir or the same config")
 
 
-def _show(leaves: dict, key: str) -> str:
-    return json.dumps(leaves[key]) if key in leaves else "absent"
+def _show(found: dict, key: str) -> str:
+    return json.dumps(found[key]) if key in found else "absent"
 
 
-def _leaves(tree: dict, prefix: str = "") -> dict:
+def leaves(tree: dict, prefix: str = "") -> dict:
     """{dotted key: value} of a nested dict."""
-    leaves = {}
+    found = {}
     for key, value in tree.items():
-        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return leaves
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
 
 
 def _describe_run(config: ConfigDict) -> dict:
