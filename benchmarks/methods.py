@@ -14,7 +14,8 @@ import pathlib
 import subprocess
 import sys
 
-from tables import pooled, table
+from irl_jax.evaluation.pooling import pooled
+from irl_jax.stages.run_tables import markdown as table
 
 CONFIG = pathlib.Path(__file__).resolve().parent.parent / "configs" / "methods.py"
 

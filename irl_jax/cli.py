@@ -22,7 +22,7 @@ from irl_jax.config import default
 from irl_jax.errors import UserError
 from irl_jax.overrides import keys_of, nearest, override
 
-VERBS = ("run", "status", "config", "prepare", "generate", "score", "export", "aot")
+VERBS = ("run", "status", "compare", "config", "prepare", "generate", "score", "export", "aot")
 OVERRIDE = "--config."
 
 
@@ -266,8 +266,15 @@ def _prepare(arguments, _) -> int:
     return 0
 
 
-_DISPATCH = {"run": _run, "status": _status, "config": _config, "prepare": _prepare, "generate": _generate, "score": _score,
-             "export": _export, "aot": _aot}
+def _compare(arguments, _) -> int:
+    from irl_jax.stages.compare import compare
+
+    compare(arguments.workdirs, arguments.out)
+    return 0
+
+
+_DISPATCH = {"run": _run, "status": _status, "compare": _compare, "config": _config, "prepare": _prepare, "generate": _generate,
+             "score": _score, "export": _export, "aot": _aot}
 
 
 def _check_source(arguments, records: str, flag: str) -> None:
@@ -350,6 +357,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "score": "log-probabilities (and rewards) of responses",
         "export": "a policy or a reward as a Hugging Face folder, with a model card that says how it was made",
         "aot": "what a run needs of TPUs that are not there: memory, operations, network and time of each step",
+        "compare": "finished runs side by side, those that differ only in seed pooled: tables, and a page of its own",
     }
     verbs = {verb: subparsers.add_parser(verb, help=helps[verb], description=helps[verb], allow_abbrev=False) for verb in VERBS}
     run = verbs["run"]
@@ -416,6 +424,9 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     add("--test", default="", metavar="T.jsonl", help="the split 'test', where there is one")
     add("--out", required=True, metavar="DIR", help="the folder that becomes data.tfds_data_dir")
     add("--fields", default="", metavar="NAME=FIELD,..", help="the file's own names of the fields, such as response=answer")
+    add = verbs["compare"].add_argument
+    add("workdirs", nargs="+", metavar="W", help="folders of finished runs; one alone is shown in the same tables")
+    add("--out", default=".", metavar="DIR", help="where compare.html goes; default: here")
     add = verbs["score"].add_argument
     add("--data", required=True, metavar="D.jsonl", help="records with a prompt and a response, or messages")
     add("--eos", action="store_true", help="count the EOS that ends each response")

@@ -199,7 +199,7 @@ def read_config(path, strict: bool = True) -> ConfigDict:
         raise UserError(f"{path}: not a workdir (no {CONFIG} there); give the --workdir of a run")
     stored = read_json(path / CONFIG, "config", advice=REPLACE)
     config = default()
-    expected, found = _leaves(config.to_dict()), _leaves(stored["config"])
+    expected, found = leaves(config.to_dict()), leaves(stored["config"])
     if not strict:
         found = {key: value for key, value in found.items() if key in expected}
     for key in [*expected, *found] if strict else ():
@@ -374,7 +374,7 @@ def _refuse_foreign(path) -> None:
 
 def _refuse_other_config(path, config: ConfigDict) -> None:
     stored = read_json(path / CONFIG, "config", advice=REPLACE)
-    there, here = _leaves(stored["config"]), _leaves(_plain(config))
+    there, here = leaves(stored["config"]), leaves(_plain(config))
     keys = [key for key in dict.fromkeys([*here, *there]) if not key.startswith(FREE)]
     different = [key for key in keys if key not in here or key not in there or here[key] != there[key]]
     if different:
@@ -383,16 +383,16 @@ def _refuse_other_config(path, config: ConfigDict) -> None:
         raise UserError(f"{path}: belongs to another config: {shown}{more}; choose another --workdir or the same config")
 
 
-def _show(leaves: dict, key: str) -> str:
-    return json.dumps(leaves[key]) if key in leaves else "absent"
+def _show(found: dict, key: str) -> str:
+    return json.dumps(found[key]) if key in found else "absent"
 
 
-def _leaves(tree: dict, prefix: str = "") -> dict:
+def leaves(tree: dict, prefix: str = "") -> dict:
     """{dotted key: value} of a nested dict."""
-    leaves = {}
+    found = {}
     for key, value in tree.items():
-        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return leaves
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
 
 
 def _describe_run(config: ConfigDict) -> dict:

@@ -11,17 +11,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
-def scripts(monkeypatch):
-    """(methods, tables) of benchmarks/, imported as when one of them is run."""
+def methods(monkeypatch):
+    """benchmarks/methods.py, imported as when it is run."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    for name in ("methods", "tables"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delitem(sys.modules, "methods", raising=False)
     import methods
-    import tables
 
-    yield methods, tables
-    for name in ("methods", "tables"):
-        sys.modules.pop(name, None)
+    yield methods
+    sys.modules.pop("methods", None)
 
 
 def made_up(shift=0.0):
@@ -67,8 +64,8 @@ def rows_of(text):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
 
 
-def test_figures_are_means_with_errors_over_prompts_and_seeds(scripts, runs, capsys):
-    assert scripts[0].main(runs) == 0
+def test_figures_are_means_with_errors_over_prompts_and_seeds(methods, runs, capsys):
+    assert methods.main(runs) == 0
     out = capsys.readouterr().out
     rows = rows_of(out)
     within, between = math.sqrt(2 * 0.03**2) / 2, 0.1  # of the mean of 0.6 and 0.8
@@ -84,24 +81,18 @@ def test_figures_are_means_with_errors_over_prompts_and_seeds(scripts, runs, cap
     assert all(len(row) == len(rows[0]) for row in rows[:5])
 
 
-def test_without_a_judge_of_the_ensemble(scripts, runs, capsys):
+def test_without_a_judge_of_the_ensemble(methods, runs, capsys):
     results = made_up()
     results["rewards"]["many"]["best_of_agreed"] = None
     pathlib.Path(runs[0], "results.json").write_text(json.dumps(results))
-    assert scripts[0].main(runs[:1]) == 0
+    assert methods.main(runs[:1]) == 0
     assert "member 1" in (out := capsys.readouterr().out) and "Best-of" not in out
 
 
-def test_the_readmes_tables_know_that_the_demonstrator_has_no_divergence(scripts, runs, capsys):
-    assert scripts[1].main(runs) == 0
-    divergences = capsys.readouterr().out.split("forward KL", 1)[1]
-    assert "`demo`" not in divergences and "`sft` | 3.10 ± 0.01 / 0.10" in divergences
-
-
-def test_every_seed_is_run_and_then_printed(scripts, runs, tmp_path, monkeypatch, capsys):
+def test_every_seed_is_run_and_then_printed(methods, runs, tmp_path, monkeypatch, capsys):
     called = []
-    monkeypatch.setattr(scripts[0].subprocess, "run", lambda command, **options: called.append((command, options)))
-    assert scripts[0].main(["--run", str(tmp_path), "--seeds=0,1", "--smoke"]) == 0
+    monkeypatch.setattr(methods.subprocess, "run", lambda command, **options: called.append((command, options)))
+    assert methods.main(["--run", str(tmp_path), "--seeds=0,1", "--smoke"]) == 0
     assert [command[1:4] for command, _ in called] == [["-m", "irl_jax", "run"]] * 2 and all(options["check"] for _, options in called)
     for seed, (command, _) in enumerate(called):
         assert f"--workdir={tmp_path}/seed-{seed}" in command and f"--config.seed={seed}" in command
@@ -111,7 +102,7 @@ def test_every_seed_is_run_and_then_printed(scripts, runs, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("arguments", [[], ["some/run", "--run", "out"]])
-def test_finished_runs_or_new_ones(scripts, arguments, capsys):
+def test_finished_runs_or_new_ones(methods, arguments, capsys):
     with pytest.raises(SystemExit):
-        scripts[0].main(arguments)
+        methods.main(arguments)
     assert "--run OUT" in capsys.readouterr().err

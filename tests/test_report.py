@@ -7,15 +7,18 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
+from irl_jax.config import default
 from irl_jax.evaluation import best_of_n as bon
 from irl_jax.evaluation import metrics
-from irl_jax.stages import method_plots, plot_style, plots, report
+from irl_jax.stages import method_plots, page, page_style, plot_style, plots, report, report_run, report_tables, trust
 
+MISSING = page.MISSING  # tests call what they parsed `page`
 QUALITY = {"init_sft": 0.6, "init_demo": 0.45, "sft_demo": 0.2, "preference": 0.55, "log_ratio": 0.62, "length": 0.05,
            "random": 0.0, "golden": 1.0}
 LEARNT = ("init_sft", "init_demo", "sft_demo", "preference")
-VOID = {"meta", "link", "img", "source", "br", "hr", "wbr"}
+VOID = {"meta", "link", "img", "source", "br", "hr", "wbr", "input"}
 
 
 def fake_results(prompts=24, samples=64, seed=0):
@@ -123,7 +126,7 @@ def quick(monkeypatch):
         draw(Figure(), plots.LIGHT)
         return plots.Plot(name, title, alt, caption, b"\x89PNG" + bytes(20), b"\x89PNG" + bytes(20))
 
-    monkeypatch.setattr(plots, "_render", render)
+    monkeypatch.setattr(plots, "render", render)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +139,7 @@ def written(tmp_path_factory):
 def test_page_is_self_contained_and_well_formed(written):
     _, path = written
     page = Checker(read(path))
-    assert path.endswith("index.html") and not re.search(r"<script|@import|url\(", read(path))
+    assert path.endswith("index.html") and not re.search(r"@import|url\(|<script [a-z]", read(path))
     for link in page.links:
         assert link.startswith("data:") or (link[0] == "#" and link[1:] in page.ids), link[:80]
     assert len(page.ids) == len(set(page.ids))
@@ -165,10 +168,10 @@ def test_numbers_are_in_the_tables(written):
     text = Checker(read(written[1])).text
     results = fake_results()
     row = next(row for row in results["rewards"]["init_sft"]["best_of_n"] if row["n"] == 16)
-    assert report.format_number(row["golden"], row["stderr"]) in text
-    assert report.format_number(row["win_rate"], row["win_rate_stderr"]) in text
+    assert page.format_number(row["golden"], row["stderr"]) in text
+    assert page.format_number(row["win_rate"], row["win_rate_stderr"]) in text
     divergence = results["divergences"]["sft"]
-    assert report.format_number(divergence["reverse_kl"], divergence["reverse_kl_stderr"]) in text
+    assert page.format_number(divergence["reverse_kl"], divergence["reverse_kl_stderr"]) in text
     for expected in ("0.720 ± 0.012", "best-of-16 by init_sft minus best-of-16 by length", "8.3", "nats/sequence",
                      "ended by EOS (share)",
                      "accuracy on preference pairs", "KL to sft", "Spearman with golden",
@@ -185,7 +188,7 @@ def test_any_part_may_be_missing(tmp_path, quick, missing):
 
 
 def test_nothing_at_all_and_no_judge(tmp_path, quick):
-    assert Checker(read(report.write_report(tmp_path / "a", {}))).headings == [1]
+    assert Checker(read(report.write_report(tmp_path / "a", {}))).headings[0] == 1
     results = fake_results(prompts=4, samples=8)
     results["golden"] = {"name": "none", "heldout_accuracy": None}
     nan = np.full((4, 8), np.nan)
@@ -198,12 +201,12 @@ def test_nothing_at_all_and_no_judge(tmp_path, quick):
         numbers |= dict(golden_mean=None, golden_stderr=None)
     directory = tmp_path / "b"
     page = Checker(read(report.write_report(directory, results)))
-    assert "nothing was judged" in page.text and report.MISSING in page.text
+    assert "nothing was judged" in page.text and MISSING in page.text
     assert not (directory / "best_of_n.png").exists() and (directory / "scatter.png").exists()
 
 
 def test_everything_from_outside_is_escaped(tmp_path, quick):
-    evil = '<script>alert("x")</script> $\\frac{$ &amp; \' "'
+    evil = '<script>alert("x")</script><img src=x onerror=alert(1)> $\\frac{$ &amp; \' "'
     results = fake_results(prompts=4, samples=8) | dict(title=evil, seed=evil, settings={evil: evil})
     for part in ("policies", "rewards", "divergences", "timing", "histograms", "scatter", "over_training"):
         results[part] = {evil: next(iter(results[part].values()))} | results[part]
@@ -211,7 +214,7 @@ def test_everything_from_outside_is_escaped(tmp_path, quick):
     results["paired"][0]["name"] = evil
     sample = dict(prompt=evil, responses=[dict(source=evil, text=evil, golden=None, rewards={evil: 1.0}, length=3)])
     path = report.write_report(tmp_path, results, [sample], {f"reward/{evil}": {evil: dict(step=[0], value=[1.0])}})
-    assert "<script" not in read(path)
+    assert read(path).count("<script") == 1 and "<img" not in re.sub(r'<img src="data:', "", read(path))
     assert Checker(read(path)).text.count('<script>alert("x")') > 8
 
 
@@ -225,7 +228,7 @@ def test_leak_check_is_told(tmp_path, quick):
     results = fake_results(prompts=4, samples=8)
     results["rewards"]["init_sft"]["auc_minus_log_ratio"] = dict(difference=-0.0123, stderr=0.004, z=-3.075)
     text = Checker(read(report.write_report(tmp_path, results))).text
-    assert "−0.012 ± 0.004, z = −3.1" in text
+    assert "−0.012 ± 0.004" in text
 
 
 def test_colours_of_recipes_differ_and_are_known():
@@ -239,7 +242,7 @@ def test_colours_of_recipes_differ_and_are_known():
     ((8123.04,), "8,123.0"), ((8.26, None, 1), "8.3"), (("text",), "text"),
 ])
 def test_numbers_are_written_to_their_precision(arguments, expected):
-    assert report.format_number(*arguments) == expected
+    assert page.format_number(*arguments) == expected
 
 
 def many_methods(count=25):
@@ -278,11 +281,15 @@ class Drawn:
             self.figures[name] = figure
             return self.plots.setdefault(name, plots.Plot(name, title, alt, caption, b"", b""))
 
-        monkeypatch.setattr(plots, "_render", render)
+        monkeypatch.setattr(plots, "render", render)
         plots.draw_all(results, curves or {})
 
     def legend(self, name):
         return [text.get_text() for legend in self.figures[name].legends for text in legend.get_texts()]
+
+    def names(self, name):
+        """The names at the ends of the lines of a figure's last axes."""
+        return [text.get_text() for text in self.figures[name].axes[-1].texts if text.get_gid() == "name"]
 
 
 def test_many_methods_stay_readable(monkeypatch):
@@ -290,12 +297,12 @@ def test_many_methods_stay_readable(monkeypatch):
     curves = {role: dict(reward=dict(step=[0, 1], value=[0.0, 1.0])) for role in roles}
     drawn = Drawn(monkeypatch, results, curves)
     lines = [name for name in drawn.figures if not name.startswith(("frontier", "divergences"))]
-    assert all(len(drawn.legend(name)) <= plot_style.MAX_LINES for name in lines)
+    assert all(len(drawn.legend(name)) <= plot_style.MAX_LINES and len(drawn.names(name)) <= plot_style.MAX_LINES for name in lines)
     told = [label for name in drawn.figures if name.startswith("training-") for label in drawn.legend(name)]
     assert sorted(told) == sorted(role.partition("/")[2] for role in roles)  # every run, once
-    told = [label for name in drawn.figures if name.startswith("over_training") for label in drawn.legend(name)]
-    assert sorted(told) == sorted([*roles, "policy/init_sft"])
-    rewards = {label for name in drawn.figures if name.startswith("best_of_n") for label in drawn.legend(name)}
+    told = [label for name in drawn.figures if name.startswith("over_training") for label in drawn.names(name)]
+    assert sorted(told) == sorted([role.partition("/")[2] for role in roles] + ["init_sft"])
+    rewards = {label for name in drawn.figures if name.startswith("best_of_n") for label in drawn.names(name)}
     assert rewards == set(results["rewards"]) and "(1 of 3)" in drawn.plots["best_of_n"].title
     for name, points in (("frontier", roles), ("divergences", [*results["divergences"]][:2] + roles)):
         figure = drawn.figures[name]
@@ -305,7 +312,9 @@ def test_many_methods_stay_readable(monkeypatch):
             numbers = [text for text in axes.texts if text.get_text().isdigit()]
             assert [text.get_text() for text in numbers] == [str(i + 1) for i in range(len(points))]
         figure.canvas.draw()
-        for box in (legend.get_window_extent() for legend in figure.legends):  # nothing is cut off
+        boxes = [legend.get_window_extent() for legend in figure.legends]
+        boxes += [Text.get_window_extent(text) for axes in figure.axes for text in axes.texts if text.get_gid() == "name"]
+        for box in boxes:  # nothing is cut off
             assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y0 >= 0
         for axes in figure.axes:  # every policy within the axes
             (low, high), farthest = axes.get_xlim(), max(line.get_xdata().max() for line in axes.lines if len(line.get_xdata()) == 1)
@@ -313,8 +322,6 @@ def test_many_methods_stay_readable(monkeypatch):
 
 
 def test_numbers_beside_points_do_not_cover_one_another(monkeypatch):
-    from matplotlib.text import Text
-
     results = {"divergences": {f"dpo/m{i}": dict(forward_kl=3 + 0.001 * i, reverse_kl=14.0) for i in range(9)}}
     figure = Drawn(monkeypatch, results | {"divergences": results["divergences"] | {"dpo/far": dict(forward_kl=9, reverse_kl=20)}}
                    ).figures["divergences"]
@@ -335,15 +342,96 @@ def test_reward_and_golden_of_one_run_share_steps(monkeypatch):
     assert method_plots._uneven(uneven) and not method_plots._uneven({"a": {"reward": [1.0]}, "b": {"reward": [5.0]}})
 
 
-def test_cards_are_few_and_tables_whole(tmp_path, quick):
+def test_the_headline_is_short_and_the_tables_whole(tmp_path, quick):
     results, roles = many_methods()
-    page = read(report.write_report(tmp_path, results))
-    cards = re.search(r'<dl class="cards">.*?</dl>', page, re.S)[0]
-    assert cards.count("<dt>") == sum(report.CARDS) and "<dt>init</dt>" in cards and roles[-1] not in cards
-    more = len(results["policies"]) - report.CARDS[0] + 14 - report.CARDS[1]  # 4 recipes and 10 variants are learnt
-    assert f"{more} more stand in the tables" in page
-    text = Checker(page).text
+    results["paired"] = [dict(name="policy/total_variation0 - sft", difference=0.1234, stderr=0.0101, z=12.2, n=4)]
+    path = report.write_report(tmp_path, results)
+    shown = re.search(r'<section id="headline".*?</section>', read(path), re.S)[0]
+    assert shown.count('<th scope="row">') == sum(report_run.HEADLINE) and "total_variation24" not in shown
+    assert "0.123 ± 0.010" in shown and "12.2" in shown and shown.count("<svg") == sum(report_run.HEADLINE)
+    more = len(results["policies"]) - report_run.HEADLINE[0] + 14 - report_run.HEADLINE[1]  # 4 recipes and 10 variants are learnt
+    assert f"{more} more stand in the tables" in shown
+    text = Checker(read(path)).text
     assert all(role in text for role in roles) and "0.900 ± 0.010" in text
+
+
+def test_what_was_run_is_told(tmp_path, quick):
+    settings = default().to_dict() | {"seed": 7}
+    results = fake_results(prompts=4, samples=8) | dict(settings=settings, seed=7, run=dict(
+        versions=dict(jax="0.1.2"), git_commit="f00dbeef-dirty"))
+    shown = re.search(r'<section id="run".*?</section>', read(report.write_report(tmp_path, results)), re.S)[0]
+    for expected in ("the embedded testbed", "gpt2 from scratch, 3 layers", "LoRA of rank 8", "jax 0.1.2", "f00dbeef, with changes",
+                     "37 s, of which 14 s compiling", "4 prompts, 64 samples of sft", "1 settings that are not the default"):
+        assert expected in shown, expected
+
+
+def rewards_for_trust(**changes):
+    """Rewards of which nothing is to be said against init_sft; `changes` to its row."""
+    row = dict(heldout_auc=0.9, heldout_auc_stderr=0.01, auc_sft_against_init=0.9, spearman_length=0.1,
+               auc_minus_log_ratio=dict(difference=-0.05, stderr=0.01, z=-5.0))
+    return {"rewards": {"init_sft": row | changes, "length": dict(heldout_auc=0.6), "log_ratio": dict(heldout_auc=0.95)}}
+
+
+@pytest.mark.parametrize("changes, verdict, said", [
+    ({}, "stands", ""),
+    (dict(heldout_auc=0.51, auc_sft_against_init=0.7), "rejected", "learnt nothing"),
+    (dict(heldout_auc=0.58, auc_sft_against_init=0.58), "rejected", "counting tokens"),
+    (dict(heldout_auc=0.58, auc_sft_against_init=0.7), "stands", ""),  # another task than the length control's
+    (dict(auc_minus_log_ratio=dict(difference=0.04, stderr=0.01, z=4.0)), "rejected", "should not"),
+    (dict(spearman_length=-0.6), "rejected", "follows length"), (dict(spearman_length=0.4), "caution", "leans on length"),
+    (dict(heldout_auc=0.995, auc_sft_against_init=0.7), "caution", "tell"),
+    (dict(heldout_auc_stderr=0.0), "caution", "too few"), (dict(heldout_auc=None), "caution", "not known"),
+    (dict(disagreement=1.5), "caution", "disagree"), (dict(spearman_length=None), "stands", ""),
+])
+def test_each_diagnostic_has_its_say(changes, verdict, said):
+    (one,) = trust.judge(rewards_for_trust(**changes))
+    assert one.verdict == verdict and said in "; ".join((*one.against, *one.cautions))
+
+
+def test_the_golden_reward_chooses_nothing():
+    results = fake_results(prompts=8, samples=16)
+    for index, recipe in enumerate(LEARNT):
+        results["rewards"][recipe] |= dict(heldout_auc=0.9, heldout_auc_stderr=0.01, spearman_length=0.2 - 0.05 * index)
+    judged = trust.judge(results)
+    assert [one.name for one in judged] == list(LEARNT[::-1])  # least length first
+    for row in results["rewards"].values():
+        row |= dict(spearman_golden=-1.0, best_of_n=[], tilting=[], pair_accuracy=0.0)
+    for row in results["policies"].values():
+        row["golden_mean"] = 0.0
+    del results["rewards"]["golden"], results["paired"]
+    assert trust.judge(results) == judged
+    shown = trust.section(results)
+    assert "cannot tell whether what it has learnt is quality" in shown and "cannot tell which of them is better" in shown
+
+
+def test_nothing_but_the_page_s_own_script_and_style_may_run(written):
+    text = read(written[1])
+    assert f'content="{page_style.POLICY}"' in text and "unsafe" not in page_style.POLICY and "http" not in page_style.POLICY
+    for tag, content in (("style", page_style.STYLE), ("script", page_style.SCRIPT)):
+        assert re.search(rf"<{tag}>(.*?)</{tag}>", text, re.S)[1] == content
+        assert page_style._hash(content) in page_style.POLICY
+    assert " style=" not in text and not re.search(r"<[^>]* on\w+=", text)  # the policy would refuse them
+
+
+def test_what_no_page_may_hold_is_replaced():
+    assert page.escape("a\x00b\ud800c\x1b[0m\n\t<") == "a\ufffdb\ufffdc\ufffd[0m\n\t&lt;"
+
+
+def test_recipes_have_one_colour_everywhere():
+    for name in ("init_sft", "policy/init_sft", "best-of-16 by init_sft", "best-of-16 by init_sft - best-of-16 by length"):
+        assert page.recipe_class(name) == "r-init_sft"
+    assert page.recipe_class("sft") == page.recipe_class("policy/variant") == ""
+    assert f".r-init_sft{{--c:{plot_style.LIGHT.recipes['init_sft']}}}" in page_style.STYLE
+    assert plot_style.source_look(plot_style.DARK, "policy/init_sft")["color"] == plot_style.DARK.recipes["init_sft"]
+    assert plot_style.source_look(plot_style.DARK, "init")["color"] == plot_style.DARK.text
+
+
+@pytest.mark.parametrize("heights, expected", [
+    ([50, 20], [50, 20]), ([20, 20, 20], [10, 20, 30]), ([20, 25], [17.5, 27.5]), ([0, 1], [0, 10]), ([99, 100], [90, 100]),
+    ([50, 52, 10], [46, 56, 10]), ([], []),
+])
+def test_labels_are_moved_apart_as_little_as_can_be(heights, expected):
+    assert plot_style.spread(heights, 10.0, 0.0, 100.0) == pytest.approx(expected)
 
 
 def test_ensembles_have_a_table(tmp_path, quick):
@@ -361,7 +449,8 @@ def test_ensembles_have_a_table(tmp_path, quick):
 
 def test_many_comparisons_are_folded(tmp_path, quick):
     results = fake_results(prompts=4, samples=8)
-    results["paired"] = [dict(name=f"comparison {i}", difference=0.1, stderr=0.01, z=10.0, n=4) for i in range(report.OPEN_COMPARISONS + 3)]
+    results["paired"] = [dict(name=f"comparison {i}", difference=0.1, stderr=0.01, z=10.0, n=4)
+                         for i in range(report_tables.OPEN_COMPARISONS + 3)]
     page = read(report.write_report(tmp_path, results))
     assert "3 more comparisons" in page and page.count("comparison 42") == 1
 

@@ -124,7 +124,8 @@ def _replaced(setting, size):
             f"{lengths.max():.0f} at most")
     yield row("sampling, finished rows replaced", setting.label(size), "irl_jax, a row for each sample",
               alternate(seeded(few), seeded(all_rows), setting.budget(size)), work, target=REPLACED,
-              checked=f"{same.sum()} of {same.size} samples token by token the same, with their log-probs", note="the same seeds on both sides, so the same samples")
+              checked=f"{same.sum()} of {same.size} samples token by token the same, with their log-probs",
+              note="the same seeds on both sides, so the same samples")
     group = ours.sampling(mine, prompts, REPLACED_ROWS, size.response, ends)
     calls = range(REPLACED_SAMPLES // REPLACED_ROWS)
     yield row("sampling, finished rows replaced", setting.label(size), f"irl_jax, {len(calls)} calls of {REPLACED_ROWS} samples",

@@ -1,9 +1,15 @@
-"""What was measured: one dictionary a case, kept in results.json and printed as a Markdown table."""
+"""What was measured: one dictionary a case, kept in results.json and printed as a Markdown table.
+
+python -m benchmarks.speed.table [RESULTS.json] [--into=docs/speed.md] prints the table of what was kept, or writes it into a page, between
+its lines `<!-- results:begin -->` and `<!-- results:end -->`.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import pathlib
+import sys
 import time
 from typing import NamedTuple
 
@@ -88,3 +94,50 @@ def markdown(rows: list[dict]) -> str:
         if r["note"]:
             notes[f"{r['case']}, {r['peer']}: {r['note']}"] = None
     return "\n".join(lines) + ("\n\n" + "\n".join(f"- {note}" for note in notes) if notes else "")
+
+
+def stages(rows: list[dict]) -> str:
+    """Seconds of the whole job's stages, a line a size and side; of rounds, the last."""
+    jobs = [r for r in rows if r.get("stages")]
+    names = list(dict.fromkeys(name for r in jobs for side in r["stages"].values() for name in side[-1]))
+    if not jobs:
+        return ""
+    lines = [f"| the whole job, seconds | side | {' | '.join(names)} |", "|" + "---|" * (2 + len(names))]
+    for r in jobs:
+        for side, rounds in r["stages"].items():
+            lines.append(f"| {r['size']}, share {r['share']:g} | {side} | {' | '.join(_cell(rounds[-1].get(name)) for name in names)} |")
+    return "\n".join(lines)
+
+
+def _cell(value) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def page(results: dict) -> str:
+    """What docs/speed.md has between its marks."""
+    machine = results["machine"]
+    held = ", ".join(f"{name} {value}" for name, value in machine.items() if name not in ("processor", "cores", "system", "dtypes"))
+    head = f"{machine['cores']} cores of a processor that calls itself {machine['processor']}; {held}."
+    return "\n\n".join(part for part in (head, markdown(results["rows"]), stages(results["rows"])) if part)
+
+
+def main(argv) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.table")
+    parser.add_argument("results", nargs="?", default="benchmarks/results.json")
+    parser.add_argument("--into", default="", help="a page with the two marks")
+    arguments = parser.parse_args(argv)
+    text = page(read(arguments.results))
+    if not arguments.into:
+        print(text)
+        return 0
+    path = pathlib.Path(arguments.into)
+    before, begin, rest = path.read_text().partition("<!-- results:begin -->\n")
+    _, end, after = rest.partition("<!-- results:end -->")
+    if not begin or not end:
+        parser.error(f"{path}: has no <!-- results:begin --> and <!-- results:end -->")
+    path.write_text(f"{before}{begin}{text}\n{end}{after}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -8,16 +8,18 @@ from collections.abc import Mapping
 import numpy as np
 
 from irl_jax.stages.plot_style import (
+    MAX_LINES,
     Point,
     counted,
     draw_points,
     golden_label,
     grouped,
+    label_ends,
     legend_columns,
     legend_height,
     looks,
+    name_points,
     number,
-    number_points,
 )
 
 UNEVEN = 8.0  # rewards whose ranges differ by more than this factor are drawn on a symmetric logarithmic scale
@@ -47,9 +49,10 @@ def divergences(results: Mapping):
         axes.set_xlabel("forward KL(demo‖policy) (nats per sequence):\nlarge where something is left out")
         axes.set_ylabel("reverse KL(policy‖demo) (nats per sequence):\nlarge where something else is done")
         handles = draw_points([axes], theme, points)
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=legend_columns(list(handles)), fontsize=8,
-                      handlelength=1.4)
-        number_points(figure, [axes], theme, points)
+        if len(points) > MAX_LINES:  # the key to their numbers
+            figure.legend(handles.values(), handles, loc="outside lower center", ncols=legend_columns(list(handles)), fontsize=8,
+                          handlelength=1.4)
+        name_points(figure, [axes], theme, points)
 
     told = "; ".join(f"{p.name}: forward {p.x:.2f}, reverse {p.y:.2f}" for p in points)
     return ("divergences", "Covering and seeking", f"Reverse against forward KL to the demonstrator, nats per sequence. {told}.",
@@ -58,8 +61,8 @@ def divergences(results: Mapping):
 
 
 def over_training(results: Mapping) -> list:
-    """A figure for each group of policies (or part of one): reward above, golden below, by step."""
-    curves = {role: curve for role, curve in (results.get("over_training") or {}).items() if curve and curve.get("step")}
+    """A figure for each group of policies (or part of one): reward above, golden below, by step; none where one batch was kept."""
+    curves = {role: curve for role, curve in (results.get("over_training") or {}).items() if curve and len(curve.get("step") or []) > 1}
     figures, all_parts = [], grouped(list(curves))
     for index, (group, roles) in enumerate(all_parts):
         of_group = [part for part in all_parts if part[0] == group]
@@ -78,7 +81,7 @@ def _over_training(results: Mapping, group: str, stem: str, curves: Mapping):
             for axes, key in ((above, "reward"), (below, "golden")):
                 values, errors = (np.array([number(v) for v in curve.get(name) or [None] * len(steps)]) for name in (key, f"{key}_stderr"))
                 errors = np.nan_to_num(errors)
-                axes.plot(steps, values, marker="o", markersize=3, label=role, **style)
+                axes.plot(steps, values, marker="o", markersize=3, label=role.partition("/")[2], **style)
                 axes.fill_between(steps, values - errors, values + errors, color=style["color"], alpha=0.12, linewidth=0)
         if _uneven(curves):
             above.set_yscale("symlog", linthresh=1.0)
@@ -92,15 +95,14 @@ def _over_training(results: Mapping, group: str, stem: str, curves: Mapping):
         above.set_ylabel("reward optimised")
         below.set_ylabel(golden_label(results))
         below.set_xlabel("step" if not group.startswith("adversarial") else "round")
-        handles, labels = below.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=legend_columns(labels), fontsize=8, handlelength=2.6)
+        label_ends(figure, (above, below), theme)
 
     told = "; ".join(f"{role}: reward {_change(curve, 'reward')}, golden {_change(curve, 'golden')}" for role, curve in curves.items())
     return (stem, f"Over-optimisation: {group}", f"Reward and golden reward of training samples by step. {told}.",
             "Where the reward goes on rising and golden falls, the reward is over-optimised. Batches of training prompts, judged after "
             "training; bands are one standard error over their prompts."
             + (" In the adversarial loop the reward itself is retrained every round." if group.startswith("adversarial") else ""),
-            4.4 + legend_height(list(curves)), draw)
+            4.4, draw)
 
 
 def _uneven(curves: Mapping) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from irl_jax.config import GROUPS
 
-WIDTH, DPI = 5.2, 150  # inches, pixels an inch
+WIDTH, DPI = 4.7, 170  # inches, pixels an inch: narrow, so that the text stays readable on a phone
 MAX_LINES = 8  # of a figure; what goes beyond gets a figure of its own
 
 
@@ -34,6 +34,7 @@ DARK = Theme("#e4e8ec", "#171b20", "#363d45", {
     ("#4AA8E0", "#FF8A4C", "#2FC79A", "#E59AC4", "#F0C050", "#AEB6BF"))
 MARKERS = {"init_sft": "o", "init_demo": "s", "sft_demo": "^", "preference": "D", "log_ratio": "v", "golden": "*",
            "length": "x", "random": "+"}
+SOURCES = {"init": ":", "sft": "--", "demo": "-"}  # dashes of the policies that are no recipe's
 _GROUP_MARKERS = dict(zip(GROUPS, "oPXhd>", strict=True))
 
 
@@ -62,6 +63,14 @@ def golden_label(results: Mapping) -> str:
 def color_of(theme: Theme, name: str, index: int = 0) -> str:
     """A recipe's own colour, another name's by its index."""
     return theme.recipes.get(name, theme.others[index % len(theme.others)])
+
+
+def source_look(theme: Theme, source: str, index: int = 0) -> dict:
+    """Colour and dashes of where responses come from: init, demo and sft in the text's colour, a method in its recipe's."""
+    if source in SOURCES:
+        return {"color": theme.text, "linestyle": SOURCES[source]}
+    group, _, recipe = source.partition("/")
+    return {"color": color_of(theme, recipe, index), "linestyle": ("-", "--", "-.", ":")[GROUPS.index(group) % 4 if group in GROUPS else 0]}
 
 
 def looks(theme: Theme, names: Sequence[str]) -> dict[str, dict]:
@@ -105,13 +114,14 @@ def draw_points(planes: Sequence, theme: Theme, points: Sequence[Point]) -> dict
     """Policies as points with error bars on each of the axes; where they are many, numbered, the group by colour and marker.
 
     Returns:
-      {label: handle} for the legend, which is the key to the numbers.
+      {label: handle}, which is the legend and the key to the numbers where they are many.
     """
     handles, many = {}, len(points) > MAX_LINES
     for axes in planes:
         for index, point in enumerate(points):
             group, _, recipe = point.name.rpartition("/")
-            color, marker = color_of(theme, recipe, index), "PXhd<>^v"[index % 8]
+            color = theme.text if point.name in SOURCES else color_of(theme, recipe, index)
+            marker = "PXhd<>^v"[index % 8]
             if many:
                 kind = GROUPS.index(group) if group in GROUPS else -1
                 color = theme.others[kind] if kind >= 0 else theme.text
@@ -124,35 +134,101 @@ def draw_points(planes: Sequence, theme: Theme, points: Sequence[Point]) -> dict
     return handles
 
 
-def number_points(figure, planes: Sequence, theme: Theme, points: Sequence[Point]) -> None:
-    """Writes each point's number beside it, where the fewest points and numbers are; call it once the figure is laid out."""
-    if len(points) <= MAX_LINES:
+def name_points(figure, planes: Sequence, theme: Theme, points: Sequence[Point]) -> None:
+    """Writes beside each point its name, or its number where they are many, where the fewest points and texts are.
+
+    Call it once everything else is drawn: it lays the figure out and holds it there.
+    """
+    if not points:
         return
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the numbers must not move what they were placed by
+    many = len(points) > MAX_LINES
+    settle(figure)
     scale = figure.dpi / 72
     for axes in planes:
         centres = axes.transData.transform([(point.x, point.y) for point in points]) / scale
         box = axes.bbox.extents / scale
-        taken = list(centres)
+        taken = [(*centre, 5.0) for centre in centres]  # centres and half-widths, in points
         for index, centre in enumerate(centres):
-            offset = _free_offset(centre, np.array(taken), box)
-            taken.append(centre + offset)
-            line = dict(arrowstyle="-", color=theme.text, linewidth=0.5, shrinkA=0, shrinkB=2) if np.hypot(*offset) > 12 else None
-            axes.annotate(str(index + 1), (points[index].x, points[index].y), xytext=offset, textcoords="offset points", fontsize=7.5,
-                          ha="center", va="center", arrowprops=line, zorder=4)
+            text = str(index + 1) if many else points[index].name
+            half = 5.0 if many else 2.4 * len(text)
+            offset = _free_offset(centre, np.array(taken), box, half)
+            taken.append((*(centre + offset), half))
+            far = max(abs(offset[0]) - half, abs(offset[1])) > 12
+            line = dict(arrowstyle="-", color=theme.text, linewidth=0.5, shrinkA=0, shrinkB=2) if far else None
+            axes.annotate(text, (points[index].x, points[index].y), xytext=offset, textcoords="offset points",
+                          fontsize=7.5 if many else 8.5, ha="center", va="center", arrowprops=line, zorder=4)
 
 
-def _free_offset(centre, taken, box) -> np.ndarray:
-    """The offset, in points, at which a number is least in the way of what is `taken` and inside the box; near ones first."""
+def settle(figure) -> None:
+    """Lays a figure out and holds it there, so that what is written next moves nothing that it was placed by."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+
+
+def label_ends(figure, planes: Sequence, theme: Theme) -> None:
+    """Writes each labelled line's name right of its axes, at its end's height or as near as there is room, in the line's colour.
+
+    Room is made before the layout is held; call it once everything else is drawn.
+    """
+    planes = [(axes, [line for line in axes.lines if not line.get_label().startswith("_") and len(line.get_xdata())]) for axes in planes]
+    longest = max((len(line.get_label()) for _, lines in planes for line in lines), default=0)
+    reserved = [axes.annotate("n" * longest, (1, 0.5), xycoords="axes fraction", xytext=(14, 0), textcoords="offset points", fontsize=8.5,
+                              annotation_clip=False, alpha=0) for axes, _ in planes if longest]
+    settle(figure)
+    for text in reserved:
+        text.remove()
+    scale = figure.dpi / 72
+    for axes, lines in planes:
+        box = axes.bbox.extents / scale
+        ends = [axes.transData.transform((line.get_xdata()[-1], line.get_ydata()[-1])) / scale for line in lines]
+        heights = spread([y for _, y in ends], 9.6, box[1], box[3])
+        for line, (x, y), height in zip(lines, ends, heights, strict=True):
+            axes.annotate(line.get_label(), (x, y), xycoords=_points(figure), xytext=(box[2] + 12, height), textcoords=_points(figure),
+                          fontsize=8.5, ha="left", va="center", color=line.get_color(), annotation_clip=False, gid="name",
+                          arrowprops=dict(arrowstyle="-", color=line.get_color(), linewidth=0.6, shrinkA=1, shrinkB=2, alpha=0.7))
+
+
+def _points(figure):
+    """Coordinates in points from the figure's lower left corner."""
+    from matplotlib.transforms import Affine2D
+
+    return Affine2D().scale(1 / 72) + figure.dpi_scale_trans
+
+
+def spread(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Heights moved apart to at least `gap`, as little as can be, and into [low, high] while they fit there."""
+    order = np.argsort(heights, kind="stable")
+    moved, count = np.array(heights, float), len(heights)
+    blocks = [[float(moved[i]), 1] for i in order]  # (centre, how many), merged while they overlap
+    at = 0
+    while at + 1 < len(blocks):
+        (centre, size), (above, more) = blocks[at], blocks[at + 1]
+        if above - centre < gap * (size + more) / 2:
+            blocks[at : at + 2] = [[(centre * size + above * more) / (size + more), size + more]]
+            at = max(0, at - 1)
+        else:
+            at += 1
+    placed = [centre + gap * (i - (size - 1) / 2) for centre, size in blocks for i in range(size)]
+    for i in range(count):  # up from the floor, then down from the ceiling
+        placed[i] = max(placed[i], low if i == 0 else placed[i - 1] + gap)
+    for i in reversed(range(count)):
+        placed[i] = min(placed[i], high if i == count - 1 else placed[i + 1] - gap)
+    moved[order] = placed
+    return moved.tolist()
+
+
+def _free_offset(centre, taken, box, half: float) -> np.ndarray:
+    """The offset, in points, at which a text of a half-width is least in the way of what is `taken` and inside the box; near ones first."""
     best, least = None, math.inf
     for radius in (9, 15, 22, 30, 40):
         for angle in np.arange(12) * math.pi / 6 + math.pi / 4:
-            offset = radius * np.array([math.cos(angle), math.sin(angle)])
+            aside = math.copysign(half, math.cos(angle)) if abs(math.cos(angle)) > 0.3 else 0.0  # beside the point, or above or below
+            offset = np.array([radius * math.cos(angle) + aside, radius * math.sin(angle)])
             place = centre + offset
-            apart = np.abs(taken - place) / (10.0, 8.5)  # a two-digit number's width and height
+            apart = np.abs(taken[:, :2] - place) / np.stack([taken[:, 2] + half, np.full(len(taken), 8.5)], axis=1)
             cost = np.maximum(0.0, 1 - apart.max(axis=1)).sum() * 10 + radius / 30
-            cost += 20 * bool(np.any(place < box[:2] + 4) or np.any(place > box[2:] - 4))
-            if cost < least:
-                best, least = offset, cost
+            outside = place[0] - half < box[0] + 1 or place[0] + half > box[2] - 1 or place[1] < box[1] + 4 or place[1] > box[3] - 4
+            if cost + 20 * outside < least:
+                best, least = offset, cost + 20 * outside
     return best

@@ -27,12 +27,14 @@ from irl_jax.stages.plot_style import (
     counted,
     draw_points,
     golden_label,
+    label_ends,
     legend_columns,
     legend_height,
     looks,
+    name_points,
     number,
-    number_points,
     parts,
+    source_look,
 )
 
 REFERENCES = ("sft", "demo")  # policies drawn as level lines
@@ -80,10 +82,10 @@ def draw_all(results: Mapping, training_curves: Mapping) -> list[Plot]:
     for group, lines in groups.items():
         several = parts(list(lines))
         drawn += [_training(group, {name: lines[name] for name in names}, i, len(several)) for i, names in enumerate(several, start=1)]
-    return [_render(*plot) for plot in drawn if plot is not None]
+    return [render(*plot) for plot in drawn if plot is not None]
 
 
-def _render(name: str, title: str, alt: str, caption: str, height: float, draw: Callable) -> Plot:
+def render(name: str, title: str, alt: str, caption: str, height: float, draw: Callable) -> Plot:
     """Draws twice: `draw(figure, theme)` on a figure WIDTH wide."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -109,12 +111,6 @@ def _render(name: str, title: str, alt: str, caption: str, height: float, draw: 
 
 def _line_style(recipe: str) -> str:
     return "--" if recipe in CONTROLS else "-"
-
-
-def _legend_below(figure, axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=legend_columns(labels), handlelength=2.6)
 
 
 def _curves(results: Mapping, key: str) -> dict[str, list]:
@@ -187,11 +183,11 @@ def _best_of_n(results: Mapping) -> list:
             _level_lines(axes, theme, results)
             _n_axis(axes, curves)
             axes.set_ylabel(golden_label(results))
-            _legend_below(figure, axes)
+            label_ends(figure, [axes], theme)
 
         return ("best_of_n" + _suffix(index), counted("Best-of-n by reward", index, len(figures)),
                 f"Golden reward of best-of-n against n, a line a reward. {_told(curves, 'golden')}",
-                "Mean over prompts; bands are one standard error. Learnt rewards solid, controls dashed.", 4.6, draw)
+                "Mean over prompts; bands are one standard error. Learnt rewards solid, controls dashed.", 3.9, draw)
 
     return [one(curves, index) for index, curves in enumerate(figures, start=1)]
 
@@ -206,11 +202,11 @@ def _win_rate(results: Mapping) -> list:
             axes.axhline(0.5, color=theme.text, linewidth=0.9, linestyle=":")
             _n_axis(axes, curves)
             axes.set_ylabel("win rate over one sft sample (share)")
-            _legend_below(figure, axes)
+            label_ends(figure, [axes], theme)
 
         return ("win_rate" + _suffix(index), counted("Win rate of best-of-n", index, len(figures)),
                 f"Win rate of best-of-n over a single sft sample. {_told(curves, 'win_rate')}",
-                "By the golden reward, ties half; 0.5 is no better than sft. Bands are one standard error over prompts.", 4.6, draw)
+                "By the golden reward, ties half; 0.5 is no better than sft. Bands are one standard error over prompts.", 3.9, draw)
 
     return [one(curves, index) for index, curves in enumerate(figures, start=1)]
 
@@ -244,17 +240,16 @@ def _frontier(results: Mapping):
             axes.set_xlim(left=0.0)
             axes.locator_params(axis="x", nbins=6)
         rows[-1].set_xlabel("KL to sft (nats per sequence, square-root scale)")
-        handles = {label: handle for axes in rows for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        handles |= found
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=legend_columns(list(handles)), handlelength=2.6,
-                      fontsize=8)
-        number_points(figure, rows, theme, points)
+        if len(points) > MAX_LINES:  # the key to their numbers
+            figure.legend(found.values(), found, loc="outside lower center", ncols=legend_columns(list(found)), fontsize=8)
+        label_ends(figure, rows, theme)
+        name_points(figure, rows, theme, points)
 
     told = "; ".join(f"{point.name}: golden {point.y:.3f} at {point.x:.2f} nats" for point in points) or "no policies"
-    names = [*best, *(point.name for point in points)]
+    names = [point.name for point in points] if len(points) > MAX_LINES else []
     return ("frontier", "Golden reward against KL", f"Golden reward against KL to sft. Policies: {told}.",
             "How much golden reward each nat of KL buys. Bars and bands are one standard error over prompts; tilting is shown "
-            "while its effective sample size is trusted.", 3.3 * len(panels) + max(0.9, legend_height(names)), draw)
+            "while its effective sample size is trusted.", 3.2 * len(panels) + 0.3 + (legend_height(names) if names else 0.0), draw)
 
 
 def _without_variants(curves: Mapping) -> Mapping:
@@ -293,9 +288,8 @@ def _histograms(results: Mapping):
             for source, bins in sources.items():
                 index = names.index(source)
                 counts = np.asarray(bins["counts"], float)
-                axes.stairs(counts / counts.sum(), bins["edges"], color=theme.others[index % len(theme.others)], linewidth=1.6,
-                            linestyle=("-", "--", "-.", ":")[index % 4], label=source)
-            axes.set_title(recipe)
+                axes.stairs(counts / counts.sum(), bins["edges"], linewidth=1.4, label=source, **source_look(theme, source, index))
+            axes.set_title(recipe, color=theme.recipes.get(recipe, theme.text))
             axes.set_xlabel(f"reward ({UNITS.get(recipe, 'nats')})")
         for axes in panels[::2]:
             axes.set_ylabel("share of responses")
@@ -333,7 +327,7 @@ def _scatter(results: Mapping):
                                      linewidths=0)
             else:
                 axes.scatter(length, reward, color=color_of(theme, recipe), s=9, linewidths=0)
-            axes.set_title(recipe)
+            axes.set_title(recipe, color=theme.recipes.get(recipe, theme.text))
             axes.set_xlabel("length (tokens)")
             axes.set_ylabel(f"reward ({UNITS.get(recipe, 'nats')})")
         if image is not None:

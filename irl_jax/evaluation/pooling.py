@@ -1,0 +1,53 @@
+"""Figures of several runs made one, with standard errors over prompts and over runs.
+
+With v_s the figure of run s of S and e_s its standard error over prompts, the mean has sqrt(sum_s e_s^2) / S over prompts, which is what
+the prompts of these very runs leave open, and std_s(v_s) / sqrt(S) over runs (seeds), which holds that and all that a seed changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Pooled(NamedTuple):
+    """mean: over runs. over_prompts, over_runs: its standard errors, NaN where not known (no errors given; a single run)."""
+
+    mean: float
+    over_prompts: float
+    over_runs: float
+
+    @property
+    def stderr(self) -> float:
+        """The error over runs where there are several, else that over prompts."""
+        return self.over_runs if math.isfinite(self.over_runs) else self.over_prompts
+
+
+def pool(values: Sequence, stderrs: Sequence | None = None) -> Pooled | None:
+    """The mean over runs with its two standard errors.
+
+    Args:
+      values: a figure of each run; None where a run has none. stderrs: each figure's standard error over prompts, or None.
+
+    Returns:
+      Pooled; None where a run lacks the figure, or there is no run.
+    """
+    if not len(values) or any(value is None for value in values):
+        return None
+    values = np.asarray(values, float)
+    known = stderrs is not None and all(stderr is not None for stderr in stderrs)
+    over_prompts = float(np.sqrt(np.square(np.asarray(stderrs, float)).sum()) / len(values)) if known else math.nan
+    over_runs = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else math.nan
+    return Pooled(float(values.mean()), over_prompts, over_runs)
+
+
+def pooled(values: Sequence, stderrs: Sequence | None = None, digits: int = 3) -> str:
+    """`pool` as text: "0.71 ± over prompts / over runs", of the two errors those that are known; a dash where a run has no such figure."""
+    found = pool(values, stderrs)
+    if found is None:
+        return "–"
+    errors = [f"{error:.{digits}f}" for error in (found.over_prompts, found.over_runs) if math.isfinite(error)]
+    return f"{found.mean:.{digits}f}" + (" ± " + " / ".join(errors) if errors else "")
