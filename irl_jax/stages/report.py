@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from irl_jax import distributed, paths
 from irl_jax.config import CONTROLS
+from irl_jax.errors import UserError
 from irl_jax.stages import STAGES
 from irl_jax.stages.plot_style import DPI, golden_label, number
 from irl_jax.stages.plots import Plot, draw_all
@@ -75,6 +76,14 @@ class Cell(NamedTuple):
     digits: int | None = None
 
 
+class Material(NamedTuple):
+    """A run to show: results.json with what the figures need beside it, samples side by side, and curves of training."""
+
+    results: dict
+    samples: list
+    curves: dict
+
+
 class Section(NamedTuple):
     """One part of the page; an empty body leaves it out."""
 
@@ -90,11 +99,24 @@ def run(context) -> dict:
     finished = [stage for stage in TIMED if context.workdir.is_done(stage)]
     results["timing"] = {stage: read_json(path / stage / "done.json")["timing"] for stage in finished}
     write_json(path / "results.json", results)
-    material = read_json(path / "evaluate" / "report.json")
+    material = read(path)
     title = "irl_jax: " + ("the embedded testbed" if context.is_testbed else context.config.data.source)
-    everything = {**results, **material, "settings": context.config.to_dict(), "title": title}
-    distributed.primary_first(lambda: write_report(path / "report", everything, material["samples"], _training_curves(path)))
+    everything = {**material.results, "settings": context.config.to_dict(), "title": title}
+    distributed.primary_first(lambda: write_report(path / "report", everything, material.samples, material.curves))
     return {}
+
+
+def read(workdir: str | os.PathLike) -> Material:
+    """What the evaluated run in a workdir left to show; the arguments of `write_report`, and of `plots.draw_all`.
+
+    Raises:
+      UserError: no results there yet.
+    """
+    path = paths.of(workdir)
+    if not (path / "results.json").exists():
+        raise UserError(f"{path}: no results.json there; run the stage that writes it (--stages=evaluate)")
+    material = read_json(path / "evaluate" / "report.json")
+    return Material({**read_json(path / "results.json"), **material}, material["samples"], _training_curves(path))
 
 
 def _training_curves(path) -> dict:
