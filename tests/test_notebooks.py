@@ -128,7 +128,7 @@ def test_in_colab_it_installs_for_what_is_there(extra, monkeypatch, tmp_path, ba
     assert ended == []
 
 
-def test_what_was_loaded_and_is_replaced_ends_the_session(monkeypatch, tmp_path, bare):
+def test_what_was_loaded_and_is_replaced_ends_the_kernel(monkeypatch, tmp_path, bare):
     assert run_first_cell(monkeypatch, tmp_path, colab=True, upgrade=True)[1] == [os.getpid()]
 
 
