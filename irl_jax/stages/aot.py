@@ -132,7 +132,7 @@ def measure(planner, name: str, chip, slice_devices: int = 0) -> dict:
     program = planner.program(name)
     count = planner.mesh.size
     start = time.perf_counter()
-    roles = _role_bytes(planner.resident(name))
+    roles = role_bytes(planner.resident(name))
     row = {"step": name, "section": program.section, "tokens": program.tokens / count, "roles": roles}
     try:
         compiled, text = compile_program(program)
@@ -180,7 +180,7 @@ def memory(analysis, program, roles: float) -> dict:
             "resident": resident, "total": peak + resident}  # fmt: skip
 
 
-def _role_bytes(resident: dict) -> dict:
+def role_bytes(resident: dict) -> dict:
     """{role: bytes of a device}; the value, which lies in the policy's state, apart."""
     import jax
 

@@ -52,6 +52,10 @@ class Plot(NamedTuple):
     light: bytes
     dark: bytes
 
+    def _repr_png_(self) -> tuple[bytes, dict]:
+        """What a notebook shows where a cell ends in the figure."""
+        return self.light, {"width": round(WIDTH * 96)}
+
 
 UNITS = {"length": "tokens", "random": "no unit", "golden": "golden's own"}  # of rewards; all others are logits, in nats
 METRIC_LABELS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from irl_jax import distributed, paths, workdir
 from irl_jax.stages import STAGES, report_run, report_samples, report_tables, trust
@@ -14,19 +15,39 @@ from irl_jax.workdir import read_json, read_jsonl, write_json
 TIMED = tuple(stage for stage in STAGES if stage != "report")
 
 
+class Material(NamedTuple):
+    """A run to show: results.json with what the figures need beside it, samples side by side, and curves of training."""
+
+    results: dict
+    samples: list
+    curves: dict
+
+
 def run(context) -> dict:
     """Adds the stages' timing to W/results.json and draws W/report from what `evaluate` left."""
     path = context.workdir.path
     results = read_json(path / "results.json", "policies", "rewards")
     finished = [stage for stage in TIMED if context.workdir.is_done(stage)]
     results["timing"] = {stage: context.workdir.timing(stage) for stage in finished}
-    material = read_json(path / "evaluate" / "report.json", "histograms", "scatter")
-    curves = _training_curves(path)
+    material = read(path)
     write_json(path / "results.json", results)
     title = "irl_jax: " + ("the embedded testbed" if context.is_testbed else context.config.data.source)
-    everything = {**results, **material, "settings": context.config.to_dict(), "title": title, "run": read_json(path / workdir.CONFIG)}
-    distributed.primary_first(lambda: write_report(path / "report", everything, material.get("samples") or (), curves))
+    everything = {**material.results, **results, "settings": context.config.to_dict(), "title": title,
+                  "run": read_json(path / workdir.CONFIG)}
+    distributed.primary_first(lambda: write_report(path / "report", everything, material.samples, material.curves))
     return {}
+
+
+def read(path: str | os.PathLike) -> Material:
+    """What the evaluated run in a workdir left to show; the arguments of `write_report`, and of `plots.draw_all`.
+
+    Raises:
+      UserError: no results there yet, or damaged ones.
+    """
+    path = paths.of(path)
+    results = read_json(path / "results.json", "policies", "rewards")
+    material = read_json(path / "evaluate" / "report.json", "histograms", "scatter")
+    return Material({**results, **material}, material.get("samples") or [], _training_curves(path))
 
 
 def _training_curves(path) -> dict:

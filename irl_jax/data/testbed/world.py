@@ -46,6 +46,10 @@ class World(NamedTuple):
         """
         return np.array([logp.sum() for logp, _ in _by_kind(self.demonstrator, prompts, responses)], np.float64)
 
+    def initial_logprobs(self, prompts: Sequence[str], responses: Sequence[Sequence[int]]) -> np.ndarray:
+        """Exact log-probability of token sequences under the initial writer; as `demonstrator_logprobs`."""
+        return np.array([logp.sum() for logp, _ in _by_kind(self.initial, prompts, responses)], np.float64)
+
     def demonstrate(self, prompts: Sequence[str], seed: int) -> list[list[int]]:
         """One response of the demonstrator's exact law for each prompt: token ids, EOS included."""
         return _write(self.demonstrator, prompts, generator(seed, "demonstrate"))
