@@ -141,7 +141,7 @@ def test_refusals(arguments, words, capsys):
     ("eval.best_of", "(4,)", (4,)), ("eval.best_of", "[1,2]", (1, 2)), ("eval.best_of", "", ()), ("eval.best_of", "1,,2", None),
     ("eval.best_of", "1,2.5", None), ("eval.best_of", "((1,2),3)", None), ("eval.best_of", "(1,2", None), ("eval.best_of", "nan", None),
     ("eval.best_of", "(" * 5000, None), ("reward.recipes", "(init_sft, 'sft_demo')", ("init_sft", "sft_demo")),
-    ("reward.recipes", "[ 'a,b', 'c' ]", ("a,b", "c")), ("model.path", " a,b ", " a,b "),
+    ("reward.recipes", "a,,b", None), ("reward.recipes", "[ 'a,b', 'c' ]", ("a,b", "c")), ("model.path", " a,b ", " a,b "),
 ], ids=lambda part: str(part)[:20])  # fmt: skip
 def test_overrides_by_type(key, text, value):
     changed = default()
