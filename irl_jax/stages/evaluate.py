@@ -205,17 +205,17 @@ def _report_material(sets, recipes, policies, judge) -> dict:
 
 
 def _side_by_side(sets, recipes, policies, judge, prompts: int = 24) -> list[dict]:
-    """For the first prompts: init, sft, the best of 16 by the first recipe, every policy."""
+    """For the first prompts: init, sft, the best of 16 (or of all, where they are fewer) by the first recipe, every policy."""
     out = []
-    best_by = recipes[0]
+    best_by, best_of = recipes[0], min(COMPARED_N, sets["sft"].by_prompt(sets["sft"].lengths).shape[1])
     for p in range(min(prompts, sets["sft"].by_prompt(sets["sft"].lengths).shape[0])):
         responses = []
-        for role in ("init", "sft", f"best-of-16 by {best_by}", *policies):
+        for role in ("init", "sft", f"best-of-{best_of} by {best_by}", *policies):
             judged = sets.get(role, sets["sft"])
             each = judged.by_prompt(judged.lengths).shape[1]
             index = p * each
             if role.startswith("best-of"):
-                index += int(np.argmax(judged.reward(best_by)[index : index + min(16, each)]))
+                index += int(np.argmax(judged.reward(best_by)[index : index + best_of]))
             responses.append({"source": role, "text": judged.texts[1][index], "length": int(judged.lengths[index]),
                               "golden": float(judged.golden[index]) if judge else None,
                               "rewards": {r: float(judged.reward(r)[index]) for r in recipes if r not in ("golden", "random")}})

@@ -186,7 +186,8 @@ def label_ends(figure, planes: Sequence, theme: Theme) -> None:
         for line, (x, y), height in zip(lines, ends, heights, strict=True):
             axes.annotate(line.get_label(), (x, y), xycoords=_points(figure), xytext=(box[2] + 12, height), textcoords=_points(figure),
                           fontsize=8.5, ha="left", va="center", color=line.get_color(), annotation_clip=False, gid="name",
-                          arrowprops=dict(arrowstyle="-", color=line.get_color(), linewidth=0.6, shrinkA=1, shrinkB=2, alpha=0.7))
+                          arrowprops=dict(arrowstyle="-", color=line.get_color(), linewidth=0.6, shrinkA=1, shrinkB=2, alpha=0.7,
+                                          relpos=(0, 0.5)))
 
 
 def _points(figure):

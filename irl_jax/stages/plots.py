@@ -242,7 +242,7 @@ def _frontier(results: Mapping):
             axes.set_ylabel(golden_label(results))
             axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0.0)), np.square))
             axes.set_xlim(left=0.0)
-            axes.locator_params(axis="x", nbins=6)
+            axes.locator_params(axis="x", nbins=5)
         rows[-1].set_xlabel("KL to sft (nats per sequence, square-root scale)")
         if len(points) > MAX_LINES:  # the key to their numbers
             figure.legend(found.values(), found, loc="outside lower center", ncols=legend_columns(list(found)), fontsize=8)
