@@ -64,7 +64,7 @@ def _convert(flag: str, text: str, old):
             value = type(old)(text)
         except ValueError:
             raise UserError(f"{flag}={text}: takes {'a whole number' if isinstance(old, int) else 'a number'}") from None
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{flag}={text}: takes a finite number")
         return value
     if isinstance(old, tuple):
