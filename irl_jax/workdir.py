@@ -208,7 +208,7 @@ def read_config(path, strict: bool = True) -> ConfigDict:
             raise UserError(f"{path / CONFIG}: key {key} is {where}; the workdir was written by another version of irl_jax")
     try:
         config.update_from_flattened_dict(found)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path / CONFIG}: a key of another type: {error}") from None
     try:
         check_ranges(config)

@@ -185,8 +185,8 @@ RECORDS = {
         "~/in.jsonl, line 1: longer than 64 MiB; JSON lines have one record a line"),
     "a line of 10 MB that is no JSON": Case(lambda b: b.score(b'{"prompt": "' + b"x" * LONG),
         "~/in.jsonl, line 1: not JSON (… at column 12)"),
-    "a prompt of 10 MB": Case(lambda b: b.generate(lines({"prompt": "w1 " * (LONG // 3)})),
-        "~/in.jsonl, line 1: the prompt is 3333333 tokens; with --max_tokens=4 that is longer than the context of 24; shorten the "
+    "a prompt of 10 MB": Case(lambda b: b.generate(lines({"prompt": ("w1" + " " * (LONG // 30)) * 30})),
+        "~/in.jsonl, line 1: the prompt is 30 tokens; with --max_tokens=4 that is longer than the context of 24; shorten the "
         "prompt or lower --max_tokens"),
     "a key of 10 MB": Case(lambda b: b.score(lines({"k" * LONG: 1})),
         "~/in.jsonl, line 1: no field 'prompt' (its fields: kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk...)"),
@@ -335,7 +335,7 @@ MODELS = {
         "~/m/model.safetensors: truncated or not a safetensors file (…); fetch it again"),
     "an index that leads out of the folder": Case(lambda b: b.score(model=replaced(
         without(b.model(), "model.safetensors"), "model.safetensors.index.json", '{"weight_map": {"a": "../m/model.safetensors"}}')),
-        "~/m/model.safetensors.index.json: weight_map names '../../m/model.safetensors', which is no file of this folder"),
+        "~/m/model.safetensors.index.json: weight_map names '../m/model.safetensors', which is no file of this folder"),
     "an index with a path from the root": Case(lambda b: b.score(model=replaced(
         without(b.model(), "model.safetensors"), "model.safetensors.index.json", '{"weight_map": {"a": "/etc/passwd"}}')),
         "~/m/model.safetensors.index.json: weight_map names '/etc/passwd', which is no file of this folder"),

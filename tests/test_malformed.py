@@ -82,7 +82,7 @@ def test_malformed(name, box, capsys):
 
 
 def test_the_table():
-    assert len(CASES) >= 60 and all(len(case.says.replace("…", "")) > 20 for case in CASES.values())
+    assert len(CASES) >= 60 and all(len(case.says.replace("…", "")) > 15 for case in CASES.values())
     verbs, sections = ("run", "generate", "score", "export", "aot"), [key for key in default()]
     source = (ROOT / "tests" / "malformed_cases.py").read_text()
     assert all(f'["{verb}"' in source or f'"{verb}", "--' in source for verb in verbs)
@@ -99,7 +99,8 @@ def test_every_number_of_the_config_has_a_range():
 @pytest.mark.parametrize("key", sorted(checks._flat(default())))
 def test_no_value_of_a_key_is_more_than_a_refusal(key):
     """Whatever text or, from a config file, whatever object: the config is checked, or one line says why not."""
-    texts = ["0", "-1", "1e30", "nan", "", "9" * 400, "()", "(1,)", "((1,),)", "(((((", "a\0b", "\ud800", "../../x", "True", "'"]
+    texts = ["0", "-1", "1e30", "nan", "", "9" * 400, "-" + "9" * 4000, "()", "(1,)", "((1,),)", "(((((", "a\0b", "\ud800", "../../x",
+             "True", "'"]
     values = [None, -1, 10**400, float("nan"), float("inf"), "\0", "\ud800", ("a",) * 3, (1.5,), (None,), ((1,),), (-5,), True]
     for value in [*texts, *values]:
         config = default()
@@ -111,7 +112,7 @@ def test_no_value_of_a_key_is_more_than_a_refusal(key):
         except UserError as error:
             assert key in str(error)
             continue
-        except (TypeError, ValueError):  # ml_collections' own, which the command line turns into a line
+        except (TypeError, ValueError, OverflowError):  # ml_collections' own, which the command line turns into a line
             continue
         with contextlib.suppress(UserError):
             checks.check(config)
