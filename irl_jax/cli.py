@@ -16,6 +16,7 @@ import traceback
 import ml_collections
 from ml_collections import ConfigDict
 
+from irl_jax import paths
 from irl_jax.config import default
 from irl_jax.errors import UserError
 from irl_jax.flags import OVERRIDE, given_flags, parse
@@ -53,8 +54,12 @@ def main(argv: list[str]) -> int:
 
 def _one_line(text: str, most: int = 1500) -> str:
     """A message on one line of some length, with nothing in it that a terminal would obey: it may quote what it complains about."""
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    text = _printable(" ".join(text.split()))
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def load_config(text: str) -> ConfigDict:
@@ -66,7 +71,7 @@ def load_config(text: str) -> ConfigDict:
     if not text:
         return default()
     name, _, variant = text.partition(":")
-    path = pathlib.Path(name).expanduser()
+    path = paths.here(name)
     if not path.is_file():
         if os.path.lexists(path):
             raise UserError(f"--config={text}: is no file that can be read")
@@ -104,7 +109,7 @@ def _sweep(arguments, config, overrides, stages) -> int:
 def _status(arguments, _) -> int:
     from irl_jax import status
 
-    print(*status.lines(arguments.workdir), sep="\n")
+    print(*map(_printable, status.lines(arguments.workdir)), sep="\n")
     return 0
 
 
@@ -193,9 +198,9 @@ def _score(arguments, _) -> int:
 def _export(arguments, _) -> int:
     if arguments.base and not arguments.adapter:
         raise UserError("--base: needs --adapter; a merged folder stands on no other")
-    out = pathlib.Path(os.path.abspath(os.path.expanduser(arguments.out)))
     if "://" in arguments.out:
         raise UserError(f"--out={arguments.out}: must be a folder of this machine; copy it to the store afterwards")
+    out = pathlib.Path(os.path.abspath(paths.here(arguments.out)))
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out={arguments.out}: is there already and not an empty folder; choose another, or remove it")
     _check_folder(arguments.out, str(out.parent))
@@ -208,9 +213,9 @@ def _export(arguments, _) -> int:
 
 def _prepare(arguments, _) -> int:
     files = {split: path for split, path in (("train", arguments.data), ("test", arguments.test)) if path}
-    for flag, path in (("--data", arguments.data), ("--test", arguments.test)):
-        if path and not os.path.isfile(os.path.expanduser(path)):
-            raise UserError(f"{flag}={path}: no such file")
+    _check_file(arguments.data, "--data")
+    if arguments.test:
+        _check_file(arguments.test, "--test")
     from irl_jax.data.tfds.prepare import prepare
 
     print(prepare(arguments.kind, files, arguments.out, arguments.fields))
@@ -228,10 +233,8 @@ def _check_source(arguments, records: str, flag: str) -> None:
     if arguments.model and (arguments.role or arguments.reward):
         given = "--role" if arguments.role else "--reward"
         raise UserError(f"{given}: needs --workdir; a plain folder has one model and no reward")
-    if not os.path.isfile(os.path.expanduser(records)):
-        there = os.path.lexists(os.path.expanduser(records))
-        raise UserError(f"{flag}={records}: {'is no file that can be read' if there else 'no such file'}")
-    out = os.path.abspath(os.path.expanduser(arguments.out))
+    _check_file(records, flag)
+    out = os.path.abspath(paths.here(arguments.out))
     folder = os.path.dirname(out)
     if os.path.isdir(out):
         raise UserError(f"--out={arguments.out}: must be a file in a folder that exists")
@@ -241,6 +244,13 @@ def _check_source(arguments, records: str, flag: str) -> None:
         raise UserError(f"--out={arguments.out}: is the file of {flag}, which would be replaced; choose another")
     _check_folder(arguments.out, folder)
     arguments.out = out
+
+
+def _check_file(path: str, flag: str) -> None:
+    """Refuses a file of records that is none."""
+    if not os.path.isfile(os.path.expanduser(path)):
+        there = os.path.lexists(os.path.expanduser(path))
+        raise UserError(f"{flag}={path}: {'is no file that can be read' if there else 'no such file'}")
 
 
 def _check_folder(out: str, folder: str) -> None:
@@ -278,7 +288,8 @@ def _of_the_file(error: BaseException, path: pathlib.Path) -> str:
     own = [place for place, frame in enumerate(frames) if frame.filename == str(path)]
     package = os.path.dirname(os.path.abspath(__file__)) + os.sep
     called = frames[own[-1] :] if own and not isinstance(error, RecursionError) else []
-    if any(os.path.abspath(frame.filename).startswith(package) for frame in called):
+    ours = [os.path.abspath(frame.filename) for frame in called]
+    if any(file.startswith(package) and file != f"{package}describe.py" for file in ours):  # which only notes who sets what
         raise error
     line = f"{path}, line {frames[own[-1]].lineno}" if own else str(path)
     if os.path.dirname(ml_collections.__file__) in frames[-1].filename:

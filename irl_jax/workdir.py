@@ -100,8 +100,11 @@ class Workdir:
                 os.pwrite(self._lock.fileno(), json.dumps(note).encode().ljust(512) + b"\n", 0)  # always as long, so that it is whole
 
     def close(self) -> None:
-        """Releases the lock; the process's end does so too."""
+        """Releases the lock, in which nobody is noted any more; the process's end releases it too."""
         if self._lock:
+            if self._since and not self._lock.closed:
+                with contextlib.suppress(OSError):
+                    os.truncate(self._lock.fileno(), 0)
             self._lock.close()
 
     def __enter__(self) -> Workdir:

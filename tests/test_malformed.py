@@ -11,18 +11,22 @@ import re
 import resource
 import sys
 
+import malformed_cases
+import malformed_verbs
 import numpy as np
 import pytest
-from malformed_cases import CASES, GOOD, KEYS, Box, Trap, lines
+from malformed_cases import GOOD, KEYS, Box, Trap, lines
 from test_export import GPT2, base_folder, run_on
 
 from irl_jax import checks, cli, workdir
 from irl_jax.config import default
 from irl_jax.data import sources
 from irl_jax.errors import UserError
+from irl_jax.flags import VERBS
 from irl_jax.overrides import override
 from irl_jax.stages import sampling
 
+CASES = malformed_cases.CASES | malformed_verbs.CASES
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -83,8 +87,8 @@ def test_malformed(name, box, capsys):
 
 def test_the_table():
     assert len(CASES) >= 60 and all(len(case.says.replace("…", "")) > 15 for case in CASES.values())
-    verbs, sections = ("run", "generate", "score", "export", "aot"), [key for key in default()]
-    source = (ROOT / "tests" / "malformed_cases.py").read_text()
+    verbs, sections = VERBS, [key for key in default()]
+    source = "".join((ROOT / "tests" / f"{name}.py").read_text() for name in ("malformed_cases", "malformed_verbs"))
     assert all(f'["{verb}"' in source or f'"{verb}", "--' in source for verb in verbs)
     assert {setting.split("=")[0].split(".")[0] for setting, _ in KEYS.values()} >= set(sections)
 
