@@ -299,9 +299,17 @@ def read_jsonl(path) -> list[dict]:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: broken JSON lines ({error}); remove the file, of which only the report's curves are made") from None
-    if not all(isinstance(record, dict) and isinstance(record.get("step"), int) for record in records):
-        raise UserError(f"{path}: a line without its step; remove the file, of which only the report's curves are made")
+    for record in records:
+        wrong = "its step" if not isinstance(record, dict) or not isinstance(record.get("step"), int) else next(
+            (f"a number as {name!r}"[:60] for name, value in record.items() if not _is_number(value)), "")
+        if wrong:
+            raise UserError(f"{path}: a line without {wrong}; remove the file, of which only the report's curves are made")
     return records
+
+
+def _is_number(value) -> bool:
+    """Whether it is a number that JSON lines of ours hold: finite, or null."""
+    return value is None or isinstance(value, (int, float)) and abs(value) <= 1e308
 
 
 def save_arrays(path, **arrays) -> None:

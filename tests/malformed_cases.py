@@ -571,6 +571,12 @@ WORKDIRS = {
     "metrics.jsonl without steps": Case(lambda b: b.testbed(stages="report", workdir=replaced(b.begun(
         results=NOTHING, evaluate__report=NOTHING), "sft/metrics.jsonl", '{"loss": 1}\n')),
         "~/w/sft/metrics.jsonl: a line without its step; remove the file, of which only the report's curves are made"),
+    "metrics.jsonl with text for a number": Case(lambda b: b.testbed(stages="report", workdir=replaced(b.begun(
+        results=NOTHING, evaluate__report=NOTHING), "sft/metrics.jsonl", '{"step": 1, "loss": "low"}\n')),
+        "~/w/sft/metrics.jsonl: a line without a number as 'loss'; remove the file, of which only the report's curves are made"),
+    "metrics.jsonl with a number of hundreds of digits": Case(lambda b: b.testbed(stages="report", workdir=replaced(b.begun(
+        results=NOTHING, evaluate__report=NOTHING), "sft/metrics.jsonl", f'{{"step": 1, "loss": {"9" * 400}}}\n')),
+        "~/w/sft/metrics.jsonl: a line without a number as 'loss'; remove the file, of which only the report's curves are made"),
     "done.json that is no JSON": Case(lambda b: b.testbed(stages="report", workdir=b.begun(
         results=NOTHING, sft__done="\0")),
         "~/w/sft/done.json: broken JSON (…); remove it and the done.json of the stage that writes it, and start the same command again"),
