@@ -1,14 +1,12 @@
-"""The verbs and their flags.
+"""The verbs: what each does with its flags.
 
 The user's mistakes are one line on stderr and status 2; a bug of ours keeps its traceback and status 1.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.util
-import math
 import os
 import pathlib
 import re
@@ -18,12 +16,11 @@ import traceback
 import ml_collections
 from ml_collections import ConfigDict
 
+from irl_jax import paths
 from irl_jax.config import default
 from irl_jax.errors import UserError
+from irl_jax.flags import OVERRIDE, given_flags, parse
 from irl_jax.overrides import keys_of, nearest, override
-
-VERBS = ("run", "status", "compare", "config", "prepare", "generate", "score", "export", "aot")
-OVERRIDE = "--config."
 
 
 def entry() -> None:
@@ -57,50 +54,12 @@ def main(argv: list[str]) -> int:
 
 def _one_line(text: str, most: int = 1500) -> str:
     """A message on one line of some length, with nothing in it that a terminal would obey: it may quote what it complains about."""
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    text = _printable(" ".join(text.split()))
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
-def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
-    """(flags, {config key: text of its override}).
-
-    Raises:
-      UserError: an unknown verb or flag, or a value that the flag does not take.
-    """
-    if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
-        raise UserError(f"unknown verb '{argv[0]}'{nearest(argv[0], VERBS)}; the verbs are {', '.join(VERBS)}")
-    for argument in argv:
-        if not argument.isascii() and argument.encode(errors="replace") != argument.encode(errors="surrogateescape"):
-            raise UserError(f"{argument}: is not UTF-8; rename what it names")
-    parser, verbs = _parsers()
-    overrides, rest = {}, []
-    for argument in argv:
-        if argument.startswith(OVERRIDE):
-            key, equals, text = argument.removeprefix(OVERRIDE).partition("=")
-            if not equals:
-                raise UserError(f"{argument}: write it as {OVERRIDE}{key}=VALUE")
-            if key in overrides:
-                raise UserError(f"{OVERRIDE}{key}: given twice, as {overrides[key]} and as {text}; which one?")
-            overrides[key] = text
-        else:
-            rest.append(argument)
-    arguments, unknown = parser.parse_known_args(rest)
-    if unknown:
-        flags = [flag for flag in verbs[arguments.verb]._option_string_actions if flag.startswith("--")]
-        name = unknown[0].split("=")[0]
-        raise UserError(f"{arguments.verb}: unknown argument '{name}'{nearest(name, flags)}; its flags are {', '.join(flags)}")
-    if overrides and arguments.verb not in ("run", "aot", "config"):
-        raise UserError(f"{OVERRIDE}{next(iter(overrides))}: {arguments.verb} takes no config but the workdir's own; run, aot, config do")
-    _refuse_twice(verbs[arguments.verb], rest)
-    return arguments, overrides
-
-
-def _refuse_twice(parser: argparse.ArgumentParser, given: list[str]) -> None:
-    """Refuses a flag that takes one value and is given two."""
-    names = [argument.split("=")[0] for argument in given]
-    for name, action in parser._option_string_actions.items():
-        if names.count(name) > 1 and action.nargs != 0 and not isinstance(action, argparse._AppendAction):
-            raise UserError(f"{name}: given twice; which one?")
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def load_config(text: str) -> ConfigDict:
@@ -112,7 +71,7 @@ def load_config(text: str) -> ConfigDict:
     if not text:
         return default()
     name, _, variant = text.partition(":")
-    path = pathlib.Path(name).expanduser()
+    path = paths.here(name)
     if not path.is_file():
         if os.path.lexists(path):
             raise UserError(f"--config={text}: is no file that can be read")
@@ -143,17 +102,14 @@ def _configured(arguments, overrides) -> ConfigDict:
 def _sweep(arguments, config, overrides, stages) -> int:
     from irl_jax import sweep
 
-    own = ("help", "config", "workdir", "sweep")
-    flags = {action.dest: getattr(arguments, action.dest) for action in _parsers()[1]["run"]._actions
-             if action.dest not in own and getattr(arguments, action.dest) != action.default}
-    given = [f"--{name}" if value is True else f"--{name}={value}" for name, value in flags.items()]
-    return sweep.run(sweep.members(config, arguments.sweep, overrides), arguments.workdir, given, stages)
+    shared = given_flags(arguments, but=("config", "workdir", "sweep"))
+    return sweep.run(sweep.members(config, arguments.sweep, overrides), arguments.workdir, shared, stages)
 
 
 def _status(arguments, _) -> int:
     from irl_jax import status
 
-    print(*status.lines(arguments.workdir), sep="\n")
+    print(*map(_printable, status.lines(arguments.workdir)), sep="\n")
     return 0
 
 
@@ -242,9 +198,9 @@ def _score(arguments, _) -> int:
 def _export(arguments, _) -> int:
     if arguments.base and not arguments.adapter:
         raise UserError("--base: needs --adapter; a merged folder stands on no other")
-    out = pathlib.Path(os.path.abspath(os.path.expanduser(arguments.out)))
     if "://" in arguments.out:
         raise UserError(f"--out={arguments.out}: must be a folder of this machine; copy it to the store afterwards")
+    out = pathlib.Path(os.path.abspath(paths.here(arguments.out)))
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out={arguments.out}: is there already and not an empty folder; choose another, or remove it")
     _check_folder(arguments.out, str(out.parent))
@@ -257,9 +213,9 @@ def _export(arguments, _) -> int:
 
 def _prepare(arguments, _) -> int:
     files = {split: path for split, path in (("train", arguments.data), ("test", arguments.test)) if path}
-    for flag, path in (("--data", arguments.data), ("--test", arguments.test)):
-        if path and not os.path.isfile(os.path.expanduser(path)):
-            raise UserError(f"{flag}={path}: no such file")
+    _check_file(arguments.data, "--data")
+    if arguments.test:
+        _check_file(arguments.test, "--test")
     from irl_jax.data.tfds.prepare import prepare
 
     print(prepare(arguments.kind, files, arguments.out, arguments.fields))
@@ -284,10 +240,8 @@ def _check_source(arguments, records: str, flag: str) -> None:
     if arguments.model and (arguments.role or arguments.reward):
         given = "--role" if arguments.role else "--reward"
         raise UserError(f"{given}: needs --workdir; a plain folder has one model and no reward")
-    if not os.path.isfile(os.path.expanduser(records)):
-        there = os.path.lexists(os.path.expanduser(records))
-        raise UserError(f"{flag}={records}: {'is no file that can be read' if there else 'no such file'}")
-    out = os.path.abspath(os.path.expanduser(arguments.out))
+    _check_file(records, flag)
+    out = os.path.abspath(paths.here(arguments.out))
     folder = os.path.dirname(out)
     if os.path.isdir(out):
         raise UserError(f"--out={arguments.out}: must be a file in a folder that exists")
@@ -299,138 +253,19 @@ def _check_source(arguments, records: str, flag: str) -> None:
     arguments.out = out
 
 
+def _check_file(path: str, flag: str) -> None:
+    """Refuses a file of records that is none."""
+    if not os.path.isfile(os.path.expanduser(path)):
+        there = os.path.lexists(os.path.expanduser(path))
+        raise UserError(f"{flag}={path}: {'is no file that can be read' if there else 'no such file'}")
+
+
 def _check_folder(out: str, folder: str) -> None:
     """Refuses an --out whose folder is not there or cannot be written to."""
     if not os.path.isdir(folder):
         raise UserError(f"--out={out}: must be in a folder that exists")
     if not os.access(folder, os.W_OK):
         raise UserError(f"--out={out}: the folder cannot be written to")
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse whose complaints are UserErrors."""
-
-    def error(self, message):
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-
-def _number(kind, low, high=math.inf, above=False):
-    """An argparse type: a finite number from `low` (or above it) to `high`."""
-
-    def parse_number(text):
-        value = kind(text)
-        if not (low < value if above else low <= value) or not value <= high or math.isinf(value):
-            raise argparse.ArgumentTypeError(f"{text} is out of range")
-        return value
-
-    parse_number.__name__ = kind.__name__
-    return parse_number
-
-
-def _size(text: str) -> int:
-    """An argparse type: bytes of "5GB", "500MB" or "1GiB"."""
-    parsed = re.fullmatch(r"(\d+(?:\.\d+)?)(?:([KMG])(i?))?B?", text.strip(), re.IGNORECASE)
-    size = float(parsed[1]) * (1024 if parsed[3] else 1000) ** (" kmg".index((parsed[2] or " ").lower())) if parsed else 0
-    if not 1 <= size <= 2**62:
-        raise argparse.ArgumentTypeError(f"'{text[:40]}' is no size; write it as 5GB, 500MB or 1GiB")
-    return int(size)
-
-
-def _temperature(text: str) -> float:
-    """An argparse type: 0, or what logits can be divided by."""
-    value = float(text)
-    if value != 0 and not 1e-3 <= value <= 1e3:
-        raise argparse.ArgumentTypeError(f"{text} is out of range: 0, or from 0.001 to 1000")
-    return value
-
-
-def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
-    about = "Inverse reinforcement learning from demonstrations, for language models."
-    parser = _Parser(prog="irl_jax", description=about, allow_abbrev=False)
-    subparsers = parser.add_subparsers(dest="verb", required=True, metavar="{" + ",".join(VERBS) + "}")
-    helps = {
-        "run": "the pipeline, from demonstrations to a policy and a report; goes on where it was stopped",
-        "status": "what of a run, or of a sweep, is done, running and left; only looks",
-        "config": "every key of a config: its value, which file or flag set it, and its help",
-        "prepare": "a JSONL file as ArrayRecord, read by random access as tfds:NAME: for files larger than memory, and for other tools",
-        "generate": "responses to prompts",
-        "score": "log-probabilities (and rewards) of responses",
-        "export": "a policy or a reward as a Hugging Face folder, with a model card that says how it was made",
-        "aot": "what a run needs of TPUs that are not there: memory, operations, network and time of each step",
-        "compare": "finished runs side by side, those that differ only in seed pooled: tables, and a page of its own",
-    }
-    verbs = {verb: subparsers.add_parser(verb, help=helps[verb], description=helps[verb], allow_abbrev=False) for verb in VERBS}
-    run = verbs["run"]
-    run.add_argument("--config", default="", metavar="FILE.py[:VARIANT]", help="a config file; default: the testbed")
-    run.add_argument("--workdir", required=True, metavar="W", help="the run's folder, made where missing")
-    run.add_argument("--stages", default="", metavar="A,B", help="only these stages, in the pipeline's order; default: all")
-    add = run.add_argument
-    add("--sweep", action="append", default=[], metavar="KEY=V1,V2",
-        help="one run for each value of a config's key, in a folder of its own under W; more of them: for each combination")
-    add("--multihost", action="store_true", help="one process on each host of a pod, found by the environment (Cloud TPU, SLURM)")
-    add("--coordinator", default="", metavar="HOST:PORT", help="with --multihost: process 0's address, where the environment does not say")
-    add("--processes", type=_number(int, 1), default=0, metavar="N", help="... how many processes there are")
-    add("--process", type=_number(int, 0), default=-1, metavar="I", help="... and which of them this is, from 0")
-    add("--patience", type=_number(float, 20), default=60.0, metavar="S",
-        help="with --multihost: seconds after which the others end where one process dies or stands still; default 60")
-    add("--compilation_cache", metavar="DIR",
-        help="where compiled programs are kept for the next run; '' keeps none; default: $JAX_COMPILATION_CACHE_DIR or ~/.cache/irl_jax")
-    run.epilog = f"{OVERRIDE}SECTION.KEY=VALUE sets one key of the config (`irl_jax config` lists them); tuples as a,b,c."
-    verbs["status"].add_argument("workdir", metavar="W", help="a run's folder, or a sweep's")
-    add = verbs["config"].add_argument
-    add("--config", default="", metavar="FILE.py[:VARIANT]", help="a config file; default: the testbed")
-    add("--workdir", default="", metavar="W", help="... or a run's folder, for the config that it has")
-    add("--markdown", action="store_true", help="the reference of all keys, as docs/configuration.md has it")
-    for verb in ("generate", "score"):
-        add = verbs[verb].add_argument
-        add("--model", metavar="DIR", help="a Hugging Face folder or hub name")
-        add("--workdir", metavar="W", help="... or a run's folder")
-        add("--role", metavar="ROLE", help="with --workdir: init, sft or a method such as policy/init_sft; default: sft")
-        add("--reward", metavar="RECIPE", help="with --workdir: a learnt reward, such as init_sft")
-        add("--out", required=True, metavar="O.jsonl", help="where the records go")
-        add("--control_tokens", action="store_true",
-            help="special tokens that the records' text spells out are those tokens: for text that a template has rendered; default: text")
-    add = verbs["generate"].add_argument
-    add("--prompts", required=True, metavar="P.jsonl", help="records with a prompt, or messages")
-    add("--best_of", type=_number(int, 1, 10**6), default=1, metavar="N", help="with --reward: the best of N samples")
-    add("--agreement", type=_number(float, 0), metavar="A",
-        help="with --best_of and an ensemble: go on to more samples only while the members' mean gain is above A of their deviations")
-    add("--samples", type=_number(int, 1, 10**6), default=1, metavar="K", help="samples a prompt; default 1")
-    add("--temperature", type=_temperature, default=1.0, metavar="T", help="0 is greedy; default 1")
-    add("--top_k", type=_number(int, 0, 2**31 - 1), default=0, metavar="K", help="only the K likeliest tokens; 0 is all")
-    mass = _number(float, 0, 1, above=True)
-    add("--top_p", type=mass, default=1.0, metavar="P", help="only the likeliest tokens of mass P; 1 is all")
-    add("--max_tokens", type=_number(int, 1, 2**31 - 1), metavar="T", help="tokens a response; default: the run's limit, or 64")
-    add("--seed", type=_number(int, 0, 2**31 - 1), default=0, metavar="S", help="default 0")
-    add = verbs["export"].add_argument
-    add("--workdir", required=True, metavar="W", help="a run's folder")
-    add("--role", required=True, metavar="ROLE", help="init, sft, or a method such as policy/init_sft or reward/init_sft")
-    add("--out", required=True, metavar="DIR", help="the new folder; it must not be there, or be empty")
-    add("--adapter", action="store_true", help="the role's LoRA adapter alone, for peft; default: merged into the weights")
-    add("--base", default="", metavar="DIR", help="with --adapter: the folder that it stands on; default: the run's own model.path")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights; default float32")
-    add("--max_shard_size", type=_size, default="5GB", metavar="SIZE", help="weights are cut into files of at most this; default 5GB")
-    add = verbs["aot"].add_argument
-    add("--config", default="", metavar="FILE.py[:VARIANT]", help="a config file; default: the testbed")
-    add("--topology", required=True, metavar="CHIP:SHAPE", help="v5e:4x4, v6e:8x8, v5p:2x4x4, ...")
-    add("--slices", type=_number(int, 1, 4096), default=1, metavar="N",
-        help="so many of them, joined by the data centre's network; default 1")
-    add("--steps", default="", metavar="A,B", help="only these, such as sft,policy; default: all")
-    add("--out", default="aot", metavar="DIR", help="where plan.json goes; default: aot")
-    add = verbs["prepare"].add_argument
-    add("--kind", required=True, choices=("demonstrations", "preferences", "hh"),
-        help="{prompt, response} or {messages}; {prompt, chosen, rejected}; or HH-RLHF transcripts")
-    add("--data", required=True, metavar="D.jsonl", help="the split 'train', plain or gzip")
-    add("--test", default="", metavar="T.jsonl", help="the split 'test', where there is one")
-    add("--out", required=True, metavar="DIR", help="the folder that becomes data.tfds_data_dir")
-    add("--fields", default="", metavar="NAME=FIELD,..", help="the file's own names of the fields, such as response=answer")
-    add = verbs["compare"].add_argument
-    add("workdirs", nargs="+", metavar="W", help="folders of finished runs; one alone is shown in the same tables")
-    add("--out", default=".", metavar="DIR", help="where compare.html goes; default: here")
-    add = verbs["score"].add_argument
-    add("--data", required=True, metavar="D.jsonl", help="records with a prompt and a response, or messages")
-    add("--eos", action="store_true", help="count the EOS that ends each response")
-    return parser, verbs
 
 
 def _call_get_config(path: pathlib.Path, variant: str):
@@ -460,7 +295,8 @@ def _of_the_file(error: BaseException, path: pathlib.Path) -> str:
     own = [place for place, frame in enumerate(frames) if frame.filename == str(path)]
     package = os.path.dirname(os.path.abspath(__file__)) + os.sep
     called = frames[own[-1] :] if own and not isinstance(error, RecursionError) else []
-    if any(os.path.abspath(frame.filename).startswith(package) for frame in called):
+    ours = [os.path.abspath(frame.filename) for frame in called]
+    if any(file.startswith(package) and file != f"{package}describe.py" for file in ours):  # which only notes who sets what
         raise error
     line = f"{path}, line {frames[own[-1]].lineno}" if own else str(path)
     if os.path.dirname(ml_collections.__file__) in frames[-1].filename:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from irl_jax import hf_export, hf_import, sharding
+from irl_jax import hf_export, hf_import, paths, sharding
 from irl_jax.errors import UserError
 from irl_jax.hf_import import one_line, read_json
 from irl_jax.models import families, published, tensors
@@ -25,7 +25,7 @@ def resolve(name: str | Path) -> Path:
 
     Raises: UserError where there is neither.
     """
-    folder = Path(name).expanduser()
+    folder = paths.here(name)
     if folder.is_dir():
         return folder
     if folder.is_absolute() or folder.exists() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
@@ -44,7 +44,7 @@ def read_config(name: str | Path) -> ModelConfig:
 
     Raises: UserError where there is none, or one beyond what this decoder does.
     """
-    folder = Path(name).expanduser()
+    folder = paths.here(name)
     if not folder.is_dir() and str(name) in published.HF_CONFIGS:
         return families.from_hf_config(published.HF_CONFIGS[str(name)], str(name))
     file = folder / "config.json"

@@ -146,5 +146,5 @@ def _words(flag: str, text: str, bracketed: str) -> list[str]:
     words = [unquoted(word.strip()) for word in bracketed[1:-1].split(",")]
     words = words[:-1] if words[-1] == "" else words
     if not bracketed.endswith(closing) or len(bracketed) < 2 or "" in words or any(mark in word for word in words for mark in "()[]"):
-        raise UserError(f"{flag}={text}: takes values separated by commas, such as a,b,c")
+        raise UserError(f"{flag}={text[:80]}: takes values separated by commas, such as a,b,c")
     return words

@@ -29,11 +29,11 @@ def of(path):
       pathlib.Path, or etils' epath.Path of an object store.
 
     Raises:
-      UserError: an object store that nothing installed can reach.
+      UserError: an object store that nothing installed can reach, or a name that no file can have.
     """
     text = os.fspath(path)
     if "://" not in text:
-        return pathlib.Path(path).expanduser()
+        return _local(text) if isinstance(path, str) else pathlib.Path(os.path.expanduser(text))
     if not isinstance(path, str):
         return path  # of an object store, and looked at when it was a str
     if not text.startswith("gs://"):
@@ -51,6 +51,17 @@ def of(path):
     return remote
 
 
+def _local(text: str) -> pathlib.Path:
+    """A path of this machine's; "~somebody" stays as it is where there is no such person."""
+    path = pathlib.Path(os.path.expanduser(text))
+    try:
+        path.lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{text[:100]}...: a name of {len(text)} letters is too long for the file system") from None
+    return path
+
+
 def is_local(path) -> bool:
     """Whether the path is of this machine's file system."""
     return "://" not in os.fspath(path)
@@ -62,6 +73,15 @@ def files(folder) -> list:
         return sorted(path for path in folder.rglob("*") if not path.is_dir())
     entries = sorted(folder.iterdir()) if folder.exists() else []
     return [file for entry in entries for file in (files(entry) if entry.is_dir() else [entry])]
+
+
+def here(name) -> pathlib.Path:
+    """The path of a name that is this machine's, whatever it looks like: of something that is not read from object stores.
+
+    Raises: as `of`.
+    """
+    text = os.fspath(name)
+    return _local(text) if is_local(text) else pathlib.Path(text)
 
 
 def absolute(path):

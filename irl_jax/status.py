@@ -50,6 +50,13 @@ def lines(text: str) -> list[str]:
     path = paths.of(text)
     if not path.exists():
         raise UserError(f"{path}: no such folder; give the --workdir of a run")
+    try:
+        return _told(path)
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from None
+
+
+def _told(path) -> list[str]:
     if (path / SWEEP).exists():
         members = names_in(path)
         told = [(name, _headline(path / name) if (path / name / workdir.CONFIG).exists() else "left") for name in members]
@@ -70,14 +77,21 @@ def holder(path) -> Holder:
     file = path / workdir.LOCK
     try:
         note = json.loads(file.read_bytes())
-        found = Holder("here", int(note["pid"]), str(note["host"]), float(note["since"]), str(note["stage"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        found = Holder("here", int(_number(note["pid"])), str(note["host"]), _number(note["since"]), str(note["stage"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return Holder()
     if found.host != socket.gethostname():
         return found._replace(where="elsewhere")
     if note.get("inode") != file.stat().st_ino:  # the folder is a copy
         return Holder()
     return found if _has_lock(found.pid) else Holder()
+
+
+def _number(value) -> float:
+    """A count or a time, of what a file says. Raises: ValueError, TypeError where it is none."""
+    if isinstance(value, bool) or not 0 <= value < 2**33:
+        raise ValueError(value)
+    return float(value)
 
 
 def _has_lock(pid: int) -> bool:
@@ -147,8 +161,10 @@ def _method(path, method: variants.Method, held: Holder) -> Part:
 
 def _took(folder) -> str:
     done = workdir.read_json(folder / workdir.DONE)
-    seconds = done["timing"].get("seconds") if isinstance(done, dict) and isinstance(done.get("timing"), dict) else None
-    return _span(seconds) if isinstance(seconds, (int, float)) else ""
+    try:
+        return _span(_number(done["timing"]["seconds"]))
+    except (KeyError, TypeError, ValueError):
+        return ""
 
 
 def _pieces(folder) -> str:
@@ -170,7 +186,7 @@ def _steps(folder, held: Holder, stage: str) -> str:
     steps, first, since = _session(folder / PROGRESS)
     said = f"step {at} of {steps}" if steps else f"step {at}"
     if _state(held, stage, True) == "stopped":
-        saved = max((int(entry.name) for entry in _entries(folder / "checkpoints") if entry.name.isdecimal()), default=0)
+        saved = max((int(entry.name) for entry in _entries(folder / "checkpoints") if re.fullmatch("[0-9]{1,12}", entry.name)), default=0)
         return f"{said}; goes on from {f'step {saved}' if saved else 'its beginning'}"
     written = paths.changed(folder / METRICS)
     if steps and at > first and written > since:
@@ -183,7 +199,7 @@ def _session(path) -> tuple[int, int, float]:
     """(steps in all, the first one of this session, when it was told) by progress.json; zeros where it does not say."""
     try:
         note = workdir.read_json(path)
-        return int(note["steps"]), int(note["step"]), float(note["time"])
+        return int(_number(note["steps"])), int(_number(note["step"])), _number(note["time"])
     except (UserError, KeyError, TypeError, ValueError):
         return 0, 0, 0.0
 
@@ -200,8 +216,8 @@ def _last_step(path) -> int | None:
         content = path.read_bytes()
     whole = content.rpartition(b"\n")[0].rpartition(b"\n")[2]
     try:
-        return int(json.loads(whole)["step"])
-    except (ValueError, KeyError, TypeError):
+        return int(_number(json.loads(whole)["step"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

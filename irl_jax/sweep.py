@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 import re
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from irl_jax.errors import UserError
 from irl_jax.overrides import keys_of, override, spelled, split, unquoted, value_of
 from irl_jax.stages import refuse
 
-SWEEP = "sweep.json"
+SWEEP, MOST = "sweep.json", 10_000  # members: what makes more is a slip of the finger
 _LONGEST = 180  # letters of a folder's name; file systems take 255 bytes
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -54,6 +55,8 @@ def members(config: ConfigDict, sweeps: list[str], overrides: dict[str, str]) ->
         if key in axes or key in overrides:
             raise UserError(f"--sweep={key}=...: {key} is given twice; a sweep sets it, once")
         axes[key] = _values(config, key, values, text)
+    if (number := math.prod(map(len, axes.values()))) > MOST:
+        raise UserError(f"--sweep: {number:,} runs are more than the {MOST:,} that a sweep takes")
     found = []
     for chosen in itertools.product(*axes.values()):
         mine = ConfigDict(config.to_dict()).lock()
@@ -70,7 +73,7 @@ def _values(config: ConfigDict, key: str, text: str, given: str) -> list:
         words = split(text)
     except ValueError as error:
         raise UserError(f"--sweep={given}: {error}") from None
-    if "=" not in given or words == [""]:
+    if not key or "=" not in given or words == [""]:
         raise UserError(f"--sweep={given}: write it as --sweep=KEY=V1,V2,...")
     values = []
     for word in words:
@@ -140,7 +143,7 @@ def names_in(folder) -> list[str]:
     Raises:
       UserError: its sweep.json is not one.
     """
-    stored = workdir.read_json(folder / SWEEP)
+    stored = workdir.read_json(folder / SWEEP, advice="bring the sweep's own back, or choose another folder")
     names = stored.get("members") if isinstance(stored, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) and "=" in name and "/" not in name for name in names):
         raise UserError(f"{folder / SWEEP}: not a {SWEEP} of irl_jax; choose another folder")
@@ -153,15 +156,22 @@ def _note(folder, names: list[str]) -> None:
         raise UserError(f"{folder}: is the workdir of one run; choose another --workdir for the sweep")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; --workdir takes a folder")
+    if paths.is_local(folder) and folder.is_symlink() and not folder.exists():
+        raise UserError(f"{folder}: is a link to nothing; --workdir takes a folder")
     if folder.exists() and not (folder / SWEEP).exists() and any(entry.name[:1] != "." for entry in folder.iterdir()):
         raise UserError(f"{folder}: not empty and not a sweep's folder (no {SWEEP} there); choose another --workdir")
     before = names_in(folder) if (folder / SWEEP).exists() else []
     after = list(dict.fromkeys([*before, *names]))
-    if after != before:
-        try:
-            paths.write(folder / SWEEP, lambda file: file.write((json.dumps({"members": after}, indent=2) + "\n").encode()))
-        except OSError as error:
-            raise UserError(f"{folder}: cannot write the sweep's folder there: {error.strerror}") from None
+    if after == before:
+        return
+    fresh = not folder.exists()
+    try:
+        paths.write(folder / SWEEP, lambda file: file.write((json.dumps({"members": after}, indent=2) + "\n").encode()))
+    except UserError:
+        if fresh and paths.is_local(folder):
+            with contextlib.suppress(OSError):  # it is not there
+                folder.rmdir()
+        raise
 
 
 def arguments(config: ConfigDict) -> list[str]:

@@ -221,7 +221,7 @@ class Wandb:
         for _ in name.split("/"):
             root = root.parent
         note = read_json(directory / WANDB) if (directory / WANDB).exists() else {}
-        if note.get("project") != project:
+        if not isinstance(note, dict) or note.get("project") != project or not isinstance(note.get("id"), str):
             note = {"project": project, "id": uuid.uuid4().hex}
             paths.write(directory / WANDB, lambda file: file.write((json.dumps(note) + "\n").encode()))
         config = read_json(root / CONFIG)["config"] if (root / CONFIG).exists() else {}

@@ -100,8 +100,11 @@ class Workdir:
                 os.pwrite(self._lock.fileno(), json.dumps(note).encode().ljust(512) + b"\n", 0)  # always as long, so that it is whole
 
     def close(self) -> None:
-        """Releases the lock; the process's end does so too."""
+        """Releases the lock, in which nobody is noted any more; the process's end releases it too."""
         if self._lock:
+            if self._since and not self._lock.closed:
+                with contextlib.suppress(OSError):
+                    os.truncate(self._lock.fileno(), 0)
             self._lock.close()
 
     def __enter__(self) -> Workdir:
@@ -296,9 +299,17 @@ def read_jsonl(path) -> list[dict]:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: broken JSON lines ({error}); remove the file, of which only the report's curves are made") from None
-    if not all(isinstance(record, dict) and isinstance(record.get("step"), int) for record in records):
-        raise UserError(f"{path}: a line without its step; remove the file, of which only the report's curves are made")
+    for record in records:
+        wrong = "its step" if not isinstance(record, dict) or not isinstance(record.get("step"), int) else next(
+            (f"a number as {name!r}"[:60] for name, value in record.items() if not _is_number(value)), "")
+        if wrong:
+            raise UserError(f"{path}: a line without {wrong}; remove the file, of which only the report's curves are made")
     return records
+
+
+def _is_number(value) -> bool:
+    """Whether it is a number that JSON lines of ours hold: finite, or null."""
+    return value is None or isinstance(value, (int, float)) and abs(value) <= 1e308
 
 
 def save_arrays(path, **arrays) -> None:

@@ -95,8 +95,9 @@ class Box:
     def run(self, *settings, stages="sft", workdir=None, **data) -> list[str]:
         """run on records of a file: `data` has a file's content by the key that names it."""
         flags = [f"--config.{key.replace('__', '.')}={self.write(key + '.jsonl', content)}" for key, content in data.items()]
-        return ["run", f"--workdir={workdir or self / 'w'}", f"--stages={stages}", f"--config.model.path={self.base}",
-                "--config.golden.kind=none", "--config.data.max_prompt_tokens=12", "--config.data.max_response_tokens=12", *flags,
+        golden = [] if any(setting.startswith("golden.kind=") for setting in settings) else ["--config.golden.kind=none"]
+        return ["run", f"--workdir={workdir or self / 'w'}", f"--stages={stages}", f"--config.model.path={self.base}", *golden,
+                "--config.data.max_prompt_tokens=12", "--config.data.max_response_tokens=12", *flags,
                 *(f"--config.{setting}" for setting in settings)]
 
     def testbed(self, *settings, stages="pretrain", workdir=None) -> list[str]:
@@ -105,6 +106,18 @@ class Box:
     def config(self, body, name="c.py") -> list[str]:
         """run with a config file."""
         return ["run", f"--workdir={self / 'w'}", f"--config={self.write(name, body)}"]
+
+    def sweep(self, *sweeps, workdir=None) -> list[str]:
+        """run with --sweep; the other flags among them stay as they are."""
+        flags = [flag if flag.startswith("--") else f"--sweep={flag}" for flag in sweeps]
+        return ["run", f"--workdir={workdir or self / 's'}", "--stages=pretrain", *flags]
+
+    def swept(self, content) -> pathlib.Path:
+        """A sweep's folder with a sweep.json."""
+        return self.write("s/sweep.json", content if isinstance(content, (bytes, str)) else json.dumps(content)).parent
+
+    def prepare(self, content=RIGHT, *flags, kind="demonstrations", out="out") -> list[str]:
+        return ["prepare", f"--kind={kind}", f"--data={self.write('in.jsonl', content)}", f"--out={self / out}", *flags]
 
     def edit(self, file: pathlib.Path, change: Callable) -> pathlib.Path:
         """A JSON file with its value changed; returns its folder."""

@@ -55,7 +55,8 @@ CONFIGS = {
 }  # fmt: skip
 
 KEYS = {  # one or two of every section
-    "seed": ("seed=99999999999999999999", "config.seed = a number of 67 bits: must be a finite number, and at most 2,147,483,647"),
+    "seed": ("seed=99999999999999999999", "--config.seed=99999999999999999999: takes a whole number of at most 63 bits"),
+    "seed, of 32 bits": ("seed=2147483648", "config.seed = 2147483648: must be a finite number, and at most 2,147,483,647"),
     "variants": ("variants=policy/a",
         'config.variants: cannot read "policy/a"; write "GROUP/NAME = RECIPE key=value ..." with GROUP one of reward, policy, '
         'adversarial, dpo, spin, rejection, and NAME of up to 100 letters, digits, dots and dashes'),
@@ -77,6 +78,12 @@ KEYS = {  # one or two of every section
     "data.fields": ("data.fields.prompt=a\x00b", "config.data.fields.prompt = 'a\\x00b': must be text without control characters"),
     "data.prompt_words": ("data.prompt_words=5,2",
         "config.data.prompt_words = (5, 2): two numbers are needed, 1 or more, the smaller one first"),
+    "data.streaming": ("data.streaming=true",
+        "config.data.streaming: data.source = 'testbed' is not read by random access; prepare it (python -m irl_jax prepare --help) and "
+        "name it as tfds:NAME"),
+    "data.streaming_records": ("data.streaming_records=0", "config.data.streaming_records = 0: must be positive"),
+    "log": ("log.wandb=../a", "config.log.wandb = '../a': a project's name has at most 128 characters and none of / \\ # ? % :"),
+    "log.tensorboard": ("log.tensorboard=maybe", "--config.log.tensorboard=maybe: takes true or false"),
     "data.testbed": ("data.testbed.noise=1e30", "config.data.testbed.noise = 1e+30: must lie between 0 and 1"),
     "data.testbed, huge": ("data.testbed.demonstrations=2147483647",
         "config.data.testbed.demonstrations = 2147483647: must be at most 10,000,000"),
@@ -86,7 +93,7 @@ KEYS = {  # one or two of every section
     "adapter": ("adapter.alpha=-inf", "--config.adapter.alpha=-inf: takes a finite number"),
     "mesh": ("mesh.fsdp=0", "config mesh.fsdp = 0: must be at least 1"),
     "pretrain": ("pretrain.learning_rate=nan", "--config.pretrain.learning_rate=nan: takes a finite number"),
-    "sft": ("sft.batch_size=1e30", "--config.sft.batch_size=1e30: takes a whole number"),
+    "sft": ("sft.batch_size=1e30", "--config.sft.batch_size=1e30: takes a whole number of at most 63 bits"),
     "sft.b2": ("sft.b2=1", "config.sft.b2 = 1.0: must be at least 0 and below 1"),
     "sample": ("sample.rows=0", "config.sample.rows = 0: must be positive"),
     "sample, huge": ("sample.eval_samples=1000000000", "config.sample.eval_samples = 1000000000: must be at most 1,048,576"),
@@ -198,6 +205,12 @@ WORKDIRS = {
     "metrics.jsonl without steps": Case(lambda b: b.testbed(stages="report", workdir=replaced(b.begun(
         results=NOTHING, evaluate__report=NOTHING), "sft/metrics.jsonl", '{"loss": 1}\n')),
         "~/w/sft/metrics.jsonl: a line without its step; remove the file, of which only the report's curves are made"),
+    "metrics.jsonl with text for a number": Case(lambda b: b.testbed(stages="report", workdir=replaced(b.begun(
+        results=NOTHING, evaluate__report=NOTHING), "sft/metrics.jsonl", '{"step": 1, "loss": "low"}\n')),
+        "~/w/sft/metrics.jsonl: a line without a number as 'loss'; remove the file, of which only the report's curves are made"),
+    "metrics.jsonl with a number of hundreds of digits": Case(lambda b: b.testbed(stages="report", workdir=replaced(b.begun(
+        results=NOTHING, evaluate__report=NOTHING), "sft/metrics.jsonl", f'{{"step": 1, "loss": {"9" * 400}}}\n')),
+        "~/w/sft/metrics.jsonl: a line without a number as 'loss'; remove the file, of which only the report's curves are made"),
     "done.json that is no JSON": Case(lambda b: b.testbed(stages="report", workdir=b.begun(
         results=NOTHING, sft__done="\0")),
         "~/w/sft/done.json: broken JSON (…); remove it and the done.json of the stage that writes it, and start the same command again"),
@@ -211,10 +224,11 @@ WORKDIRS = {
 
 FLAGS = {
     "a verb that is none": Case(lambda b: ["evaluate"],
-        "unknown verb 'evaluate'; did you mean 'generate'?; the verbs are run, generate, score, export, aot"),
+        "unknown verb 'evaluate'; did you mean 'generate'?; the verbs are run, status, config, prepare, generate, score, "
+        "export, aot"),
     "a flag with a terminal's commands": Case(lambda b: ["run", "--workdir=w", "--\x1b[31mred"],
-        "run: unknown argument '--\\x1b[31mred'; its flags are --help, --config, --workdir, --stages, --multihost, --coordinator, "
-        "--processes, --process, --patience, --compilation_cache"),
+        "run: unknown argument '--\\x1b[31mred'; its flags are --help, --config, --workdir, --stages, --sweep, --multihost, "
+        "--coordinator, --processes, --process, --patience, --compilation_cache"),
     "samples beyond all memory": Case(lambda b: b.generate(GOOD, "--samples=1000000000000"),
         "argument --samples: 1000000000000 is out of range (see irl_jax generate --help)"),
     "a temperature that is not a number": Case(lambda b: b.generate(GOOD, "--temperature=nan"),

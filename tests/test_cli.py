@@ -13,6 +13,7 @@ import pytest
 from irl_jax import cli, stages
 from irl_jax.config import default
 from irl_jax.errors import UserError
+from irl_jax.flags import VERBS
 from irl_jax.models import published
 from irl_jax.stages import generate as generate_verbs
 
@@ -85,7 +86,7 @@ def test_every_config_file_loads(path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["run,status,config,generate,score"]),
+        ([], ["run,status,config,prepare,generate,score"]),
         (["runn"], ["unknown verb 'runn'", "did you mean 'run'", "generate"]),
         (["run"], ["--workdir"]),
         (["run", "--workdir=W", "--stage=sft"], ["unknown argument '--stage'", "did you mean '--stages'"]),
@@ -117,7 +118,7 @@ def test_every_config_file_loads(path):
         (["generate", "--model=M", "--prompts=p.jsonl", "--out=o.jsonl", "--samples=two"], ["--samples", "invalid int"]),
         (["score", "--workdir=W", "--data=p.jsonl", "--out=o.jsonl", "--config.seed=1"], ["score takes no config"]),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) and value and value[0] in cli.VERBS else "",
+    ids=lambda value: " ".join(value) if isinstance(value, list) and value and value[0] in VERBS else "",
 )
 def test_mistakes_are_one_line_and_status_2(arguments, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -12,6 +12,7 @@ import resource
 import sys
 
 import jax
+import malformed_verbs
 import numpy as np
 import pytest
 from malformed_box import GOOD, Box, Trap, lines
@@ -23,11 +24,12 @@ from irl_jax import checks, cli, workdir
 from irl_jax.config import default
 from irl_jax.data import sources
 from irl_jax.errors import UserError
+from irl_jax.flags import VERBS
 from irl_jax.overrides import override
 from irl_jax.stages import sampling
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-TABLES = (RECORDS, DATA, MODELS, CONFIGS, KEY_CASES, WORKDIRS, FLAGS)
+TABLES = (RECORDS, DATA, MODELS, CONFIGS, KEY_CASES, WORKDIRS, FLAGS, malformed_verbs.CASES)
 CASES = {name: case for table in TABLES for name, case in table.items()}
 
 
@@ -92,7 +94,7 @@ def test_malformed(name, box, capsys):
 
 def test_the_table():
     assert len(CASES) == sum(map(len, TABLES)) >= 60 and all(len(case.says.replace("…", "")) > 15 for case in CASES.values())
-    verbs, sections = ("run", "generate", "score", "export", "aot"), [key for key in default()]
+    verbs, sections = VERBS, [key for key in default()]
     source = "".join(file.read_text() for file in (ROOT / "tests").glob("malformed_*.py"))
     assert all(f'["{verb}"' in source or f'"{verb}", "--' in source for verb in verbs)
     assert {setting.split("=")[0].split(".")[0] for setting, _ in KEYS.values()} >= set(sections)

@@ -106,10 +106,11 @@ def test_another_machines_process_cannot_be_asked(tmp_path, capsys, monkeypatch)
     training(path / "sft", steps=60, at=21, ago=100.0)
     with workdir.Workdir(path, tiny_config()) as opened:
         opened.note("sft")
-    monkeypatch.setattr(socket, "gethostname", lambda: "here")
-    shown = told(path, capsys)
+        monkeypatch.setattr(socket, "gethostname", lambda: "here")
+        shown = told(path, capsys)
     assert "perhaps running: sft: step 21 of 60" in shown[0] and "cannot be asked from here" in shown[0]
     assert "last written 1 min 40 s ago" in shown[2]
+    assert "not running" in told(path, capsys)[0]  # nobody is noted where it has ended
 
 
 def test_a_finished_run_and_an_older_versions(tmp_path, capsys):
@@ -129,6 +130,31 @@ def test_files_that_say_nothing_of_use(tmp_path, capsys):
     assert told(path, capsys)[1:3] == ["pretrain done", "sft stopped step 21; goes on from its beginning"]
     (path / "sft" / "metrics.jsonl").write_text("\0\n")
     assert told(path, capsys)[2] == "sft left"
+
+
+@pytest.mark.parametrize("number", [
+    "NaN", "Infinity", "-Infinity", "1e300", "-1", "9" * 400, "9" * 5000, "[]", "null", "true", "[" * 60_000])
+def test_numbers_that_are_none(number, tmp_path, capsys):
+    path = begun(tmp_path / "w", ["pretrain"])
+    training(path / "sft", steps=60, at=21)
+    (path / "sft" / "checkpoints" / ("9" * 5000)[:200]).mkdir(parents=True)
+    for name, content in (
+        (".lock", f'{{"pid": 1, "host": "elsewhere", "since": {number}, "stage": "sft"}}'),
+        ("sft/progress.json", f'{{"steps": {number}, "step": {number}, "time": {number}}}'),
+        *([("pretrain/done.json", f'{{"timing": {{"seconds": {number}}}}}')] if len(number) < 1000 else []),  # is refused as broken
+    ):
+        (path / name).write_text(content)
+    shown = told(path, capsys)
+    assert "not running" in shown[0] and shown[1].startswith("pretrain done")
+    assert shown[2] == "sft stopped step 21; goes on from its beginning"
+    (path / "sft" / "metrics.jsonl").write_text(f'{{"step": 1}}\n{{"step": {number}}}\n')
+    assert told(path, capsys)[2] == "sft left"
+
+
+def test_a_terminals_commands_are_shown_not_obeyed(tmp_path, capsys):
+    path = begun(tmp_path / "w", ["pretrain"])
+    (path / ".lock").write_text(json.dumps({"pid": 1, "host": "\x1b[2J\x07", "since": 1.0, "stage": "sft"}))
+    assert "on \\x1b[2J\\x07 since" in told(path, capsys)[0]
 
 
 def test_a_sweep(tmp_path, capsys):

@@ -241,12 +241,12 @@ def test_arrays_that_are_missing_or_broken_name_the_file(tmp_path):
 def test_jsonl_appends_and_forgets_a_half_written_line(tmp_path):
     path = tmp_path / "m.jsonl"
     assert workdirs.read_jsonl(path) == []
-    workdirs.append_jsonl(path, {"step": 1, "text": "a\u2028b"}, {"step": 2})
+    workdirs.append_jsonl(path, {"step": 1, "a\u2028b": 1.5}, {"step": 2})
     workdirs.append_jsonl(path, {"step": 3})
     with open(path, "a") as file:
         file.write('{"step": 4, "lo')
     assert [r["step"] for r in workdirs.read_jsonl(path)] == [1, 2, 3]
-    assert workdirs.read_jsonl(path)[0]["text"] == "a\u2028b"
+    assert workdirs.read_jsonl(path)[0]["a\u2028b"] == 1.5
 
 
 def test_the_trunk_is_noted_by_content(tmp_path):

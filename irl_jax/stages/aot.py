@@ -40,7 +40,7 @@ def run(config, topology: str, slices: int = 1, out: str = "aot", names: tuple[s
         raise UserError(f"--steps: unknown step '{unknown[0]}'{nearest(unknown[0], aot_steps.NAMES)}; one of {', '.join(aot_steps.NAMES)}")
     check(config)
     chip = chips.chip_of(topology)
-    folder = Path(out).expanduser()
+    folder = paths.of(out)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out={out}: is a file; give a folder")
     devices = describe(topology, slices)

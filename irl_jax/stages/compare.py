@@ -69,10 +69,8 @@ def load(folder: str) -> Run:
         raise UserError(f"{folder}: not a workdir (no {workdir.CONFIG} there); compare takes folders of runs")
     if not (path / "results.json").is_file():
         raise UserError(f"{folder}: no results.json yet, which the stage `evaluate` writes; finish the run first")
-    config, results = workdir.read_json(path / workdir.CONFIG), workdir.read_json(path / "results.json")
-    for name, content, key in ((workdir.CONFIG, config, "config"), ("results.json", results, "policies")):
-        if not isinstance(content, dict) or not isinstance(content.get(key), dict):
-            raise UserError(f"{path / name}: not a {name} of irl_jax (no '{key}' in it)")
+    config = workdir.read_json(path / workdir.CONFIG, "config", advice=workdir.REPLACE)
+    results = workdir.read_json(path / "results.json", "policies", "rewards")
     settings = workdir.leaves(config["config"])
     seed = settings.pop("seed", None)
     kept = {key: value for key, value in settings.items() if not key.startswith(workdir.FREE)}

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from irl_jax import hf, hf_export, roles, variants, workdir
+from irl_jax import hf, hf_export, paths, roles, variants, workdir
 from irl_jax.errors import UserError
 from irl_jax.models import families, peft, tensors
 from irl_jax.models.tensors import Stored
@@ -120,7 +120,8 @@ def _base(context, given: str) -> str:
         trunk = hf.load_folder(given, context.mesh, param_dtype=model.param_dtype, vocab_multiple=model.vocab_multiple)[1]
         if not all(map(jnp.array_equal, jax.tree.leaves(context.trunk), jax.tree.leaves(trunk))):
             raise UserError(f"{where}: its weights differ (export --role=init in float32)")
-    return str(Path(name).expanduser().absolute()) if Path(name).expanduser().is_dir() else name
+    folder = paths.here(name)
+    return str(folder.absolute()) if folder.is_dir() else name
 
 
 # ---------------------------------------------------------------- policies

@@ -26,6 +26,8 @@ def prepare(kind: str, files: dict[str, str], out: str, fields: str = "") -> str
     Raises:
         UserError: a bad line (named by file, line and field), nothing to write, or no room; what there was is as it was.
     """
+    if not out.strip():
+        raise UserError("--out: is empty; name a folder")
     if not paths.is_local(out):
         raise UserError(f"--out={out}: must be a folder of this machine; copy it to the store afterwards")
     names = _fields(fields)
@@ -33,18 +35,23 @@ def prepare(kind: str, files: dict[str, str], out: str, fields: str = "") -> str
 
     from irl_jax.data.tfds import builders
 
-    out = pathlib.Path(out).expanduser().absolute()
+    out = paths.here(out).absolute()
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out}: is a file; give a folder")
     builder = builders.BUILDERS[kind](files=files, fields=names, data_dir=str(out))
     folder = pathlib.Path(builder.data_dir)
     if folder.exists():
         raise UserError(f"--out={out}: {folder} is there already; choose another, or remove it")
-    fresh = not out.exists()
+    missing = [parent for parent in (out, *out.parents) if not parent.exists()]
     try:
         with paths.refusals(folder), contextlib.redirect_stdout(io.StringIO()):  # TFDS tells what it would download
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     finally:
-        for made in (out,) if fresh else (folder.parent, out / "downloads"):
+        for made in missing[:1] or (folder.parent, out / "downloads"):
             _remove_empty(made)
+        for made in missing[1:]:
+            with contextlib.suppress(OSError):
+                made.rmdir()
     left_out = sources.left_out({name: number for name, number in builder.counts.items() if name != "records"})
     return (f"{builder.counts['records']} records in {folder}{'; ' if left_out else ''}{left_out}; read them with "
             f"--config.data.source=tfds:{builder.name} --config.data.tfds_data_dir={out}")
@@ -52,13 +59,16 @@ def prepare(kind: str, files: dict[str, str], out: str, fields: str = "") -> str
 
 def _fields(text: str):
     """The field map of "response=answer,..."."""
-    known = default().data.fields
+    known, seen = default().data.fields, set()
     for part in (part for part in text.split(",") if part):
         name, equals, field = part.partition("=")
         if not equals or not field:
             raise UserError(f"--fields={text}: write it as response=answer,...: a field's name here, and its name in the file")
         if name not in known:
             raise UserError(f"--fields={text}: there is no field '{name}' here{nearest(name, known)}; there are {', '.join(known)}")
+        if name in seen:
+            raise UserError(f"--fields={text}: the field '{name}' is given twice; which one?")
+        seen.add(name)
         known[name] = field
     return known
 
