@@ -30,7 +30,7 @@ RECORDS = {
         "~/in.jsonl, line 1: longer than 64 MiB; JSON lines have one record a line"),
     "a line of 10 MB that is no JSON": Case(lambda b: b.score(b'{"prompt": "' + b"x" * LONG),
         "~/in.jsonl, line 1: not JSON (… at column 12)"),
-    "a prompt of 10 MB": Case(lambda b: b.generate(lines({"prompt": ("w1" + " " * (LONG // 30)) * 30})),
+    "a prompt of 1 MB": Case(lambda b: b.generate(lines({"prompt": ("w1" + " " * (LONG // 300)) * 30})),
         "~/in.jsonl, line 1: the prompt is 30 tokens; with --max_tokens=4 that is longer than the context of 24; shorten the "
         "prompt or lower --max_tokens"),
     "a key of 10 MB": Case(lambda b: b.score(lines({"k" * LONG: 1})),
