@@ -224,7 +224,7 @@ WORKDIRS = {
 
 FLAGS = {
     "a verb that is none": Case(lambda b: ["evaluate"],
-        "unknown verb 'evaluate'; did you mean 'generate'?; the verbs are run, status, config, prepare, generate, score, "
+        "unknown verb 'evaluate'; did you mean 'generate'?; the verbs are run, status, compare, config, prepare, generate, score, "
         "export, aot"),
     "a flag with a terminal's commands": Case(lambda b: ["run", "--workdir=w", "--\x1b[31mred"],
         "run: unknown argument '--\\x1b[31mred'; its flags are --help, --config, --workdir, --stages, --sweep, --multihost, "

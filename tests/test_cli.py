@@ -86,7 +86,7 @@ def test_every_config_file_loads(path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["run,status,config,prepare,generate,score"]),
+        ([], ["run,status,compare,config,prepare,generate,score"]),
         (["runn"], ["unknown verb 'runn'", "did you mean 'run'", "generate"]),
         (["run"], ["--workdir"]),
         (["run", "--workdir=W", "--stage=sft"], ["unknown argument '--stage'", "did you mean '--stages'"]),
