@@ -59,6 +59,8 @@ def _local(text: str) -> pathlib.Path:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise UserError(f"{text[:100]}...: a name of {len(text)} letters is too long for the file system") from None
+    except ValueError:  # a NUL, or half of a surrogate pair: no file of that name is there
+        pass
     return path
 
 

@@ -118,7 +118,7 @@ def test_what_cannot_be_prepared(tmp_path, capsys):
         (("gs://bucket/out", data), "--out=gs://bucket/out: must be a folder of this machine"),
         ((tmp_path / "out", data, "demonstrations", "--fields=respons=a"), "--fields=respons=a: there is no field 'respons' here; did you"),
         ((tmp_path / "out", data, "demonstrations", "--fields=response"), "--fields=response: write it as response=answer"),
-        ((data, data), f"{data}/demonstrations/1.0.0"),
+        ((data, data), f"--out={data}: is a file; give a folder"),
     ):
         assert prepare(*flags) == 2
         said = capsys.readouterr().err
