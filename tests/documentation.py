@@ -48,7 +48,7 @@ def prose(page: pathlib.Path) -> str:
 
 
 def commands(shell: str, folder: pathlib.Path) -> list[list[str]]:
-    """The commands of a shell block, as the shell itself gives them: quotes, loops, variables and pipes done, nothing but builtins executed.
+    """The commands of a shell block, as the shell itself gives them: quotes, loops, variables and pipes done; only builtins run.
 
     Args:
         shell: the block. folder: an empty one, in which the shell finds no program, so that it tells the name and the arguments of each.
@@ -62,8 +62,8 @@ def commands(shell: str, folder: pathlib.Path) -> list[list[str]]:
     (folder / "docs").mkdir(exist_ok=True)
     log = folder / "commands"
     environment = {"PATH": str(folder / "docs"), "HOME": "/home/you"}
-    told = subprocess.run([BASH, "--norc", "-c", f"{_TELL.format(log=log)}\n{shell}\nwait"], cwd=folder, env=environment, capture_output=True,
-                          text=True)
+    script = f"{_TELL.format(log=log)}\n{shell}\nwait"
+    told = subprocess.run([BASH, "--norc", "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
     assert told.returncode == 0 and not told.stderr, f"the shell says: {told.stderr}"
     lines = log.read_text().split(f"{_END}\n")[:-1] if log.exists() else []
     return [line.split("\0")[:-1] for line in dict.fromkeys(lines)]

@@ -23,7 +23,7 @@ from irl_jax.overrides import keys_of, override
 
 SECTIONS = {key.split(".")[0] for key in keys_of(default()) if "." in key}
 OUR_FILES = re.compile(r"(?:irl_jax|configs|tests|docs|launch|benchmarks|notebooks)/[\w./-]+\.\w+")
-SETTING = re.compile(r"(?:--config\.)?([a-z_]+(?:\.[a-z_0-9]+)+)(?: ?= ?(.+))?")
+SETTING = re.compile(r"(?:--config\.)?([a-z_]+(?:\.[a-z_0-9]+)+)(?: ?= ?(\S+))?")
 
 
 def named(page: pathlib.Path) -> str:
