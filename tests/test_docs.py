@@ -23,6 +23,7 @@ from irl_jax.overrides import keys_of, override
 
 SECTIONS = {key.split(".")[0] for key in keys_of(default()) if "." in key}
 OUR_FILES = re.compile(r"(?:irl_jax|configs|tests|docs|launch|benchmarks|notebooks)/[\w./-]+\.\w+")
+FILES = (".py", ".md", ".json", ".jsonl", ".safetensors")
 SETTING = re.compile(r"(?:--config\.)?([a-z_]+(?:\.[a-z_0-9]+)+)(?: ?= ?(\S+))?")
 
 
@@ -140,7 +141,7 @@ def test_settings_and_files_in_the_text_exist():
             if OUR_FILES.fullmatch(word) and not word.startswith("irl_jax/launch"):
                 assert (pages.ROOT / word).exists() or (pages.ROOT / word.removeprefix("irl_jax/")).exists(), f"{where} is not there"
             setting = SETTING.fullmatch(word)
-            if setting and setting[1].split(".")[0] in SECTIONS and not setting[1].endswith((".py", ".md", ".json", ".jsonl", ".safetensors")):
+            if setting and setting[1].split(".")[0] in SECTIONS and not setting[1].endswith(FILES):
                 assert setting[1] in keys or any(key.startswith(setting[1] + ".") for key in keys), f"{where}: no such key"
                 if setting[2]:
                     override(default(), setting[1], setting[2].strip("\"'"))
