@@ -19,6 +19,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["irl_jax", "irl_jax.*"]),
+    package_data={"irl_jax": ["py.typed"]},
     entry_points={"console_scripts": ["irl_jax=irl_jax.cli:entry"]},
     # all Apache-2.0, BSD, MIT, MPL-2.0 (tqdm) or matplotlib's own PSF-like licence; none brings torch, TensorFlow or libtpu
     install_requires=[
@@ -48,6 +49,6 @@ setup(
                  "selenium>=4.51,<5",  # opens the report in a browser, where there is one
                  "nbformat>=5.11,<6", "nbclient>=0.11,<0.12", "ipykernel>=7.4,<8"],  # the notebooks; all BSD
         "torch": ["torch==2.13.0", "peft>=0.21.2,<0.22", "accelerate>=1.15,<2"],  # the tests compare with it; peft needs accelerate
-        "dev": ["ruff>=0.17,<0.18"],
+        "dev": ["ruff>=0.17,<0.18", "mypy>=2.4.1,<3"],
     },
 )

@@ -25,7 +25,7 @@ HEAD = """# Configuration
 
 Every key, its default and its help, made from the comments in [irl_jax/config.py](../irl_jax/config.py) by
 
-```
+```bash
 python -m irl_jax config --markdown > docs/configuration.md
 ```
 
