@@ -154,7 +154,7 @@ def test_a_killed_run_goes_on_from_its_finished_iterations(finished, tmp_path):
     for folder in unfinished:
         for left in ("leaves", "checkpoints"):
             shutil.rmtree(folder / left, ignore_errors=True)
-        for left in ("done.json", "metrics.jsonl"):
+        for left in ("done.json", "metrics.jsonl", "progress.json", "events.out.tfevents.000001"):
             (folder / left).unlink(missing_ok=True)
     for mark in written:
         mark.unlink(missing_ok=True)
