@@ -25,7 +25,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         if not argument.isascii() and argument.encode(errors="replace") != argument.encode(errors="surrogateescape"):
             raise UserError(f"{argument}: is not UTF-8; rename what it names")
     parser, verbs = parsers()
-    overrides, rest = {}, []
+    overrides: dict[str, str] = {}
+    rest = []
     for argument in argv:
         if argument.startswith(OVERRIDE):
             key, equals, text = argument.removeprefix(OVERRIDE).partition("=")
