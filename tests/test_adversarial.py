@@ -162,7 +162,7 @@ def test_a_kl_budget_ends_the_loop(finished, tmp_path, capfd):
 
 def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path):
     path, _ = finished
-    config = config_with("adversarial/wild = demo policy.learning_rate=1e30 adversarial.rounds=9", checkpoint__every_steps=1)
+    config = config_with("adversarial/wild = demo policy.learning_rate=1e6 policy.beta=1e30 adversarial.rounds=9", checkpoint__every_steps=1)
     with pytest.raises(UserError, match=r"adversarial/wild: .* at step \d+; the last good checkpoint is .*checkpoints.*learning_rate") as caught:
         _continue(path, tmp_path / "w", config)
     last = checkpoint.latest_step(tmp_path / "w" / "adversarial/wild/checkpoints")

@@ -137,16 +137,16 @@ def test_what_was_loaded_and_is_replaced_ends_the_kernel(monkeypatch, tmp_path, 
 
 def test_figures_show_themselves_where_a_cell_ends_in_them():
     image, how = plots.Plot("name", "title", "alt", "caption", b"light", b"dark")._repr_png_()
-    assert image == b"light" and how == {"width": 499}  # 5.2 inches of 96 pixels
+    assert image == b"light" and how == {"width": round(plots.WIDTH * 96)}  # inches of 96 pixels
 
 
 def test_a_run_is_read_with_all_that_its_figures_need(tmp_path):
-    with pytest.raises(UserError, match=r"no results.json there; run the stage that writes it \(--stages=evaluate\)"):
+    with pytest.raises(UserError, match="results.json: no such file; run the stage that writes it"):
         report.read(tmp_path)
     (tmp_path / "evaluate").mkdir()
     (tmp_path / "sft").mkdir()
-    workdir.write_json(tmp_path / "results.json", {"seed": 3})
-    workdir.write_json(tmp_path / "evaluate" / "report.json", {"histograms": {"a": 1}, "samples": [{"prompt": "p"}]})
+    workdir.write_json(tmp_path / "results.json", {"seed": 3, "policies": {}, "rewards": {}})
+    workdir.write_json(tmp_path / "evaluate" / "report.json", {"histograms": {"a": 1}, "scatter": {}, "samples": [{"prompt": "p"}]})
     workdir.write_jsonl(tmp_path / "sft" / "metrics.jsonl", [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}])
     material = report.read(tmp_path)
     assert material.results["seed"] == 3 and material.results["histograms"] == {"a": 1}
