@@ -38,6 +38,7 @@ def _smoke(c):
     c.reward.batch_size = 16
     c.reward.eval_every = 3
     c.policy.steps = 3
+    c.policy.keep_rollouts_every = 1  # so that the report's curve over so few steps has points
     c.policy.batch_size = 4
     c.policy.samples = 4
     c.eval.prompts = 8
