@@ -18,7 +18,9 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-WORDS = ["<eos>", "<pad>", "<unk>", "is", "plus", "?", *map(str, range(10))]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.speed import sizes  # noqa: E402
 
 
 def main() -> None:
@@ -30,7 +32,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = pathlib.Path(name)
         write_records(folder / "d.jsonl", arguments.records)
-        write_model(folder / "model")
+        model = write_model(folder)
         measured("prepare", folder, ["prepare", "--kind=demonstrations", f"--data={folder}/d.jsonl", f"--out={folder}/tfds"])
         size = sum(path.stat().st_size for path in (folder / "tfds").rglob("*") if path.is_file())
         print(f"{arguments.records:,} records: {(folder / 'd.jsonl').stat().st_size / 2**20:,.0f} MiB as JSONL, {size / 2**20:,.0f} MiB "
@@ -39,7 +41,7 @@ def main() -> None:
         measured("pretrain,sft", folder, [
             "run", f"--workdir={folder}/w", f"--config={ROOT}/configs/demonstrations.py", "--stages=pretrain,sft", *(
                 f"--config.{setting}" for setting in (
-                    f"model.path={folder}/model", "data.source=tfds:demonstrations", f"data.tfds_data_dir={folder}/tfds",
+                    f"model.path={model}", "data.source=tfds:demonstrations", f"data.tfds_data_dir={folder}/tfds",
                     "data.streaming=True", "data.truncate_prompts=True", "data.max_prompt_tokens=32", "data.max_response_tokens=32",
                     f"sft.epochs={arguments.epochs}", "sft.batch_size=256", "sft.row_tokens=64", "adapter.rank=2",
                     "reward.recipes=init_demo", "policy.recipes=", "checkpoint.every_seconds=600"))])
@@ -49,35 +51,20 @@ def main() -> None:
 
 
 def write_records(path: pathlib.Path, number: int) -> None:
-    """Sums in digits, each written once in so many records."""
+    """Sums, digit by digit in the words of `sizes.tokenizer`, each written once in so many records."""
+    words = lambda value: " ".join(f"w{sizes.SPECIAL + int(digit)}" for digit in str(value))
+    plus, equals = (f"w{sizes.SPECIAL + 10 + sign}" for sign in range(2))
     with open(path, "w") as file:
         for i in range(number):
-            left, right = i, (i * 7919) % 1000
-            question, answer = " ".join(str(left)), " ".join(str(left + right))
-            file.write(f'{{"prompt": "{question} plus {" ".join(str(right))} ?", "response": " is {answer}"}}\n')
+            right = (i * 7919) % 1000
+            file.write(f'{{"prompt": "{words(i)} {plus} {words(right)}", "response": " {equals} {words(i + right)}"}}\n')
 
 
-def write_model(folder: pathlib.Path) -> None:
-    """A GPT-2 of a few thousand parameters, and its tokenizer of words."""
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import streaming; streaming.make_model(sys.argv[2])"
-    subprocess.run([sys.executable, "-c", code, str(pathlib.Path(__file__).parent), str(folder)], check=True, env=environment())
-
-
-def make_model(folder: str) -> None:
-    """What `write_model` has a process of its own do, which keeps jax out of this one."""
-    import jax
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    from irl_jax import hf
-    from irl_jax.models import transformer
-
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
-    model = transformer.ModelConfig(vocab_size=len(WORDS), num_layers=1, width=16, num_heads=2, num_kv_heads=2, head_dim=8, mlp_width=32,
-                                    max_positions=64)
-    hf.save_folder(folder, model, transformer.init_trunk(jax.random.key(0), model), tokenizer)
+def write_model(folder: pathlib.Path) -> str:
+    """The benchmarks' smallest model, made by a process of its own, which keeps jax out of this one."""
+    code = "import pathlib, sys; from benchmarks.speed import sizes; print(sizes.make_folder(sizes.TINY, pathlib.Path(sys.argv[1])))"
+    made = subprocess.run([sys.executable, "-c", code, str(folder)], check=True, env=environment(), capture_output=True, text=True)
+    return made.stdout.split()[-1]
 
 
 def environment() -> dict:

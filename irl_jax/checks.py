@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from irl_jax.config import CLOSED_FORMS, CONTROLS, DIVERGENCES, GOLDEN_KINDS, LEARNT, POSITIVES, TRAINED, default
 from irl_jax.errors import UserError
+from irl_jax.overrides import leaves
 from irl_jax.variants import Method, all_methods, find, methods
 
 KL_FORMS = ("k1_reward", "k2_loss", "k3_weighted_loss", "k3_loss")
@@ -115,7 +116,7 @@ def check_ranges(config: ConfigDict) -> None:
         UserError: naming the key.
     """
     _check_values(config)
-    flat = _flat(config)
+    flat = leaves(config)
     for key, allowed in _CHOICES.items():
         if flat[key] not in allowed:
             why = " (k1 in the loss has no gradient in expectation)" if key == "policy.kl" and str(flat[key]).startswith("k1") else ""
@@ -146,8 +147,8 @@ def check_ranges(config: ConfigDict) -> None:
 
 def _check_values(config: ConfigDict) -> None:
     """Refuses what no key can hold: numbers that the devices do not have, text that cannot be written, elements of another type."""
-    wanted = _flat(default())
-    for key, value in _flat(config).items():
+    wanted = leaves(default())
+    for key, value in leaves(config).items():
         many = isinstance(wanted[key], tuple)
         if many != isinstance(value, tuple):
             raise UserError(f"config.{key}: {value!r} must be {'several values' if many else 'one value'}")
@@ -327,11 +328,3 @@ def check_golden_source(config: ConfigDict) -> None:
         used = config.data[key].removeprefix("hh:")
         if used and os.path.realpath(os.path.expanduser(used)) == os.path.realpath(os.path.expanduser(path)):
             raise UserError(f"config.golden.source: {path} is data.{key} too; the golden reward needs text that the run never sees")
-
-
-def _flat(config, prefix: str = "") -> dict:
-    """{dotted key: value}."""
-    out = {}
-    for key, value in config.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key: value}
-    return out

@@ -122,11 +122,10 @@ def _config(arguments, overrides) -> int:
         print(describe.markdown(), end="")
     elif arguments.workdir:
         config = workdir.read_config(arguments.workdir)
-        print(*describe.lines(config, describe.set_by(config, {}, f"{arguments.workdir}/{workdir.CONFIG}")), sep="\n")
+        print(*describe.lines(config, describe.set_by(config, f"{arguments.workdir}/{workdir.CONFIG}")), sep="\n")
     else:
-        with describe.recording() as seen:
-            config = load_config(arguments.config)
-        origins = describe.set_by(config, seen, arguments.config) | {key: f"{OVERRIDE}{key}" for key in overrides}
+        config = load_config(arguments.config)
+        origins = describe.set_by(config, arguments.config) | {key: f"{OVERRIDE}{key}" for key in overrides}
         for key, text in overrides.items():
             override(config, key, text)
         print(*describe.lines(config, origins), sep="\n", flush=True)
@@ -295,8 +294,7 @@ def _of_the_file(error: BaseException, path: pathlib.Path) -> str:
     own = [place for place, frame in enumerate(frames) if frame.filename == str(path)]
     package = os.path.dirname(os.path.abspath(__file__)) + os.sep
     called = frames[own[-1] :] if own and not isinstance(error, RecursionError) else []
-    ours = [os.path.abspath(frame.filename) for frame in called]
-    if any(file.startswith(package) and file != f"{package}describe.py" for file in ours):  # which only notes who sets what
+    if any(os.path.abspath(frame.filename).startswith(package) for frame in called):
         raise error
     line = f"{path}, line {frames[own[-1]].lineno}" if own else str(path)
     if os.path.dirname(ml_collections.__file__) in frames[-1].filename:

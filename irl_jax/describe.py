@@ -6,19 +6,15 @@ The help of a key is the comment behind its default in irl_jax/config.py, the on
 from __future__ import annotations
 
 import ast
-import contextlib
 import inspect
 import io
-import os
-import sys
 import tokenize
 from typing import NamedTuple
 
-import ml_collections
 from ml_collections import ConfigDict
 
 from irl_jax import config as defaults
-from irl_jax.overrides import keys_of, value_of
+from irl_jax.overrides import keys_of, leaves, value_of
 
 CONTINUED = "#   "  # begins the lines in which a comment goes on
 HEAD = """# Configuration
@@ -30,8 +26,7 @@ python -m irl_jax config --markdown > docs/configuration.md
 ```
 
 `--config=FILE.py[:VARIANT]` gives a file that starts from these defaults, `--config.SECTION.KEY=VALUE` sets one key above it; tuples are
-written as `a,b,c`. `python -m irl_jax config --config=FILE.py` prints what that makes, and which line of which file or which flag set each
-key.
+written as `a,b,c`. `python -m irl_jax config --config=FILE.py` prints what that makes, and which file or flag set each key.
 """
 
 
@@ -106,53 +101,10 @@ def _comments(source: str) -> dict[int, str]:
 # ---------------------------------------------------------------------------------------------------------- who set it
 
 
-@contextlib.contextmanager
-def recording():
-    """While entered, notes who sets the fields of every ConfigDict; yields what `set_by` reads."""
-    seen, plain = {}, ConfigDict.__setitem__
-    library = os.path.dirname(ml_collections.__file__)
-
-    def noting(self, key, value):
-        plain(self, key, value)
-        frame = sys._getframe(1)
-        while frame.f_back and frame.f_code.co_filename.startswith(library):
-            frame = frame.f_back
-        if frame.f_code.co_filename == defaults.__file__:
-            seen.pop((id(self), key), None)
-        else:
-            seen[id(self), key] = (self, f"{_shown(frame.f_code.co_filename)}:{frame.f_lineno}")  # `self`: so that its id stays its own
-
-    ConfigDict.__setitem__ = noting
-    try:
-        yield seen
-    finally:
-        ConfigDict.__setitem__ = plain
-
-
-def set_by(config: ConfigDict, seen: dict, file: str) -> dict[str, str]:
-    """{key: who set it}, of the keys that are not just the default.
-
-    Args:
-        config: what a config file returned. seen: from `recording`, entered while it was read. file: named where a whole section was
-            replaced, so that no line is known.
-    """
-    found, default = {}, defaults.default()
-    for key in keys_of(config):
-        section, value = config, default
-        *path, leaf = key.split(".")
-        for name in path:
-            section, value = section[name], value[name]
-        if (id(section), leaf) in seen:
-            found[key] = seen[id(section), leaf][1]
-        elif section[leaf] != value[leaf]:
-            found[key] = file
-    return found
-
-
-def _shown(path: str) -> str:
-    """A path as short as it is from here."""
-    near = os.path.relpath(path)
-    return path if near.startswith("..") else near
+def set_by(config: ConfigDict, file: str) -> dict[str, str]:
+    """{key: `file`} of the keys that a config file, or a run's record, gives another value than the default."""
+    given, usual = leaves(config), leaves(defaults.default())
+    return {key: file for key in given if given[key] != usual[key]}
 
 
 # -------------------------------------------------------------------------------------------------------------- as text

@@ -9,7 +9,18 @@ import re
 from irl_jax.errors import UserError
 from irl_jax.overrides import nearest
 
-VERBS = ("run", "status", "compare", "config", "prepare", "generate", "score", "export", "aot")
+HELPS = {
+    "run": "the pipeline, from demonstrations to a policy and a report; goes on where it was stopped",
+    "status": "what of a run, or of a sweep, is done, running and left; only looks",
+    "compare": "finished runs side by side, those that differ only in seed pooled: tables, and a page of its own",
+    "config": "every key of a config: its value, which file or flag set it, and its help",
+    "prepare": "a JSONL file as ArrayRecord, read by random access as tfds:NAME: for files larger than memory, and for other tools",
+    "generate": "responses to prompts",
+    "score": "log-probabilities (and rewards) of responses",
+    "export": "a policy or a reward as a Hugging Face folder, with a model card that says how it was made",
+    "aot": "what a run needs of TPUs that are not there: memory, operations, network and time of each step",
+}
+VERBS = tuple(HELPS)
 OVERRIDE = "--config."
 
 
@@ -105,23 +116,17 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     about = "Inverse reinforcement learning from demonstrations, for language models."
     parser = Parser(prog="irl_jax", description=about, allow_abbrev=False)
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="{" + ",".join(VERBS) + "}")
-    helps = {
-        "run": "the pipeline, from demonstrations to a policy and a report; goes on where it was stopped",
-        "status": "what of a run, or of a sweep, is done, running and left; only looks",
-        "config": "every key of a config: its value, which file or flag set it, and its help",
-        "prepare": "a JSONL file as ArrayRecord, read by random access as tfds:NAME: for files larger than memory, and for other tools",
-        "generate": "responses to prompts",
-        "score": "log-probabilities (and rewards) of responses",
-        "export": "a policy or a reward as a Hugging Face folder, with a model card that says how it was made",
-        "aot": "what a run needs of TPUs that are not there: memory, operations, network and time of each step",
-        "compare": "finished runs side by side, those that differ only in seed pooled: tables, and a page of its own",
-    }
-    verbs = {verb: subparsers.add_parser(verb, help=helps[verb], description=helps[verb], allow_abbrev=False) for verb in VERBS}
-    run = verbs["run"]
-    run.add_argument("--config", default="", metavar="FILE.py[:VARIANT]", help="a config file; default: the testbed")
-    run.add_argument("--workdir", required=True, metavar="W", help="the run's folder, made where missing")
-    run.add_argument("--stages", default="", metavar="A,B", help="only these stages, in the pipeline's order; default: all")
-    add = run.add_argument
+    verbs = {verb: subparsers.add_parser(verb, help=told, description=told, allow_abbrev=False) for verb, told in HELPS.items()}
+    for verb, flags_of in _FLAGS.items():
+        flags_of(verbs[verb])
+    return parser, verbs
+
+
+def _run(parser) -> None:
+    add = parser.add_argument
+    add("--config", default="", metavar="FILE.py[:VARIANT]", help="a config file; default: the testbed")
+    add("--workdir", required=True, metavar="W", help="the run's folder, made where missing")
+    add("--stages", default="", metavar="A,B", help="only these stages, in the pipeline's order; default: all")
     add("--sweep", action="append", default=[], metavar="KEY=V1,V2",
         help="one run for each value of a config's key, in a folder of its own under W; more of them: for each combination")
     add("--multihost", action="store_true", help="one process on each host of a pod, found by the environment (Cloud TPU, SLURM)")
@@ -132,22 +137,52 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         help="with --multihost: seconds after which the others end where one process dies or stands still; default 60")
     add("--compilation_cache", metavar="DIR",
         help="where compiled programs are kept for the next run; '' keeps none; default: $JAX_COMPILATION_CACHE_DIR or ~/.cache/irl_jax")
-    run.epilog = f"{OVERRIDE}SECTION.KEY=VALUE sets one key of the config (`irl_jax config` lists them); tuples as a,b,c."
-    verbs["status"].add_argument("workdir", metavar="W", help="a run's folder, or a sweep's")
-    add = verbs["config"].add_argument
+    parser.epilog = f"{OVERRIDE}SECTION.KEY=VALUE sets one key of the config (`irl_jax config` lists them); tuples as a,b,c."
+
+
+def _status(parser) -> None:
+    add = parser.add_argument
+    add("workdir", metavar="W", help="a run's folder, or a sweep's")
+
+
+def _compare(parser) -> None:
+    add = parser.add_argument
+    add("workdirs", nargs="+", metavar="W", help="folders of finished runs; one alone is shown in the same tables")
+    add("--out", default=".", metavar="DIR", help="where compare.html goes; default: here")
+
+
+def _config(parser) -> None:
+    add = parser.add_argument
     add("--config", default="", metavar="FILE.py[:VARIANT]", help="a config file; default: the testbed")
     add("--workdir", default="", metavar="W", help="... or a run's folder, for the config that it has")
     add("--markdown", action="store_true", help="the reference of all keys, as docs/configuration.md has it")
-    for verb in ("generate", "score"):
-        add = verbs[verb].add_argument
-        add("--model", metavar="DIR", help="a Hugging Face folder or hub name")
-        add("--workdir", metavar="W", help="... or a run's folder")
-        add("--role", metavar="ROLE", help="with --workdir: init, sft or a method such as policy/init_sft; default: sft")
-        add("--reward", metavar="RECIPE", help="with --workdir: a learnt reward, such as init_sft")
-        add("--out", required=True, metavar="O.jsonl", help="where the records go")
-        add("--control_tokens", action="store_true",
-            help="special tokens that the records' text spells out are those tokens: for text that a template has rendered; default: text")
-    add = verbs["generate"].add_argument
+
+
+def _prepare(parser) -> None:
+    add = parser.add_argument
+    add("--kind", required=True, choices=("demonstrations", "preferences", "hh"),
+        help="{prompt, response} or {messages}; {prompt, chosen, rejected}; or HH-RLHF transcripts")
+    add("--data", required=True, metavar="D.jsonl", help="the split 'train', plain or gzip")
+    add("--test", default="", metavar="T.jsonl", help="the split 'test', where there is one")
+    add("--out", required=True, metavar="DIR", help="the folder that becomes data.tfds_data_dir")
+    add("--fields", default="", metavar="NAME=FIELD,..", help="the file's own names of the fields, such as response=answer")
+
+
+def _records(parser) -> None:
+    """What generate and score share."""
+    add = parser.add_argument
+    add("--model", metavar="DIR", help="a Hugging Face folder or hub name")
+    add("--workdir", metavar="W", help="... or a run's folder")
+    add("--role", metavar="ROLE", help="with --workdir: init, sft or a method such as policy/init_sft; default: sft")
+    add("--reward", metavar="RECIPE", help="with --workdir: a learnt reward, such as init_sft")
+    add("--out", required=True, metavar="O.jsonl", help="where the records go")
+    add("--control_tokens", action="store_true",
+        help="special tokens that the records' text spells out are those tokens: for text that a template has rendered; default: text")
+
+
+def _generate(parser) -> None:
+    add = parser.add_argument
+    _records(parser)
     add("--prompts", required=True, metavar="P.jsonl", help="records with a prompt, or messages")
     add("--best_of", type=_number(int, 1, 10**6), default=1, metavar="N", help="with --reward: the best of N samples")
     add("--agreement", type=_number(float, 0), metavar="A",
@@ -159,7 +194,17 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     add("--top_p", type=mass, default=1.0, metavar="P", help="only the likeliest tokens of mass P; 1 is all")
     add("--max_tokens", type=_number(int, 1, 2**31 - 1), metavar="T", help="tokens a response; default: the run's limit, or 64")
     add("--seed", type=_number(int, 0, 2**31 - 1), default=0, metavar="S", help="default 0")
-    add = verbs["export"].add_argument
+
+
+def _score(parser) -> None:
+    add = parser.add_argument
+    _records(parser)
+    add("--data", required=True, metavar="D.jsonl", help="records with a prompt and a response, or messages")
+    add("--eos", action="store_true", help="count the EOS that ends each response")
+
+
+def _export(parser) -> None:
+    add = parser.add_argument
     add("--workdir", required=True, metavar="W", help="a run's folder")
     add("--role", required=True, metavar="ROLE", help="init, sft, or a method such as policy/init_sft or reward/init_sft")
     add("--out", required=True, metavar="DIR", help="the new folder; it must not be there, or be empty")
@@ -167,24 +212,17 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     add("--base", default="", metavar="DIR", help="with --adapter: the folder that it stands on; default: the run's own model.path")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights; default float32")
     add("--max_shard_size", type=_size, default="5GB", metavar="SIZE", help="weights are cut into files of at most this; default 5GB")
-    add = verbs["aot"].add_argument
+
+
+def _aot(parser) -> None:
+    add = parser.add_argument
     add("--config", default="", metavar="FILE.py[:VARIANT]", help="a config file; default: the testbed")
     add("--topology", required=True, metavar="CHIP:SHAPE", help="v5e:4x4, v6e:8x8, v5p:2x4x4, ...")
     add("--slices", type=_number(int, 1, 4096), default=1, metavar="N",
         help="so many of them, joined by the data centre's network; default 1")
     add("--steps", default="", metavar="A,B", help="only these, such as sft,policy; default: all")
     add("--out", default="aot", metavar="DIR", help="where plan.json goes; default: aot")
-    add = verbs["prepare"].add_argument
-    add("--kind", required=True, choices=("demonstrations", "preferences", "hh"),
-        help="{prompt, response} or {messages}; {prompt, chosen, rejected}; or HH-RLHF transcripts")
-    add("--data", required=True, metavar="D.jsonl", help="the split 'train', plain or gzip")
-    add("--test", default="", metavar="T.jsonl", help="the split 'test', where there is one")
-    add("--out", required=True, metavar="DIR", help="the folder that becomes data.tfds_data_dir")
-    add("--fields", default="", metavar="NAME=FIELD,..", help="the file's own names of the fields, such as response=answer")
-    add = verbs["compare"].add_argument
-    add("workdirs", nargs="+", metavar="W", help="folders of finished runs; one alone is shown in the same tables")
-    add("--out", default=".", metavar="DIR", help="where compare.html goes; default: here")
-    add = verbs["score"].add_argument
-    add("--data", required=True, metavar="D.jsonl", help="records with a prompt and a response, or messages")
-    add("--eos", action="store_true", help="count the EOS that ends each response")
-    return parser, verbs
+
+
+_FLAGS = {"run": _run, "status": _status, "compare": _compare, "config": _config, "prepare": _prepare, "generate": _generate,
+          "score": _score, "export": _export, "aot": _aot}

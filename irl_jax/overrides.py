@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import math
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
@@ -44,13 +45,17 @@ def nearest(word: str, known) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
-def keys_of(config: ConfigDict, prefix: str = "") -> list[str]:
+def leaves(tree: ConfigDict | Mapping, prefix: str = "") -> dict:
+    """{dotted key: value} of a config, or of nested dictionaries."""
+    found = {}
+    for key, value in tree.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, (ConfigDict, Mapping)) else {f"{prefix}{key}": value}
+    return found
+
+
+def keys_of(config: ConfigDict) -> list[str]:
     """The dotted keys of every leaf."""
-    keys = []
-    for name in config:
-        value = config[name]
-        keys += keys_of(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [prefix + name]
-    return keys
+    return list(leaves(config))
 
 
 def split(text: str) -> list[str]:

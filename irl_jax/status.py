@@ -9,7 +9,7 @@ import socket
 import time
 from typing import NamedTuple
 
-from irl_jax import paths, variants, workdir
+from irl_jax import artifacts, paths, variants, workdir
 from irl_jax.config import GROUPS
 from irl_jax.errors import UserError
 from irl_jax.stages import STAGES
@@ -160,7 +160,7 @@ def _method(path, method: variants.Method, held: Holder) -> Part:
 
 
 def _took(folder) -> str:
-    done = workdir.read_json(folder / workdir.DONE)
+    done = artifacts.read_json(folder / workdir.DONE)
     try:
         return _span(_number(done["timing"]["seconds"]))
     except (KeyError, TypeError, ValueError):
@@ -198,7 +198,7 @@ def _steps(folder, held: Holder, stage: str) -> str:
 def _session(path) -> tuple[int, int, float]:
     """(steps in all, the first one of this session, when it was told) by progress.json; zeros where it does not say."""
     try:
-        note = workdir.read_json(path)
+        note = artifacts.read_json(path)
         return int(_number(note["steps"])), int(_number(note["step"])), _number(note["time"])
     except (UserError, KeyError, TypeError, ValueError):
         return 0, 0, 0.0

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from irl_jax import paths, workdir
+from irl_jax import artifacts, paths, workdir
 from irl_jax.config import default
 from irl_jax.errors import UserError
 from irl_jax.overrides import keys_of, override, spelled, split, unquoted, value_of
@@ -143,7 +143,7 @@ def names_in(folder) -> list[str]:
     Raises:
       UserError: its sweep.json is not one.
     """
-    stored = workdir.read_json(folder / SWEEP, advice="bring the sweep's own back, or choose another folder")
+    stored = artifacts.read_json(folder / SWEEP, advice="bring the sweep's own back, or choose another folder")
     names = stored.get("members") if isinstance(stored, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) and "=" in name and "/" not in name for name in names):
         raise UserError(f"{folder / SWEEP}: not a {SWEEP} of irl_jax; choose another folder")

@@ -15,8 +15,9 @@ import time
 import uuid
 
 from irl_jax import distributed, paths
+from irl_jax.artifacts import append_jsonl, flush_jsonl, read_json, read_jsonl, write_jsonl
 from irl_jax.errors import UserError
-from irl_jax.workdir import CONFIG, append_jsonl, flush_jsonl, read_json, read_jsonl, write_jsonl
+from irl_jax.workdir import CONFIG
 
 METRICS, PROGRESS, EVENTS, WANDB = "metrics.jsonl", "progress.json", "events.out.tfevents.", "wandb.json"
 _LOCAL, _STORE = 5.0, 30.0  # seconds that events wait in memory: objects of a store cannot grow and are written anew each time

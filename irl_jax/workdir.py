@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import pathlib
 import platform
@@ -15,18 +14,17 @@ import socket
 import subprocess
 import time
 
-import numpy as np
 from ml_collections import ConfigDict
 
 import irl_jax
-from irl_jax import distributed, paths
+from irl_jax import artifacts, distributed, paths
 from irl_jax.checks import check_ranges
 from irl_jax.config import default
 from irl_jax.errors import UserError
+from irl_jax.overrides import leaves
 
 CONFIG, LOCK, DONE, TRUNK = "config.json", ".lock", "done.json", "trunk.json"
 FREE = ("checkpoint.", "log.", "mesh.", "profile.")  # a run may go on with others: no result changes, or (mesh) by rounding alone
-REMAKE = "remove it and the done.json of the stage that writes it, and start the same command again"
 REPLACE = "bring the run's own back, or choose another --workdir"
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
 
@@ -71,7 +69,7 @@ class Workdir:
                 _refuse_other_config(self.path, config)
                 paths.remove_unfinished(self.path)
             else:
-                paths.write(self.path / CONFIG, _json(_describe_run(config)))
+                paths.write(self.path / CONFIG, artifacts.json_of(_describe_run(config)))
                 self._made_config = True
         except UserError:
             self.close()
@@ -149,18 +147,18 @@ class Workdir:
 
     def mark_done(self, stage: str, timing: dict) -> None:
         """Marks the stage as finished; `timing` is what results.json says under timing.<stage>."""
-        write_json(self.stage(stage) / DONE, {"timing": timing})
+        artifacts.write_json(self.stage(stage) / DONE, {"timing": timing})
 
     def refer_to(self, files) -> None:
         """Notes in W/trunk.json, by content, the weight files that the run's adapters stand on and that it does not copy.
 
         Raises: as `same_trunk`.
         """
-        distributed.primary_first(lambda: paths.write(self.path / TRUNK, _json({"files": same_trunk(self.path, files)})))
+        distributed.primary_first(lambda: paths.write(self.path / TRUNK, artifacts.json_of({"files": same_trunk(self.path, files)})))
 
     def timing(self, stage: str) -> dict:
         """The timing given to `mark_done`."""
-        return read_json(self.path / stage / DONE, "timing")["timing"]
+        return artifacts.read_json(self.path / stage / DONE, "timing")["timing"]
 
 
 def same_trunk(path, files) -> dict:
@@ -172,7 +170,7 @@ def same_trunk(path, files) -> dict:
     Raises:
       UserError: a file's content is not what it was when the workdir was begun.
     """
-    noted = read_json(paths.of(path) / TRUNK, "files", advice="remove it")["files"] if (paths.of(path) / TRUNK).exists() else {}
+    noted = artifacts.read_json(paths.of(path) / TRUNK, "files", advice="remove it")["files"] if (paths.of(path) / TRUNK).exists() else {}
     found = {}
     for file in map(pathlib.Path, files):
         status, before = file.stat(), noted.get(file.name, {})
@@ -200,7 +198,7 @@ def read_config(path, strict: bool = True) -> ConfigDict:
     path = paths.of(path)
     if not (path / CONFIG).is_file():
         raise UserError(f"{path}: not a workdir (no {CONFIG} there); give the --workdir of a run")
-    stored = read_json(path / CONFIG, "config", advice=REPLACE)
+    stored = artifacts.read_json(path / CONFIG, "config", advice=REPLACE)
     config = default()
     expected, found = leaves(config.to_dict()), leaves(stored["config"])
     if not strict:
@@ -220,160 +218,6 @@ def read_config(path, strict: bool = True) -> ConfigDict:
     return config
 
 
-def read_json(path, *fields: str, advice: str = REMAKE) -> dict:
-    """A JSON file's content; `fields`: objects that it must have. `advice`: what to do about one that is broken.
-
-    Raises:
-      UserError: the file is missing or broken, or lacks a field.
-    """
-    try:
-        value = json.loads(_read_text(paths.of(path)))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run the stage that writes it") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: broken JSON ({error}); {advice}") from None
-    for field in fields:
-        if not isinstance(value, dict) or not isinstance(value.get(field), dict):
-            raise UserError(f"{path}: has no object '{field}', which irl_jax writes there; {advice}")
-    return value
-
-
-def write_json(path, obj) -> None:
-    """Writes `obj` as JSON, whole or not at all; numpy numbers become numbers, NaN and infinities null."""
-    _write(paths.of(path), _json(obj))
-
-
-def _json(obj):
-    """What fills a file with `obj`."""
-    text = json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return lambda file: file.write(text.encode())
-
-
-def append_jsonl(path, *records: dict) -> None:
-    """Appends one line a record (of process 0's; nobody reads them while they are being written).
-
-    Objects of a store cannot grow and may not be rewritten every second: there the lines wait in memory for half a minute or for
-    `flush_jsonl`, which the train loop calls with every checkpoint.
-    """
-    if not distributed.is_primary():
-        return
-    if not paths.is_local(path):
-        lines, since = _waiting.setdefault(str(path), ([], time.monotonic()))
-        lines += [_line(record) for record in records]
-        if time.monotonic() - since > 30:
-            flush_jsonl(path)
-        return
-    with paths.refusals(path), open(path, "a", encoding="utf-8") as file:
-        file.write("".join(_line(record) for record in records))
-
-
-_waiting: dict[str, tuple[list[str], float]] = {}  # of object stores: lines not written yet, and since when
-
-
-def flush_jsonl(path) -> None:
-    """Writes what `append_jsonl` keeps waiting."""
-    lines, _ = _waiting.pop(str(path), ([], 0.0))
-    if lines:
-        path = paths.of(path)
-        before = _read_text(path) if path.exists() else ""
-        with paths.refusals(path):
-            path.write_text(before + "".join(lines))
-
-
-def write_jsonl(path, records) -> None:
-    """Writes one line a record, the whole file or nothing."""
-    _write(paths.of(path), lambda file: file.writelines(_line(record).encode() for record in records))
-
-
-def read_jsonl(path) -> list[dict]:
-    """The records of a file of ours, less a last line that a kill cut short; [] where there is no file."""
-    path = paths.of(path)
-    if not path.exists():
-        return []
-    try:
-        whole, _, _ = _read_text(path).rpartition("\n")
-        records = [json.loads(line) for line in whole.split("\n") if line]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: broken JSON lines ({error}); remove the file, of which only the report's curves are made") from None
-    for record in records:
-        wrong = "its step" if not isinstance(record, dict) or not isinstance(record.get("step"), int) else next(
-            (f"a number as {name!r}"[:60] for name, value in record.items() if not _is_number(value)), "")
-        if wrong:
-            raise UserError(f"{path}: a line without {wrong}; remove the file, of which only the report's curves are made")
-    return records
-
-
-def _is_number(value) -> bool:
-    """Whether it is a number that JSON lines of ours hold: finite, or null."""
-    return value is None or isinstance(value, (int, float)) and abs(value) <= 1e308
-
-
-def save_arrays(path, **arrays) -> None:
-    """Writes named numpy arrays as one .npz, whole or not at all."""
-    _write(paths.of(path), lambda file: np.savez(file, **arrays))
-
-
-def load_arrays(path, stage: str = "") -> dict[str, np.ndarray]:
-    """The arrays that `save_arrays` wrote; `stage` is the one that writes them, for the message.
-
-    Raises:
-      UserError: the file is missing or broken.
-    """
-    try:
-        return paths.read_arrays(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run the stage that writes it{f' (--stages={stage})' if stage else ''}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except ValueError as error:
-        raise UserError(f"{path}: broken ({error}); {REMAKE}") from None
-
-
-def _write(path, fill) -> None:
-    """`paths.write`. With many hosts process 0 does it between two barriers: all have looked before, and find the file after."""
-    distributed.barrier()
-    if distributed.is_primary():
-        paths.write(path, fill)
-    distributed.barrier()
-
-
-def remove(path) -> None:
-    """Removes a file, once for all hosts."""
-    distributed.barrier()
-    if distributed.is_primary():
-        paths.of(path).unlink()
-    distributed.barrier()
-
-
-def _read_text(path) -> str:
-    return path.read_bytes().decode("utf-8")
-
-
-def _line(record: dict) -> str:
-    return json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _plain(obj):
-    """`obj` in JSON's own types."""
-    if isinstance(obj, dict):
-        return {str(key): _plain(value) for key, value in obj.items()}
-    if isinstance(obj, (list, tuple)):
-        return [_plain(value) for value in obj]
-    if isinstance(obj, ConfigDict):
-        return _plain(obj.to_dict())
-    if isinstance(obj, pathlib.PurePath):
-        return str(obj)
-    if hasattr(obj, "tolist"):  # numpy and jax arrays and scalars
-        return _plain(obj.tolist())
-    if isinstance(obj, float) and not math.isfinite(obj):
-        return None
-    return obj
-
-
 def _refuse_foreign(path) -> None:
     if paths.is_local(path) and path.is_symlink() and not path.exists():
         raise UserError(f"{path}: is a link to nothing; --workdir takes a folder")
@@ -384,8 +228,8 @@ def _refuse_foreign(path) -> None:
 
 
 def _refuse_other_config(path, config: ConfigDict) -> None:
-    stored = read_json(path / CONFIG, "config", advice=REPLACE)
-    there, here = leaves(stored["config"]), leaves(_plain(config))
+    stored = artifacts.read_json(path / CONFIG, "config", advice=REPLACE)
+    there, here = leaves(stored["config"]), leaves(artifacts.plain(config))
     keys = [key for key in dict.fromkeys([*here, *there]) if not key.startswith(FREE)]
     different = [key for key in keys if key not in here or key not in there or here[key] != there[key]]
     if different:
@@ -396,14 +240,6 @@ def _refuse_other_config(path, config: ConfigDict) -> None:
 
 def _show(found: dict, key: str) -> str:
     return json.dumps(found[key]) if key in found else "absent"
-
-
-def leaves(tree: dict, prefix: str = "") -> dict:
-    """{dotted key: value} of a nested dict."""
-    found = {}
-    for key, value in tree.items():
-        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
 
 
 def _describe_run(config: ConfigDict) -> dict:

@@ -9,10 +9,10 @@ import pytest
 from tiny import tiny_config
 
 from irl_jax import stages, variants
+from irl_jax.artifacts import load_arrays
 from irl_jax.stages import context as contexts
 from irl_jax.stages import pairs, rejection, sampling, scoring, spin
 from irl_jax.types import Example
-from irl_jax.workdir import load_arrays
 
 METHODS = {
     "dpo__recipes": ("init_sft",), "dpo__steps": 3, "dpo__batch_size": 4,

@@ -10,8 +10,9 @@ from test_compare import made_run
 from test_report import fake_curves, fake_results, fake_samples
 
 from irl_jax import cli, paths
+from irl_jax.artifacts import read_json
 from irl_jax.stages import report
-from irl_jax.workdir import read_config, read_json
+from irl_jax.workdir import read_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WIDTHS = {390: 844, 1280: 900}

@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from irl_jax import workdir
+from irl_jax import artifacts
 from irl_jax.config import default
 from irl_jax.data.testbed import build_world, coverage, grammar, vocabulary
 from irl_jax.data.testbed.prompts import read_prompt
@@ -128,7 +128,7 @@ def test_curves_judge_the_kept_rollouts_in_order(tmp_path):
     folder = tmp_path / "policy" / "x" / "rollouts"
     folder.mkdir(parents=True)
     for step, shift in ((0, 0.0), (10, 1.0), (9, 0.5)):
-        workdir.save_arrays(folder / f"{step}.npz", tokens=np.array([[1, 2, 3, 0], [1, 2, 4, 5]]), prompt_lengths=np.array([2, 1]),
+        artifacts.save_arrays(folder / f"{step}.npz", tokens=np.array([[1, 2, 3, 0], [1, 2, 4, 5]]), prompt_lengths=np.array([2, 1]),
                             lengths=np.array([3, 4]), ended=np.array([True, False]), reward=np.array([1.0, 3.0]) + shift,
                             kl=np.array([0.2, 0.4]) + shift)
     context = types.SimpleNamespace(workdir=types.SimpleNamespace(path=tmp_path), text=lambda ids: " ".join(map(str, ids)))
@@ -154,7 +154,7 @@ def test_errors_of_the_curves_are_over_prompts(tmp_path):
     """Four samples of two prompts, equal within a prompt, are two pieces of evidence."""
     folder = tmp_path / "policy" / "x" / "rollouts"
     folder.mkdir(parents=True)
-    workdir.save_arrays(folder / "0.npz", tokens=np.array([[1, 9], [1, 9], [2, 9], [2, 9]]), prompt_lengths=np.ones(4, int),
+    artifacts.save_arrays(folder / "0.npz", tokens=np.array([[1, 9], [1, 9], [2, 9], [2, 9]]), prompt_lengths=np.ones(4, int),
                         lengths=np.full(4, 2), ended=np.ones(4, bool), reward=np.array([1.0, 1.0, 3.0, 3.0]), kl=np.zeros(4))
     context = types.SimpleNamespace(workdir=types.SimpleNamespace(path=tmp_path), text=lambda ids: " ".join(map(str, ids)))
     judge = types.SimpleNamespace(score=lambda prompts, responses: [float(prompt) for prompt in prompts])

@@ -85,22 +85,18 @@ def test_the_reference_is_that_of_the_code(capsys):
 
 
 def test_who_set_a_key(tmp_path, capsys, monkeypatch):
-    """The line of the very file, also where it says what the default says already; flags win."""
+    """The config file where a value is not the default; flags win."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "base_of_these.py").write_text(
-        "from irl_jax.config import default\n\n"
-        "def get_config():\n    c = default()\n    c.seed = 0\n    c.sft.steps = 5\n    c.eval.prompts = 7\n    return c\n")
     (tmp_path / "own.py").write_text(
-        "import base_of_these\nfrom ml_collections import ConfigDict\n\n"
-        "def get_config(name=''):\n    c = base_of_these.get_config()\n    c.sft.steps = 9\n"
+        "from ml_collections import ConfigDict\nfrom irl_jax.config import default\n\n"
+        "def get_config(name=''):\n    c = default()\n    c.sft.steps = 9\n    c.seed = 0\n    c.eval.prompts = 7\n"
         "    c.update_from_flattened_dict({'spin.beta': 0.5})\n"
         "    c.mesh = ConfigDict({'data': 1, 'fsdp': 2, 'tensor': 1})\n    return c\n")
-    found = printed(capsys, "--config=own.py", "--config.eval.prompts=8")
-    assert found["seed"][:2] == ("0", "base_of_these.py:5")
-    assert found["sft.steps"][:2] == ("9", "own.py:6")
-    assert found["spin.beta"][:2] == ("0.5", "own.py:7")
-    assert found["eval.prompts"][:2] == ("8", "--config.eval.prompts")
-    assert found["mesh.fsdp"][:2] == ("2", "own.py:8")
+    found = printed(capsys, "--config=own.py:v", "--config.eval.prompts=8", "--config.seed=0")
+    assert found["sft.steps"][:2] == ("9", "own.py:v")
+    assert found["spin.beta"][:2] == ("0.5", "own.py:v")
+    assert found["mesh.fsdp"][:2] == ("2", "own.py:v") and found["mesh.tensor"][1] == "default"
+    assert found["eval.prompts"][:2] == ("8", "--config.eval.prompts") and found["seed"][:2] == ("0", "--config.seed")
     assert found["reward.recipes"] == (str(default().reward.recipes), "default", "learnt rewards")
     assert list(found) == sorted(keys_of(default()), key=list(describe.helps().keys).index)
 

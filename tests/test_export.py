@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 from tiny import tiny_config
 
-from irl_jax import checkpoint, cli, hf, hf_export, roles, workdir
+from irl_jax import artifacts, checkpoint, cli, hf, hf_export, roles, workdir
 from irl_jax.config import default
 from irl_jax.data import chat, testbed, tokenize
 from irl_jax.errors import UserError
@@ -417,7 +417,7 @@ def test_the_card_says_how_it_was_made_and_what_it_scored(gpt2, tmp_path):
            "distinct_2": 0.8134, "n": 80}
     reward = {"heldout_auc": 0.693, "heldout_auc_stderr": 0.019, "spearman_golden": 0.376, "spearman_length": 0.34,
               "best_of_n": [{"n": 4, "golden": 0.7}, {"n": 16, "golden": 0.794, "stderr": 0.01}]}
-    workdir.write_json(w / "results.json", {"golden": {"name": "classifier", "heldout_accuracy": 0.801}, "rewards": {"init_sft": reward},
+    artifacts.write_json(w / "results.json", {"golden": {"name": "classifier", "heldout_accuracy": 0.801}, "rewards": {"init_sft": reward},
                                             "policies": {"sft": {**row, "golden_mean": None}, "policy/clipped": row}})
     card = (exported(w, "policy/clipped", tmp_path / "out") / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n") and "\nbase_model:" not in card  # a folder is no hub name

@@ -160,13 +160,13 @@ def test_differences_are_seen(tmp_path):
     """The comparison itself: one bit of a leaf, a number of a line or an array, a missing and a forgotten file."""
     import numpy as np
 
-    from irl_jax import checkpoint, tracking, workdir
+    from irl_jax import artifacts, checkpoint, tracking
 
     def make(name):
         folder = tmp_path / name / "sft"
         checkpoint.save_tree(folder / "leaves", {"w": np.arange(4.0), "seconds": np.asarray(float(len(name)))})
-        workdir.save_arrays(folder / "a.npz", x=np.arange(3))
-        workdir.write_json(folder / "done.json", {"timing": {"seconds": len(name)}, "n": 1})
+        artifacts.save_arrays(folder / "a.npz", x=np.arange(3))
+        artifacts.write_json(folder / "done.json", {"timing": {"seconds": len(name)}, "n": 1})
         (folder / "metrics.jsonl").write_text('{"step": 1}\n')
         told = tracking.Events(folder, [])
         told.add(1, {"loss": 0.5})
@@ -177,8 +177,8 @@ def test_differences_are_seen(tmp_path):
     assert differences(one.parent, make("three").parent) == []  # times may differ
     changes = {
         "leaves": lambda two: checkpoint.save_tree(two / "leaves", {"w": np.nextafter(np.arange(4.0), 9), "seconds": np.asarray(0.0)}),
-        "a.npz": lambda two: workdir.save_arrays(two / "a.npz", x=np.arange(3) + 1),
-        "done.json": lambda two: workdir.write_json(two / "done.json", {"n": 2}),
+        "a.npz": lambda two: artifacts.save_arrays(two / "a.npz", x=np.arange(3) + 1),
+        "done.json": lambda two: artifacts.write_json(two / "done.json", {"n": 2}),
         "metrics.jsonl": lambda two: (two / "metrics.jsonl").unlink(),
         "tfevents": lambda two: tracking.Events(two, [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]),
         "left over": lambda two: (two / "b.npz.tmp").write_text(""),

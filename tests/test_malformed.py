@@ -20,12 +20,12 @@ from malformed_files import DATA, MODELS, RECORDS
 from malformed_settings import CONFIGS, FLAGS, KEY_CASES, KEYS, WORKDIRS
 from test_export import GPT2, base_folder, run_on
 
-from irl_jax import checks, cli, workdir
+from irl_jax import artifacts, checks, cli, workdir
 from irl_jax.config import default
 from irl_jax.data import sources
 from irl_jax.errors import UserError
 from irl_jax.flags import VERBS
-from irl_jax.overrides import override
+from irl_jax.overrides import leaves, override
 from irl_jax.stages import sampling
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -103,11 +103,11 @@ def test_the_table():
 def test_every_number_of_the_config_has_a_range():
     bounded = {*checks._POSITIVE, *checks._NOT_NEGATIVE, *checks._SHARES, *checks._HALVES, *checks._UNIT}
     free = {"data.min_rating", "golden.positive_rating", "mesh.data", "mesh.fsdp", "mesh.tensor"}  # make_mesh looks at the last three
-    numbers = {key for key, value in checks._flat(default()).items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
+    numbers = {key for key, value in leaves(default()).items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
     assert numbers - bounded == free
 
 
-@pytest.mark.parametrize("key", sorted(checks._flat(default())))
+@pytest.mark.parametrize("key", sorted(leaves(default())))
 def test_no_value_of_a_key_is_more_than_a_refusal(key):
     """Whatever text or, from a config file, whatever object: the config is checked, or one line says why not."""
     texts = ["0", "-1", "1e30", "nan", "", "9" * 400, "-" + "9" * 4000, "()", "(1,)", "((1,),)", "(((((", "a\0b", "\ud800", "../../x",
@@ -189,7 +189,7 @@ def test_damage_anywhere_is_a_refusal(kind, box):
     np.savez_compressed(arrays, tokens=np.arange(12).reshape(3, 4), ended=np.zeros(3, bool))
     whole = {"records": pairs, "gzip": gzip.compress(pairs, mtime=0), "arrays": arrays.getvalue(),
              "config.json": (box.finished / "config.json").read_bytes()}[kind]
-    read = {"arrays": lambda: workdir.load_arrays(file), "config.json": lambda: workdir.read_config(box.path)}.get(
+    read = {"arrays": lambda: artifacts.load_arrays(file), "config.json": lambda: workdir.read_config(box.path)}.get(
         kind, lambda: [sources.text_field(record, "prompt", where) for where, record in sources.read_jsonl(str(file))])
     for _ in range(150 if kind == "config.json" else 400):
         file.write_bytes(mutated(whole, draws))

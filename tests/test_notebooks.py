@@ -12,7 +12,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from irl_jax import workdir
+from irl_jax import artifacts
 from irl_jax.config import default
 from irl_jax.data.testbed import build_world
 from irl_jax.errors import UserError
@@ -145,9 +145,9 @@ def test_a_run_is_read_with_all_that_its_figures_need(tmp_path):
         report.read(tmp_path)
     (tmp_path / "evaluate").mkdir()
     (tmp_path / "sft").mkdir()
-    workdir.write_json(tmp_path / "results.json", {"seed": 3, "policies": {}, "rewards": {}})
-    workdir.write_json(tmp_path / "evaluate" / "report.json", {"histograms": {"a": 1}, "scatter": {}, "samples": [{"prompt": "p"}]})
-    workdir.write_jsonl(tmp_path / "sft" / "metrics.jsonl", [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}])
+    artifacts.write_json(tmp_path / "results.json", {"seed": 3, "policies": {}, "rewards": {}})
+    artifacts.write_json(tmp_path / "evaluate" / "report.json", {"histograms": {"a": 1}, "scatter": {}, "samples": [{"prompt": "p"}]})
+    artifacts.write_jsonl(tmp_path / "sft" / "metrics.jsonl", [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}])
     material = report.read(tmp_path)
     assert material.results["seed"] == 3 and material.results["histograms"] == {"a": 1}
     assert material.samples == [{"prompt": "p"}] and material.curves == {"sft": {"loss": {"step": [1, 2], "value": [2.0, 1.0]}}}

@@ -10,7 +10,7 @@ import pytest
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
-from irl_jax import checkpoint, cli, paths, tracking, workdir
+from irl_jax import artifacts, checkpoint, cli, paths, tracking, workdir
 from irl_jax.config import default
 from irl_jax.errors import UserError
 
@@ -60,20 +60,20 @@ def test_a_workdir_in_a_bucket(bucket):
         opened.mark_done("sft", {"seconds": 1.0})
         assert opened.is_done("sft") and opened.timing("sft") == {"seconds": 1.0}
         file = opened.stage("samples") / "a.npz"
-        workdir.save_arrays(file, x=np.arange(5))
-        np.testing.assert_array_equal(workdir.load_arrays(file)["x"], np.arange(5))
+        artifacts.save_arrays(file, x=np.arange(5))
+        np.testing.assert_array_equal(artifacts.load_arrays(file)["x"], np.arange(5))
         lines = opened.stage("sft") / "metrics.jsonl"
         for step in range(3):
-            workdir.append_jsonl(lines, {"step": step})
-        assert workdir.read_jsonl(lines) == []  # they wait, for objects cannot grow
-        workdir.flush_jsonl(lines)
-        workdir.append_jsonl(lines, {"step": 3})
-        workdir.flush_jsonl(lines)
-        assert workdir.read_jsonl(lines) == [{"step": step} for step in range(4)]
+            artifacts.append_jsonl(lines, {"step": step})
+        assert artifacts.read_jsonl(lines) == []  # they wait, for objects cannot grow
+        artifacts.flush_jsonl(lines)
+        artifacts.append_jsonl(lines, {"step": 3})
+        artifacts.flush_jsonl(lines)
+        assert artifacts.read_jsonl(lines) == [{"step": step} for step in range(4)]
         assert sorted(path.name for path in opened.path.glob("*/metrics.jsonl")) == ["metrics.jsonl"]
-        workdir.remove(file)
+        artifacts.remove(file)
         with pytest.raises(UserError, match="no such file"):
-            workdir.load_arrays(file)
+            artifacts.load_arrays(file)
     assert workdir.read_config("gs://bucket/runs/w").to_dict() == config.to_dict()
     other = default()
     other.seed = 1
@@ -101,7 +101,7 @@ def test_a_stage_in_a_bucket_is_tracked_and_shown(bucket, tmp_path, capsys, monk
     (name,) = (name for name in bucket if "tfevents" in name)
     (tmp_path / "tfevents").write_bytes(bucket[name].getvalue())
     assert events.rows(tmp_path) == [(1, {"loss": 0.5}), (2, {"loss": 1.0}), (3, {"loss": 1.5})]
-    assert workdir.read_jsonl(folder / "metrics.jsonl") == [{"step": step, "loss": step / 2} for step in (1, 2, 3)]
+    assert artifacts.read_jsonl(folder / "metrics.jsonl") == [{"step": step, "loss": step / 2} for step in (1, 2, 3)]
     assert cli.main(["status", "gs://bucket/w"]) == 0
     shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert shown[:3] == ["gs://bucket/w: begun: sft: step 3 of 9; 1 of 11 stages done", "pretrain done 1 s", "sft begun step 3 of 9"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from irl_jax import cli, hf, stages, workdir
+from irl_jax import artifacts, cli, hf, stages, workdir
 from irl_jax.models import transformer
 from irl_jax.stages import context as contexts
 from irl_jax.stages import policy, pretrain, reward, sample, sft
@@ -121,9 +121,9 @@ def test_eight_devices_through_the_stages(tmp_path):
         script = _EIGHT.format(tests=str(ROOT / "tests"), devices=devices, fsdp=fsdp, tensor=tensor, path=str(path))
         environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         subprocess.run([sys.executable, "-c", script], check=True, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL)
-        kept[devices] = {stage: workdir.read_jsonl(path / stage / "metrics.jsonl") for stage in (
+        kept[devices] = {stage: artifacts.read_jsonl(path / stage / "metrics.jsonl") for stage in (
             "pretrain", "sft", "reward/init_sft", "policy/init_sft", "dpo/sft_demo")}
-        assert len(workdir.read_jsonl(path / "adversarial" / "demo" / "metrics.jsonl")) == 3
+        assert len(artifacts.read_jsonl(path / "adversarial" / "demo" / "metrics.jsonl")) == 3
     for role in ("init", "sft"):
         one, eight = (dict(np.load(tmp_path / str(devices) / "samples" / role / "reward.npz")) for devices in (1, 8))
         assert (one["tokens"] != eight["tokens"]).any(-1).sum() <= 1 + one["mask"].sum() / 10_000  # that part somewhere

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 import irl_jax
+from irl_jax import artifacts
 from irl_jax import workdir as workdirs
+from irl_jax.artifacts import write_json
 from irl_jax.config import default
 from irl_jax.errors import UserError
-from irl_jax.workdir import Workdir, write_json
+from irl_jax.workdir import Workdir
 
 
 def snapshot(folder):
@@ -129,7 +131,7 @@ def test_bad_input_does_not_bind_the_workdir(tmp_path):
 @pytest.mark.parametrize("name", ["pretrain/metrics.jsonl", "sft/checkpoints/3/manifest.json", "results.json"])
 def test_results_bind_the_workdir_whatever_comes_later(tmp_path, name):
     bad, good = bad_and_good()
-    fail(tmp_path / "w", bad, lambda workdir: workdirs.write_json(workdir.path / name, {}))
+    fail(tmp_path / "w", bad, lambda workdir: artifacts.write_json(workdir.path / name, {}))
     assert (tmp_path / "w" / name).exists()
     with pytest.raises(UserError, match="data.source is"):
         Workdir(tmp_path / "w", good)
@@ -205,48 +207,48 @@ def test_done_marks(tmp_path):
 
 def test_json_is_plain_and_whole(tmp_path):
     path = tmp_path / "results.json"
-    workdirs.write_json(
+    artifacts.write_json(
         path, {"a": np.float64(0.5), "n": np.int64(3), "nan": float("nan"), "v": np.arange(2), "c": ml_collections.ConfigDict()}
     )
-    assert workdirs.read_json(path) == {"a": 0.5, "n": 3, "nan": None, "v": [0, 1], "c": {}}
+    assert artifacts.read_json(path) == {"a": 0.5, "n": 3, "nan": None, "v": [0, 1], "c": {}}
     with pytest.raises(TypeError):
-        workdirs.write_json(path, {"a": object()})
-    assert workdirs.read_json(path)["n"] == 3
+        artifacts.write_json(path, {"a": object()})
+    assert artifacts.read_json(path)["n"] == 3
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    workdirs.save_arrays(tmp_path / "a.npz", x=np.arange(3))
+    artifacts.save_arrays(tmp_path / "a.npz", x=np.arange(3))
     with monkeypatch.context() as patch:
         patch.setattr(workdirs.paths.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(UserError, match="disk full"):
-            workdirs.save_arrays(tmp_path / "a.npz", x=np.arange(9))
-    np.testing.assert_array_equal(workdirs.load_arrays(tmp_path / "a.npz")["x"], np.arange(3))
+            artifacts.save_arrays(tmp_path / "a.npz", x=np.arange(9))
+    np.testing.assert_array_equal(artifacts.load_arrays(tmp_path / "a.npz")["x"], np.arange(3))
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
 
 
 def test_arrays_that_are_missing_or_broken_name_the_file(tmp_path):
     with pytest.raises(UserError, match=r"a\.npz: no such file; run the stage that writes it \(--stages=sample\)$"):
-        workdirs.load_arrays(tmp_path / "a.npz", stage="sample")
+        artifacts.load_arrays(tmp_path / "a.npz", stage="sample")
     with pytest.raises(UserError, match=r"a\.npz: no such file; run the stage that writes it$"):
-        workdirs.load_arrays(tmp_path / "a.npz")
-    workdirs.save_arrays(tmp_path / "a.npz", x=np.arange(99))
+        artifacts.load_arrays(tmp_path / "a.npz")
+    artifacts.save_arrays(tmp_path / "a.npz", x=np.arange(99))
     whole = (tmp_path / "a.npz").read_bytes()
     for part in (whole[:100], b"PK", b"x" * 50, b""):
         (tmp_path / "a.npz").write_bytes(part)
         with pytest.raises(UserError, match=r"a\.npz: broken"):
-            workdirs.load_arrays(tmp_path / "a.npz")
+            artifacts.load_arrays(tmp_path / "a.npz")
 
 
 def test_jsonl_appends_and_forgets_a_half_written_line(tmp_path):
     path = tmp_path / "m.jsonl"
-    assert workdirs.read_jsonl(path) == []
-    workdirs.append_jsonl(path, {"step": 1, "a\u2028b": 1.5}, {"step": 2})
-    workdirs.append_jsonl(path, {"step": 3})
+    assert artifacts.read_jsonl(path) == []
+    artifacts.append_jsonl(path, {"step": 1, "a\u2028b": 1.5}, {"step": 2})
+    artifacts.append_jsonl(path, {"step": 3})
     with open(path, "a") as file:
         file.write('{"step": 4, "lo')
-    assert [r["step"] for r in workdirs.read_jsonl(path)] == [1, 2, 3]
-    assert workdirs.read_jsonl(path)[0]["a\u2028b"] == 1.5
+    assert [r["step"] for r in artifacts.read_jsonl(path)] == [1, 2, 3]
+    assert artifacts.read_jsonl(path)[0]["a\u2028b"] == 1.5
 
 
 def test_the_trunk_is_noted_by_content(tmp_path):

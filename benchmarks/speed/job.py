@@ -108,7 +108,7 @@ class Stages:
 
 def ours(spec: dict) -> dict:
     """The job through the stages of irl_jax and its `generate`."""
-    from irl_jax import cli, config, stages, workdir
+    from irl_jax import artifacts, cli, config, stages
 
     timed = Stages()
     c = config.default()
@@ -132,7 +132,7 @@ def ours(spec: dict) -> dict:
     assert status == 0
     out = {"best-of-16": timed.seconds["best-of-16"]}
     for stage in ("sft", "sample", "reward", "policy"):
-        info = workdir.read_json(run / stage / "done.json")["timing"]
+        info = artifacts.read_json(run / stage / "done.json")["timing"]
         out |= {stage: round(info["seconds"], 3), f"{stage}, compiling": round(info["compile_seconds"], 3)}
     return out
 

@@ -1,4 +1,4 @@
-"""Control tokens told from text that spells them: "<|im_end|>" in a record is those nine characters, in a chat template it is the token.
+"""Control tokens told from text that spells them: "<|im_end|>" in a record is those ten characters, in a chat template it is the token.
 
 In the strings that go from a template to the tokenizer a control token is marked: it stands between OPEN and CLOSE, which Unicode keeps
 out of texts and which `irl_jax.data.sources` refuses in records. `encode` takes marked tokens for themselves, and everything else for

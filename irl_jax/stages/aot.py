@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from irl_jax import chips, hf, hlo, paths, workdir
+from irl_jax import artifacts, chips, hf, hlo, paths
 from irl_jax.checks import check
 from irl_jax.errors import UserError
 from irl_jax.overrides import nearest
@@ -56,7 +56,7 @@ def run(config, topology: str, slices: int = 1, out: str = "aot", names: tuple[s
             again = functools.partial(_again, config, devices=devices, slices=slices, name=name, chip=chip)
             row["advice"] = aot_advice.advise(row, planner, chip, again)
         plan["steps"].append(row)
-        workdir.write_json(folder / "plan.json", plan)  # a plan cut short is one of the steps so far
+        artifacts.write_json(folder / "plan.json", plan)  # a plan cut short is one of the steps so far
     print(aot_table.render(plan))
     print(f"plan: {folder / 'plan.json'}")
     return plan

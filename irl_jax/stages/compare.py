@@ -8,8 +8,9 @@ import string
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from irl_jax import paths, workdir
+from irl_jax import artifacts, paths, workdir
 from irl_jax.errors import UserError
+from irl_jax.overrides import leaves
 from irl_jax.stages import run_figures, run_tables
 from irl_jax.stages.page import Raw, Section, escape, figures, page, table
 from irl_jax.stages.run_tables import Table
@@ -69,9 +70,9 @@ def load(folder: str) -> Run:
         raise UserError(f"{folder}: not a workdir (no {workdir.CONFIG} there); compare takes folders of runs")
     if not (path / "results.json").is_file():
         raise UserError(f"{folder}: no results.json yet, which the stage `evaluate` writes; finish the run first")
-    config = workdir.read_json(path / workdir.CONFIG, "config", advice=workdir.REPLACE)
-    results = workdir.read_json(path / "results.json", "policies", "rewards")
-    settings = workdir.leaves(config["config"])
+    config = artifacts.read_json(path / workdir.CONFIG, "config", advice=workdir.REPLACE)
+    results = artifacts.read_json(path / "results.json", "policies", "rewards")
+    settings = leaves(config["config"])
     seed = settings.pop("seed", None)
     kept = {key: value for key, value in settings.items() if not key.startswith(workdir.FREE)}
     return Run(str(folder), seed, kept, results, str(config.get("git_commit") or "not known"))

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from irl_jax import loop, paths, variants, workdir
+from irl_jax import artifacts, loop, paths, variants
 from irl_jax.config import GROUPS
 from irl_jax.evaluation import best_of_n, golden, metrics
 from irl_jax.stages import divergences, judging, over_training, recipe_data, reward_model, sampling, scoring
@@ -59,8 +59,8 @@ def _evaluate(context) -> None:
     curves = over_training.curves(context, judge, policies)
     _compare_at_kl(config, results["policies"], curves)
     results["timing"] = {}
-    workdir.write_json(context.workdir.path / "results.json", results)
-    workdir.write_json(context.directory("evaluate") / "report.json", {
+    artifacts.write_json(context.workdir.path / "results.json", results)
+    artifacts.write_json(context.directory("evaluate") / "report.json", {
         **_report_material(sets, recipes, policies, judge), "over_training": curves})
     _say(context, results)
 
@@ -113,7 +113,7 @@ def _rewards(context, judge, sft, recipes):
         row = {"heldout_auc": auc, "heldout_auc_stderr": auc_stderr, "auc_sft_against_init": auc, "auc_sft_against_init_stderr": auc_stderr,
                "pair_accuracy": None, "spearman_golden": None, "best_of_n": [], **_spearman("length", values, sft.by_prompt(sft.lengths))}
         if per_recipe := learnt.get(recipe):
-            own = workdir.read_json(context.directory(f"reward/{recipe}") / "heldout.json")
+            own = artifacts.read_json(context.directory(f"reward/{recipe}") / "heldout.json")
             row["heldout_auc"], row["heldout_auc_stderr"] = own["auc"], own["auc_stderr"]
             if per_recipe.config.reward.ensemble > 1:
                 row |= _ensemble(context, recipe, own, sft, gold)

@@ -7,7 +7,7 @@ import sys
 import jax
 import numpy as np
 
-from irl_jax import hf, sampler, sharding, variants, workdir
+from irl_jax import artifacts, hf, sampler, sharding, variants, workdir
 from irl_jax.config import GROUPS, default
 from irl_jax.data import sources, tokenize
 from irl_jax.errors import UserError
@@ -52,7 +52,7 @@ def generate(args) -> None:
             if args.reward:
                 line["reward"] = float(rewards[i])
             lines.append(line)
-    workdir.write_jsonl(args.out, lines)
+    artifacts.write_jsonl(args.out, lines)
 
 
 def score(args) -> None:
@@ -82,7 +82,7 @@ def score(args) -> None:
         if args.reward:
             line["reward"] = float(rewards[i])
         lines.append(line)
-    workdir.write_jsonl(args.out, lines)
+    artifacts.write_jsonl(args.out, lines)
 
 
 class _Reading(Context):

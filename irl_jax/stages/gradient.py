@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from irl_jax import policy_steps, rollouts, sampler, sharding, steps, workdir
+from irl_jax import artifacts, policy_steps, rollouts, sampler, sharding, steps
 from irl_jax.data import batching
 from irl_jax.stages import sampling, training
 from irl_jax.types import Example, PromptBatch
@@ -111,6 +111,6 @@ def _keep(path, drawn, batch, rows: int) -> None:
     """Rows for the report's reward-against-golden curve: written whole, and again the same where a run is resumed."""
     drawn, reward = jax.tree.map(lambda x: x[:rows], sharding.fetch((drawn, batch.reward)))
     lengths = drawn.last + 1
-    workdir.save_arrays(path, tokens=drawn.rows.tokens, prompt_lengths=lengths - drawn.rows.mask.sum(-1).astype(lengths.dtype),
+    artifacts.save_arrays(path, tokens=drawn.rows.tokens, prompt_lengths=lengths - drawn.rows.mask.sum(-1).astype(lengths.dtype),
                         lengths=lengths, ended=drawn.ended, reward=reward,
                         kl=(drawn.behaviour_logprobs - drawn.reference_logprobs).sum(-1))

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import irl_jax
-from irl_jax import workdir
+from irl_jax import artifacts, workdir
 from irl_jax.config import default
 from irl_jax.errors import UserError
+from irl_jax.overrides import leaves
 
 BEST_OF = 16  # the column of the rewards' table
 _RECIPES = {
@@ -59,9 +60,9 @@ class Facts(NamedTuple):
 def read_facts(context, role: str, method, base: str) -> Facts:
     """The facts of a role of a finished run; `method` as in `irl_jax.variants`, None for init and sft."""
     path = context.workdir.path
-    run = workdir.read_json(path / workdir.CONFIG)
+    run = artifacts.read_json(path / workdir.CONFIG)
     variant = [line for line in run["config"]["variants"] if line.split("=")[0].strip() == role]
-    results = workdir.read_json(path / "results.json") if (path / "results.json").exists() else {}
+    results = artifacts.read_json(path / "results.json") if (path / "results.json").exists() else {}
     return Facts(role, role.split("/")[0], method.recipe if method else None, " ".join(variant[0].split()) if variant else "", base,
                  run["config"]["data"]["source"], _records(context), changed_settings(run["config"]), run["versions"], run["git_commit"],
                  results)
@@ -69,16 +70,8 @@ def read_facts(context, role: str, method, base: str) -> Facts:
 
 def changed_settings(config: Mapping) -> dict[str, Any]:
     """{dotted key: value} of a config, as JSON has it, where it is not the default."""
-    defaults = dict(_flat(json.loads(json.dumps(default().to_dict()))))
-    return {key: value for key, value in _flat(config) if key not in defaults or defaults[key] != value}
-
-
-def _flat(tree: Mapping, prefix: str = ""):
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+    defaults, given = (leaves(json.loads(json.dumps(tree))) for tree in (default().to_dict(), config))
+    return {key: value for key, value in given.items() if key not in defaults or defaults[key] != value}
 
 
 def _records(context) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from irl_jax import workdir
+from irl_jax import artifacts
 from irl_jax.evaluation import metrics
 
 
@@ -51,7 +51,7 @@ def at_same_kl(curve, kl: float, start: tuple[float, float]) -> tuple[float, flo
 def _curve(context, judge, files) -> dict:
     curve = {name: [] for name in ("step", "reward", "reward_stderr", "golden", "golden_stderr", "kl")}
     for path in files:
-        arrays = workdir.load_arrays(path)
+        arrays = artifacts.load_arrays(path)
         texts = _texts(context, arrays)
         golden = np.asarray(judge.score(*texts), np.float64)
         _, prompt = np.unique(texts[0], return_inverse=True)

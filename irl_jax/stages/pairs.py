@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from irl_jax import preference_steps, sharding, steps, workdir
+from irl_jax import artifacts, preference_steps, sharding, steps
 from irl_jax.data import batching
 from irl_jax.errors import UserError
 from irl_jax.stages import training
@@ -45,8 +45,8 @@ def _reference_logprobs(context, name, reference, positives, negatives) -> np.nd
     path = context.directory(name) / REFERENCE
     if not path.exists():
         logprobs = context.scorer.logprobs(reference, positives + negatives)
-        workdir.save_arrays(path, logprobs=logprobs.reshape(2, -1))
-    return workdir.load_arrays(path)["logprobs"]
+        artifacts.save_arrays(path, logprobs=logprobs.reshape(2, -1))
+    return artifacts.load_arrays(path)["logprobs"]
 
 
 def _feed(context, config, positives, negatives, reference_logprobs, section: str):

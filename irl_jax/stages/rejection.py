@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from irl_jax import steps, workdir
+from irl_jax import artifacts, steps
 from irl_jax.stages import iterations, sampling, scoring, training
 
 CHOSEN = "chosen.npz"  # the rewards [P, N] and the best sample of each prompt [P]
@@ -50,8 +50,8 @@ def _choose(context, name: str, leaves, reward: str):
     path = context.directory(name) / CHOSEN
     if not path.exists():
         rewards_PxN = scoring.rewards(context, reward, samples).reshape(len(prompts), config.samples)
-        workdir.save_arrays(path, rewards=rewards_PxN, best=best(rewards_PxN))
-    kept = workdir.load_arrays(path)
+        artifacts.save_arrays(path, rewards=rewards_PxN, best=best(rewards_PxN))
+    kept = artifacts.load_arrays(path)
     chosen = [samples[p * config.samples + n] for p, n in enumerate(kept["best"])]
     info = {"reward_mean": float(kept["rewards"].mean()), "chosen_reward_mean": float(kept["rewards"].max(axis=1).mean())}
     context.say(f"{name}: reward {info['reward_mean']:.3f}, of the best of {config.samples} {info['chosen_reward_mean']:.3f}")

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from irl_jax import distributed, paths, workdir
+from irl_jax.artifacts import read_json, read_jsonl, write_json
 from irl_jax.stages import STAGES, report_run, report_samples, report_tables, trust
 from irl_jax.stages.page import Section, figures, page
 from irl_jax.stages.plots import Plot, draw_all
-from irl_jax.workdir import read_json, read_jsonl, write_json
 
 TIMED = tuple(stage for stage in STAGES if stage != "report")
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from irl_jax.config import CONTROLS, default
+from irl_jax.config import CONTROLS
+from irl_jax.overrides import leaves
+from irl_jax.stages.model_card import changed_settings
 from irl_jax.stages.page import Cell, Raw, details, escape, facts, format_number, number_table, recipe_class, table
 from irl_jax.stages.plot_style import golden_label, number
 
@@ -71,8 +73,7 @@ def _evaluation(results: Mapping, settings: Mapping) -> str:
 
 def _changed(settings: Mapping) -> str:
     """The settings that differ from the defaults."""
-    usual = dict(flat(default().to_dict()))
-    rows = [[key, text] for key, text in flat(settings) if usual.get(key) != text]
+    rows = [[key, _spelled(value)] for key, value in changed_settings(settings).items()]
     return details(f"{len(rows)} settings that are not the default",
                    table("Settings that differ from irl_jax/config.py.", ["setting", "value"], rows)) if rows else ""
 
@@ -133,15 +134,10 @@ def timing(results: Mapping) -> str:
 
 def all_settings(results: Mapping) -> str:
     """The whole resolved config, folded."""
-    rows = [list(row) for row in flat(results.get("settings") or {})]
+    rows = [[key, _spelled(value)] for key, value in leaves(results.get("settings") or {}).items()]
     return details(f"All {len(rows)} settings", table("The resolved config.", ["setting", "value"], rows)) if rows else ""
 
 
-def flat(tree: Mapping, prefix: str = ""):
-    """(dotted key, value as text) of every leaf of nested settings."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            yield f"{prefix}{key}", text or "(empty)"
+def _spelled(value) -> str:
+    """A setting's value in a cell."""
+    return (", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)) or "(empty)"

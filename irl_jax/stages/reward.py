@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from irl_jax import reward_steps, roles, sharding, steps, workdir
+from irl_jax import artifacts, reward_steps, roles, sharding, steps
 from irl_jax.data import batching
 from irl_jax.errors import UserError
 from irl_jax.evaluation import metrics
@@ -72,7 +72,7 @@ def _report(context, name: str, leaves, heldout) -> None:
     positive, negative = np.split(reward_steps.combined(members_Exn, reward.combine, np), [len(heldout[0])])
     auc, stderr = metrics.auc(positive, negative, recipe_data.prompt_numbers(heldout))
     members = [metrics.auc(*np.split(logits, [len(heldout[0])]))[0] for logits in members_Exn]
-    workdir.write_json(context.directory(name) / "heldout.json", {
+    artifacts.write_json(context.directory(name) / "heldout.json", {
         "auc": auc, "auc_stderr": stderr, "examples": len(positive), "member_aucs": members})
     context.say(f"{name}: held-out AUC {auc:.3f}")
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from irl_jax import sampler, sharding, workdir
+from irl_jax import artifacts, sampler, sharding
 from irl_jax.errors import UserError
 from irl_jax.stages import scoring
 
@@ -53,14 +53,14 @@ def draw_into(context, path, variables, prompts, count: int, purpose: str) -> in
         draw, variables, prompts, list(range(len(prompts))), [batches[i] for i in missing], size, context.key(purpose), wanted=count,
         put=context.put, progress=purpose)
     for i, batch in zip(missing, drawn, strict=True):  # a kill loses what was being decoded, and no more
-        workdir.save_arrays(pieces[i], **{name: getattr(batch, field) for name, field in FIELDS.items()})
+        artifacts.save_arrays(pieces[i], **{name: getattr(batch, field) for name, field in FIELDS.items()})
     back = np.argsort(np.concatenate([batch.members for batch in batches]))
-    parts = [workdir.load_arrays(piece) for piece in pieces]
+    parts = [artifacts.load_arrays(piece) for piece in pieces]
     arrays = {name: np.concatenate([part[name] for part in parts])[back] for name in FIELDS}
     _write_text(context, path.with_suffix(".jsonl"), prompts, arrays)
-    workdir.save_arrays(path, **arrays)  # last: its presence says that the part is whole
+    artifacts.save_arrays(path, **arrays)  # last: its presence says that the part is whole
     for piece in pieces:
-        workdir.remove(piece)
+        artifacts.remove(piece)
     return int(arrays["mask"].sum())
 
 
@@ -114,7 +114,7 @@ def _write_text(context, path, prompts, arrays) -> None:
             lines.append({"prompt": question, "response": context.text(arrays["tokens"][p, k, :size]),
                           "logprob": round(float(arrays["logprobs"][p, k].sum()), 4), "tokens": size,
                           "ended": bool(arrays["ended"][p, k])})
-    workdir.write_jsonl(path, lines)
+    artifacts.write_jsonl(path, lines)
 
 
 def load(context, role: str, part: str) -> dict:
@@ -127,11 +127,11 @@ def load_from(path, prompts, stage: str) -> dict:
 
     Raises: UserError where it is missing, broken or of other prompts.
     """
-    arrays = workdir.load_arrays(path, stage=stage)
+    arrays = artifacts.load_arrays(path, stage=stage)
     shapes = {name: arrays[name].shape for name in FIELDS if name in arrays}
     wanted = shapes.get("tokens", ())
     if len(wanted) != 3 or wanted[0] != len(prompts) or any(shapes.get(name) != wanted for name in ("mask", "logprobs")) or (
             shapes.get("ended") != wanted[:2]):
-        raise UserError(f"{path}: not the samples of this run's {len(prompts)} prompts; {workdir.REMAKE}")
+        raise UserError(f"{path}: not the samples of this run's {len(prompts)} prompts; {artifacts.REMAKE}")
     arrays["examples"] = scoring.examples_of(prompts, arrays["tokens"], arrays["mask"], arrays["ended"])
     return arrays

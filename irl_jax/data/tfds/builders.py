@@ -10,6 +10,7 @@ They are shuffled where they are read.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import itertools
 from collections import Counter
@@ -43,22 +44,22 @@ class _Lines(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.files, self.fields, self.counts = dict(files), fields or default().data.fields, Counter()
         super().__init__(**how, file_format="array_record")
 
-    def features(self) -> tfds.features.FeaturesDict:
+    @abc.abstractmethod
+    def _features(self) -> tfds.features.FeaturesDict:
         """What a record has."""
-        raise NotImplementedError
 
-    def rows(self, records) -> Iterator[dict]:
+    @abc.abstractmethod
+    def _rows(self, records) -> Iterator[dict]:
         """The records, checked, in the features' form, of what `sources.read_jsonl` reads."""
-        raise NotImplementedError
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(builder=self, features=self.features())
+        return tfds.core.DatasetInfo(builder=self, features=self._features())
 
     def _split_generators(self, dl_manager) -> dict:
         return {split: self._generate_examples(path) for split, path in self.files.items()}
 
     def _generate_examples(self, path: str) -> Iterator[tuple[int, dict]]:
-        yield from enumerate(self.rows(sources.read_jsonl(path)))
+        yield from enumerate(self._rows(sources.read_jsonl(path)))
 
     def _download_and_prepare(self, dl_manager, download_config=None) -> None:
         info = self._info()  # of the folder that is being filled; self.info is of the one that it becomes
@@ -93,7 +94,7 @@ class Demonstrations(_Lines, skip_registration=True):
 
     name = "demonstrations"
 
-    def features(self) -> tfds.features.FeaturesDict:
+    def _features(self) -> tfds.features.FeaturesDict:
         if not self._chat():
             return _texts("prompt", "response")
         return tfds.features.FeaturesDict({"messages": tfds.features.Sequence({name: tfds.features.Text() for name in _TURN})})
@@ -105,7 +106,7 @@ class Demonstrations(_Lines, skip_registration=True):
     def _is_chat(self, record) -> bool:
         return sources.is_chat(record, self.fields.prompt, self.fields.response)
 
-    def rows(self, records) -> Iterator[dict]:
+    def _rows(self, records) -> Iterator[dict]:
         chat = self._chat()
         for where, record in records:
             if self._is_chat(record) != chat:
@@ -123,27 +124,23 @@ class Preferences(_Lines, skip_registration=True):
 
     name = "preferences"
 
-    def features(self) -> tfds.features.FeaturesDict:
+    def _features(self) -> tfds.features.FeaturesDict:
         return _texts("prompt", "chosen", "rejected")
 
-    def rows(self, records) -> Iterator[dict]:
-        yield from _pairs(sources.pair_rows(records, self.fields, None, pairs_only=True))
+    def _rows(self, records) -> Iterator[dict]:
+        return ({"prompt": row.prompt, "chosen": row.pair[0], "rejected": row.pair[1]} for row in self._compared(records))
+
+    def _compared(self, records) -> Iterator[sources.Row]:
+        return sources.pair_rows(records, self.fields, None, pairs_only=True)
 
 
-class HhRlhf(_Lines, skip_registration=True):
+class HhRlhf(Preferences, skip_registration=True):
     """HH-RLHF transcripts as Anthropic publishes them, cut into prompt, chosen and rejected; `counts` has what could not be used."""
 
     name = "hh_rlhf"
 
-    def features(self) -> tfds.features.FeaturesDict:
-        return _texts("prompt", "chosen", "rejected")
-
-    def rows(self, records) -> Iterator[dict]:
-        yield from _pairs(sources.hh_rows(records, self.fields, self.counts))
-
-
-def _pairs(rows) -> Iterator[dict]:
-    return ({"prompt": row.prompt, "chosen": row.pair[0], "rejected": row.pair[1]} for row in rows)
+    def _compared(self, records) -> Iterator[sources.Row]:
+        return sources.hh_rows(records, self.fields, self.counts)
 
 
 def _turns(record: dict, where: str) -> list[dict]:

@@ -1,0 +1,170 @@
+"""What stages leave in a workdir: JSON, JSON lines and arrays, each written whole or not at all, by process 0 for all hosts."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import time
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from irl_jax import distributed, paths
+from irl_jax.errors import UserError
+
+REMAKE = "remove it and the done.json of the stage that writes it, and start the same command again"
+
+
+def read_json(path, *fields: str, advice: str = REMAKE) -> dict:
+    """A JSON file's content; `fields`: objects that it must have. `advice`: what to do about one that is broken.
+
+    Raises:
+      UserError: the file is missing or broken, or lacks a field.
+    """
+    try:
+        value = json.loads(_read_text(paths.of(path)))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the stage that writes it") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: broken JSON ({error}); {advice}") from None
+    for field in fields:
+        if not isinstance(value, dict) or not isinstance(value.get(field), dict):
+            raise UserError(f"{path}: has no object '{field}', which irl_jax writes there; {advice}")
+    return value
+
+
+def write_json(path, obj) -> None:
+    """Writes `obj` as JSON, whole or not at all; numpy numbers become numbers, NaN and infinities null."""
+    _write(paths.of(path), json_of(obj))
+
+
+def json_of(obj):
+    """What fills a file with `obj`."""
+    text = json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return lambda file: file.write(text.encode())
+
+
+def append_jsonl(path, *records: dict) -> None:
+    """Appends one line a record (of process 0's; nobody reads them while they are being written).
+
+    Objects of a store cannot grow and may not be rewritten every second: there the lines wait in memory for half a minute or for
+    `flush_jsonl`, which the train loop calls with every checkpoint.
+    """
+    if not distributed.is_primary():
+        return
+    if not paths.is_local(path):
+        lines, since = _waiting.setdefault(str(path), ([], time.monotonic()))
+        lines += [_line(record) for record in records]
+        if time.monotonic() - since > 30:
+            flush_jsonl(path)
+        return
+    with paths.refusals(path), open(path, "a", encoding="utf-8") as file:
+        file.write("".join(_line(record) for record in records))
+
+
+_waiting: dict[str, tuple[list[str], float]] = {}  # of object stores: lines not written yet, and since when
+
+
+def flush_jsonl(path) -> None:
+    """Writes what `append_jsonl` keeps waiting."""
+    lines, _ = _waiting.pop(str(path), ([], 0.0))
+    if lines:
+        path = paths.of(path)
+        before = _read_text(path) if path.exists() else ""
+        with paths.refusals(path):
+            path.write_text(before + "".join(lines))
+
+
+def write_jsonl(path, records) -> None:
+    """Writes one line a record, the whole file or nothing."""
+    _write(paths.of(path), lambda file: file.writelines(_line(record).encode() for record in records))
+
+
+def read_jsonl(path) -> list[dict]:
+    """The records of a file of ours, less a last line that a kill cut short; [] where there is no file."""
+    path = paths.of(path)
+    if not path.exists():
+        return []
+    try:
+        whole, _, _ = _read_text(path).rpartition("\n")
+        records = [json.loads(line) for line in whole.split("\n") if line]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: broken JSON lines ({error}); remove the file, of which only the report's curves are made") from None
+    for record in records:
+        wrong = "its step" if not isinstance(record, dict) or not isinstance(record.get("step"), int) else next(
+            (f"a number as {name!r}"[:60] for name, value in record.items() if not _is_number(value)), "")
+        if wrong:
+            raise UserError(f"{path}: a line without {wrong}; remove the file, of which only the report's curves are made")
+    return records
+
+
+def _is_number(value) -> bool:
+    """Whether it is a number that JSON lines of ours hold: finite, or null."""
+    return value is None or isinstance(value, (int, float)) and abs(value) <= 1e308
+
+
+def save_arrays(path, **arrays) -> None:
+    """Writes named numpy arrays as one .npz, whole or not at all."""
+    _write(paths.of(path), lambda file: np.savez(file, **arrays))
+
+
+def load_arrays(path, stage: str = "") -> dict[str, np.ndarray]:
+    """The arrays that `save_arrays` wrote; `stage` is the one that writes them, for the message.
+
+    Raises:
+      UserError: the file is missing or broken.
+    """
+    try:
+        return paths.read_arrays(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the stage that writes it{f' (--stages={stage})' if stage else ''}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: broken ({error}); {REMAKE}") from None
+
+
+def _write(path, fill) -> None:
+    """`paths.write`. With many hosts process 0 does it between two barriers: all have looked before, and find the file after."""
+    distributed.barrier()
+    if distributed.is_primary():
+        paths.write(path, fill)
+    distributed.barrier()
+
+
+def remove(path) -> None:
+    """Removes a file, once for all hosts."""
+    distributed.barrier()
+    if distributed.is_primary():
+        paths.of(path).unlink()
+    distributed.barrier()
+
+
+def _read_text(path) -> str:
+    return path.read_bytes().decode("utf-8")
+
+
+def _line(record: dict) -> str:
+    return json.dumps(plain(record), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def plain(obj):
+    """`obj` in JSON's own types: of configs, paths, and arrays; NaN and infinities are null."""
+    if isinstance(obj, dict):
+        return {str(key): plain(value) for key, value in obj.items()}
+    if isinstance(obj, (list, tuple)):
+        return [plain(value) for value in obj]
+    if isinstance(obj, ConfigDict):
+        return plain(obj.to_dict())
+    if isinstance(obj, pathlib.PurePath):
+        return str(obj)
+    if hasattr(obj, "tolist"):  # numpy and jax arrays and scalars
+        return plain(obj.tolist())
+    if isinstance(obj, float) and not math.isfinite(obj):
+        return None
+    return obj
