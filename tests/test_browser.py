@@ -48,7 +48,10 @@ def samples_with_evil():
     return samples
 
 
-@pytest.fixture(scope="module", params=["made up", "compared", pytest.param("smoke run", marks=pytest.mark.slow)])
+WITH_SAMPLES = ("made up", pytest.param("smoke run", marks=pytest.mark.slow))
+
+
+@pytest.fixture(scope="module", params=[*WITH_SAMPLES, "compared"])
 def page(request, tmp_path_factory):
     """(what the page is, its path)."""
     folder = tmp_path_factory.mktemp("page")
@@ -61,10 +64,10 @@ def page(request, tmp_path_factory):
         return request.param, str(folder / "compare.html")
     run = paths.of(folder / "w")
     assert cli.main(["run", f"--config={ROOT / 'configs' / 'testbed.py'}:smoke", f"--workdir={run}"]) == 0
-    material = read_json(run / "evaluate" / "report.json")
-    results = {**read_json(run / "results.json"), **material, "settings": read_config(run).to_dict(), "run": read_json(run / "config.json")}
-    samples = [*material["samples"][:4], samples_with_evil()[4], *material["samples"][4:]]
-    return request.param, report.write_report(run / "report", results, samples, report._training_curves(run))
+    material = report.read(run)
+    results = {**material.results, "settings": read_config(run).to_dict(), "run": read_json(run / "config.json")}
+    samples = [*material.samples[:4], samples_with_evil()[4], *material.samples[4:]]
+    return request.param, report.write_report(run / "report", results, samples, material.curves)
 
 
 @pytest.fixture
@@ -111,9 +114,8 @@ def test_pages_fit_and_say_nothing_on_the_console(shown, page, tmp_path, width, 
     assert driver.get_log("browser") == []
 
 
+@pytest.mark.parametrize("page", WITH_SAMPLES, indirect=True)
 def test_search_filters_the_samples(shown, page):
-    if page[0] == "compared":
-        pytest.skip("has no samples")
     driver = shown(390)
 
     def visible(words):

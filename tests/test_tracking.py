@@ -97,18 +97,6 @@ def test_only_process_0_writes(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_step_costs_little(tmp_path):
-    import time
-
-    tracker = tracking.Tracker(tmp_path, "sft", settings(), 0, 2000)
-    start = time.perf_counter()
-    for step in range(2000):
-        tracker.add(step + 1, {f"metric_{i}": 1.0 for i in range(15)})
-    assert (time.perf_counter() - start) / 2000 < 2e-3
-    tracker.close()
-    assert len(events.rows(tmp_path)) == 2000
-
-
 # ------------------------------------------------------------------------------------------------------ Weights & Biases
 
 
