@@ -38,14 +38,15 @@ def recipe(studies: Mapping[str, Study], tested: Mapping[str, Tested]) -> list[s
         HOLDS: f"Learn `init_sft` and take the best of several samples: it beat sft wherever it was measured ({where}).",
         FAILS: f"Do not expect best-of-N by `init_sft` to beat sft: it did not by {MARGIN} anywhere it was measured ({where}).",
         UNKNOWN: f"Whether best-of-N by `init_sft` beats sft could not be told ({where}): measure it on your own data before you use it.",
-    }.get(claim.verdict, f"Whether best-of-N by `init_sft` beats sft {claim.verdict}. Label some dozens of pairs of sft's samples and look at "
-          "the rewards' accuracy on them before you use one; without labels you cannot know on which side your data lie.")]
+    }.get(claim.verdict, f"Whether best-of-N by `init_sft` beats sft {claim.verdict}. Label some dozens of pairs of sft's samples and look "
+          "at the rewards' accuracy on them before you use one; without labels you cannot know on which side your data lie.")]
     for study in studies.values():
         found = leaders(study)
         if found:
             second = next((one for one in found[1:] if one[1].high >= found[0][1].low), None)
             apart = f", not told apart from `{second[0]}` ({second[1].mean + 0.5:.3f})" if second else ", apart from the others"
-            said.append(f"{study.planned.title}: the highest win rate of best-of-{N} is `{found[0][0]}`'s, {found[0][1].mean + 0.5:.3f}{apart}.")
+            said.append(f"{study.planned.title}: the highest win rate of best-of-{N} is `{found[0][0]}`'s, "
+                        f"{found[0][1].mean + 0.5:.3f}{apart}.")
     first = {found[0][0] for study in studies.values() if (found := leaders(study))}
     if len(first) > 1:
         said.append("No recipe leads everywhere: learn several (they share everything but a small head and adapter) and compare them.")
@@ -92,10 +93,11 @@ def which_n(studies: Mapping[str, Study]) -> list[str]:
         best = max(ns, key=lambda n: rates[n].mean)
         enough = next(n for n in ns if rates[n].mean >= rates[best].mean - MARGIN)
         if rates[best].low > 0:
-            said.append(f"{study.planned.title}: best-of-N by `{reward}` was highest at N = {best} ({rates[best].mean + 0.5:.3f}) and within {MARGIN} of "
-                        f"that from N = {enough} on{_falls(rates, best, ns)}.")
+            said.append(f"{study.planned.title}: best-of-N by `{reward}` was highest at N = {best} ({rates[best].mean + 0.5:.3f}) and "
+                        f"within {MARGIN} of that from N = {enough} on{_falls(rates, best, ns)}.")
         else:
-            said.append(f"{study.planned.title}: at no N was the best recipe's win rate above one half for certain; more samples buy nothing.")
+            said.append(f"{study.planned.title}: even where it was highest (N = {best}) the win rate of best-of-N by `{reward}` was not "
+                        "above one half for certain; more samples buy nothing.")
     return said or [NEED.format(experiments="`testbed` or an experiment on text with a judge")]
 
 
@@ -124,8 +126,8 @@ def policies(studies: Mapping[str, Study], tested: Mapping[str, Tested]) -> list
         HOLDS: "A policy trained on a reward of demonstrations alone went beyond sft wherever it was measured: train one.",
         FAILS: "Stay with best-of-N: a policy trained on `init_sft` did not go beyond sft.",
         UNTESTED: "",
-    }.get(tested["policy"].verdict, "Prefer best-of-N until a reward has earned more: whether a policy trained on `init_sft` goes beyond sft was "
-          "not the same everywhere, or could not be told."))
+    }.get(tested["policy"].verdict, "Prefer best-of-N until a reward has earned more: whether a policy trained on `init_sft` goes beyond "
+          "sft was not the same everywhere, or could not be told."))
     said.append({
         HOLDS: "If you train one, refresh the reward: the adversarial loop ended above a reward fixed once.",
         FAILS: "Refreshing the reward was not worth its seconds: the adversarial loop did not end above a reward fixed once.",

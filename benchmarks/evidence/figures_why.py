@@ -70,8 +70,8 @@ def plane(studies: Mapping[str, Study]) -> Drawn | None:
                       for title, roles in found.items())
     return render("plane", f"Golden against heterogeneity of every source. {words}.",
                   "The paper's illustration, measured: upwards is better, to the right is more unlike init. Arrows lead from a recipe's "
-                  "negatives to its positives: blue `init_sft`, orange `init_demo`, green `sft_demo`. Bars are 95% intervals over seeds and prompts.",
-                  3.7 * -(-len(found) // 2), draw)
+                  "negatives to its positives: blue `init_sft`, orange `init_demo`, green `sft_demo`. Bars are 95% intervals over seeds "
+                  "and prompts.", 3.7 * -(-len(found) // 2), draw)
 
 
 def _half(one: Effect) -> float:

@@ -1,0 +1,185 @@
+"""The tables of docs/evidence.md, in Markdown; each is "" where no record has what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from benchmarks.evidence import claims, plan
+from benchmarks.evidence.drawing import RECIPES
+from benchmarks.evidence.effects import Effect, Study, number, paired, win
+from irl_jax.config import LEARNT
+from irl_jax.stages import run_tables
+from irl_jax.stages.run_tables import markdown
+
+DASH = "–"
+
+
+def _cell(one: Effect | None, offset: float = 0.0, digits: int = 3) -> str:
+    """mean ± half the interval, by whichever records there are."""
+    return DASH if one is None else f"{one.mean + offset:.{digits}f} ± {one.high - one.mean:.{digits}f}"
+
+
+def _tables(head, rows) -> str:
+    return markdown(head, rows) if rows else ""
+
+
+def state(studies: Mapping[str, Study]) -> str:
+    """What was run: cells, seeds, commits and seconds."""
+    rows = []
+    for name, experiment in plan.EXPERIMENTS.items():
+        study = studies.get(name)
+        records = [record for of in (study.records if study else {}).values() for record in of.values()]
+        commits = ", ".join(sorted({f"`{str(record.get('commit'))[:10]}`" for record in records})) or DASH
+        hours = sum(sum(record["seconds"].values()) for record in records) / 3600
+        planned = len(experiment.of(name))
+        rows.append([f"`{name}`", experiment.title, experiment.golden, f"{planned - len(study.missing()) if study else 0} of {planned}",
+                     commits, f"{hours:.2f}" if records else DASH])
+    return markdown(["experiment", "", "golden", "cells and seeds", "commit", "hours"], rows)
+
+
+def seconds(studies: Mapping[str, Study]) -> str:
+    """Mean seconds of a cell, stage by stage."""
+    rows = []
+    for name, study in studies.items():
+        for cell, of in study.records.items():
+            stages = [record["seconds"] for record in of.values()]
+            total = sum(sum(each.values()) for each in stages) / len(stages)
+            longest = sorted({stage for each in stages for stage in each}, key=lambda s: -sum(each.get(s, 0) for each in stages))[:4]
+            parts = ", ".join(f"{stage} {sum(each.get(stage, 0) for each in stages) / len(stages):.0f}" for stage in longest)
+            rows.append([f"`{name}/{cell}`", str(len(stages)), f"{total:.0f}", parts])
+    return _tables(["cell", "seeds", "seconds, mean", "of which most"], rows)
+
+
+def claim_table(tested: Mapping[str, claims.Tested]) -> str:
+    """A row for each claim and experiment."""
+    rows = []
+    for found in tested.values():
+        claim = found.claim
+        first = [claim.says, claim.whose, claim.test]
+        if not found.base:
+            rows.append([*first, DASH, DASH, DASH, claims.UNTESTED])
+        for index, (name, (one, verdict)) in enumerate(found.base.items()):
+            prompts = f"± {one.over_prompts:.3f}" if one.over_prompts == one.over_prompts else DASH
+            seeds = "" if one.seeds > 1 else " (one seed)"
+            overall = f"**{found.verdict}**" if index == 0 else ""
+            here = "" if len(found.base) == 1 and verdict == found.verdict else f"here: {verdict}"
+            said = "; ".join(part for part in (overall, here) if part) + seeds
+            rows.append([*(first if index == 0 else ["", "", ""]), f"`{name}`", one.text(), prompts, said])
+    return markdown(["claim", "whose", "our test", "where", "effect, 95% over seeds and prompts", "over prompts alone", "verdict"], rows)
+
+
+def levels(tested: Mapping[str, claims.Tested]) -> str:
+    """The verdicts at each level of the factors, of the claims that are tested there."""
+    rows = []
+    for found in tested.values():
+        parts = [f"{name}: " + ", ".join(f"{level:g} {verdict}" for level, verdict in of.items())
+                 for name, of in found.levels.items() if len(of) > 1]
+        if parts and len({verdict for of in found.levels.values() for verdict in of.values()}) > 1:
+            rows.append([f"{found.claim.says} ({found.claim.test})", "; ".join(parts)])
+    return _tables(["claim (test)", "verdict at each level"], rows)
+
+
+def beside_paper(studies: Mapping[str, Study]) -> str:
+    """Win rates of best-of-N, the paper's and ours."""
+    ours = {name: study for name, study in studies.items() if study.effect(win("init_sft", claims.PAPER_NS[0]))}
+    rows = []
+    for reward in RECIPES:
+        for place, n in enumerate(claims.PAPER_NS):
+            cells = []
+            for title, recipes in claims.PAPER.items():
+                low_high = claims.PAPER_RANGES.get(title, {}).get(reward)
+                cells.append(f"{recipes[reward][place]:g}" if reward in recipes else
+                             f"{low_high[0]:g} to {low_high[1]:g}" if low_high else DASH)
+            found = [study.effect(win(reward, n)) for study in ours.values()]
+            if any(found):
+                rows.append([f"`{reward}`" if place == 0 else "", str(n), *cells, *(_cell(one, 0.5) for one in found)])
+    return _tables(["reward", "N", *(f"the paper, {title}" for title in claims.PAPER), *(f"`{name}`" for name in ours)], rows)
+
+
+def rewards(study: Study) -> str:
+    """AUCs, rank correlations and best-of-16 of every reward, learnt ones and controls."""
+    return run_tables.rewards(_groups(study)).markdown()
+
+
+def policies(study: Study) -> str:
+    """Golden, its difference to sft, KL, length and what the learnt rewards say, of every policy."""
+    roles = dict.fromkeys(role for record in study.records.get(plan.BASE, {}).values() for role in record["results"]["policies"])
+    judged = [reward for reward in LEARNT if any(study.effect(number("analyses", "judged_by", role, reward)) for role in roles)]
+    rows = []
+    for role in roles:
+        golden = study.effect(number("results", "policies", role, "golden_mean", stderr="golden_stderr"))
+        if golden is None:
+            continue
+        less = study.effect(paired(f"{role} - sft"))
+        kl = study.effect(number("results", "policies", role, "kl_to_sft", stderr="kl_to_sft_stderr"))
+        length = study.effect(number("results", "policies", role, "length_mean"))
+        said = [study.effect(number("analyses", "judged_by", role, reward)) for reward in judged]
+        rows.append([f"`{role}`", _cell(golden), less.text() if less else DASH, _cell(kl, digits=2), f"{length.mean:.1f}",
+                     *(DASH if one is None else f"{one.mean:+.2f}" for one in said)])
+    return _tables(["policy", "golden", "less sft's, on the same prompts", "KL to sft, nats", "tokens",
+                    *(f"judged by `{reward}`" for reward in judged)], rows)
+
+
+def probes(study: Study) -> str:
+    """AUCs with and without surface features, and what the features are worth to each reward and to golden."""
+    rows, columns = [], ("auc", "features_auc", "residual_auc", "explained", "r2")
+    names: dict[str, None] = {}
+    for record in study.records.get(plan.BASE, {}).values():
+        for reward in ((record["analyses"] or {}).get("probes") or {}):
+            names[reward] = None
+    for reward in names:
+        rows.append([f"`{reward}`", *(_cell(study.effect(number("analyses", "probes", reward, key))) for key in columns),
+                     _largest(study, "probes", reward)])
+    golden = _largest(study, "golden_probe")
+    if rows and golden != DASH:
+        rows.append(["`golden`", DASH, DASH, DASH, DASH, _cell(study.effect(number("analyses", "golden_probe", "r2"))), golden])
+    return _tables(["reward", "AUC", "features alone", "reward without features", "share explained", "R² of the reward",
+                    "largest coefficients"], rows)
+
+
+def _largest(study: Study, *keys: str, most: int = 3) -> str:
+    """The features with the largest standardised coefficients, means over seeds."""
+    names = dict.fromkeys(name for record in study.records.get(plan.BASE, {}).values() for name in _inside(record, *keys))
+    found = {name: one.mean for name in names if (one := study.effect(number("analyses", *keys, "coefficients", name)))}
+    return ", ".join(f"{name} {found[name]:+.2f}" for name in sorted(found, key=lambda name: -abs(found[name]))[:most]) or DASH
+
+
+def _inside(record: Mapping, *keys: str) -> Mapping:
+    found = record["analyses"] or {}
+    for key in (*keys, "coefficients"):
+        found = (found or {}).get(key) or {}
+    return found
+
+
+def matched_pairs(study: Study) -> str:
+    """What a reward pays for each feature where golden is the same, and for golden where the features are."""
+    found: dict[str, dict[str, Effect]] = {}
+    for record in study.records.get(plan.BASE, {}).values():
+        for reward, features in ((record["analyses"] or {}).get("matched_pairs") or {}).items():
+            for feature in features or {}:
+                found.setdefault(reward, {})[feature] = study.effect(
+                    number("analyses", "matched_pairs", reward, feature, "difference", stderr="stderr"))
+    columns = list(dict.fromkeys(feature for of in found.values() for feature in of))
+    rows = [[f"`{reward}`", *(DASH if of.get(name) is None else f"{of[name].mean:+.2f} ± {of[name].high - of[name].mean:.2f}"
+                              for name in columns)] for reward, of in found.items()]
+    return _tables(["reward", *columns], rows)
+
+
+def preferences(study: Study) -> str:
+    """Agreement with held-out human preferences, of rewards, controls and baselines."""
+    rows = []
+    names = dict.fromkeys(name for record in study.records.get(plan.BASE, {}).values() for name in record["results"]["rewards"])
+    found = {f"`{name}`": study.effect(number("results", "rewards", name, "pair_accuracy", stderr="pair_accuracy_stderr"))
+             for name in names}
+    baselines = dict.fromkeys(name for record in study.records.get(plan.BASE, {}).values()
+                              for name in (record["analyses"] or {}).get("baselines") or {})
+    found |= {name: study.effect(number("analyses", "baselines", name, "accuracy", stderr="stderr")) for name in baselines}
+    for name, one in found.items():
+        if one is not None:
+            above = claims.verdict(one._replace(mean=one.mean - 0.5, low=one.low - 0.5, high=one.high - 0.5), claims.MARGIN)
+            rows.append([name, _cell(one), {claims.HOLDS: "above chance", claims.FAILS: "not above chance"}.get(above, above)])
+    return _tables(["judge", "agreement with held-out preferences", ""], rows)
+
+
+def _groups(study: Study) -> dict[str, list[Mapping]]:
+    return {"a": [record["results"] for record in study.records[plan.BASE].values()]}
