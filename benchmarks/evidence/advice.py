@@ -154,7 +154,8 @@ def stopping(studies: Mapping[str, Study], tested: Mapping[str, Tested]) -> list
     }.get(tested["over_optimised"].verdict, "Whether golden falls before training ends was not the same everywhere, or could not be told: "
           "set a KL budget (`policy.max_kl`) near the lowest of these."))
     said.append({
-        HOLDS: "An ensemble's disagreement rose as golden fell: stop where it leaves what it was on sft's samples.",
+        HOLDS: "An ensemble's disagreement rose as golden fell: stop where it leaves what it was on sft's samples."
+               + ("" if tested["beyond_kl"].verdict == HOLDS else " The KL could not be shown to tell less, and costs no ensemble."),
         FAILS: "Do not wait for an ensemble to warn you: its disagreement did not rise as golden fell.",
     }.get(tested["foresees"].verdict, "Whether an ensemble's disagreement warns in time could not be told: do not rely on it."))
     return said

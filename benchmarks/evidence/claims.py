@@ -122,14 +122,10 @@ def late_less_early(role: str, key: str) -> Figure:
     return of
 
 
-def foresees(record: Mapping) -> Value | None:
-    """Spearman's correlation, over a policy's training, of the ensemble's disagreement and golden's fall; of the far policy if any."""
-    found = (record["analyses"] or {}).get("disagreement") or {}
-    for role in ("policy/ensemble_far", *found):
-        value = ((found.get(role) or {}).get("foresees") or {}).get("spearman")
-        if value is not None:
-            return value, None
-    return None
+def foreseen(by: str) -> Figure:
+    """Spearman's correlation, over training, of golden's fall and the ensemble's disagreement (by "spearman") or the KL ("by_kl")."""
+    far, near = (number("analyses", "disagreement", role, "foresees", by) for role in ("policy/ensemble_far", "policy/ensemble"))
+    return first(far, near)
 
 
 ADVERSARIAL = first(paired("adversarial/from_sft - sft"), paired("adversarial/demo - sft"))
@@ -151,7 +147,8 @@ CLAIMS = (
           ("dialect-1", "dialect-0")),
     Claim("surface", "`init_sft` leans less on surface features than `init_demo`", "the paper",
           "share of the AUC explained by them, `init_demo` less `init_sft`",
-          difference(number("analyses", "probes", "init_demo", "explained"), number("analyses", "probes", "init_sft", "explained"))),
+          difference(number("analyses", "probes", "init_demo", "explained", stderr="explained_stderr"),
+                     number("analyses", "probes", "init_sft", "explained", stderr="explained_stderr"))),
     Claim("less_length", "and less on length", "the paper", "absolute rank correlation with length, `init_demo` less `init_sft`",
           difference(absolute(number("results", "rewards", "init_demo", "spearman_length", stderr="spearman_length_stderr")),
                      absolute(number("results", "rewards", "init_sft", "spearman_length", stderr="spearman_length_stderr")))),
@@ -178,7 +175,9 @@ CLAIMS = (
           "golden over the first third of training less that over the last, on kept batches",
           first(golden_fall("policy/far"), golden_fall("policy/init_sft"))),
     Claim("foresees", "which an ensemble's disagreement foresees", "this page",
-          "rank correlation of disagreement and golden's fall over training", foresees),
+          "rank correlation of disagreement and golden's fall over training", foreseen("spearman")),
+    Claim("beyond_kl", "better than the KL does", "this page", "that correlation less that of the KL and golden's fall",
+          difference(foreseen("spearman"), foreseen("by_kl"))),
     Claim("dpo", "DPO on sft's over init's samples goes beyond sft", "this page", "golden, `dpo/init_sft` less sft",
           paired("dpo/init_sft - sft")),
     Claim("spin", "Self-play (SPIN) goes beyond sft", "this page", "golden, `spin/demo` less sft", paired("spin/demo - sft")),

@@ -102,7 +102,7 @@ def shift(study: Study) -> Drawn | None:
     """Log-prob under the demonstrator (where known, else under init) and golden of the prefix, position by position."""
     panels = []
     for key, title in (("demo_log_prob", "log-prob under the demonstrator"), ("init_log_prob", "log-prob under init"),
-                       ("golden", "golden of the response cut there")):
+                       ("golden_all", "golden of the response cut there")):
         found = {role: line for role in ALONG if (line := along(study, role, key))}
         if found and not (key == "init_log_prob" and panels):
             panels.append((title, [line for role, (x, effects) in found.items() for line in role_lines({role: effects}, x)]))
@@ -120,7 +120,8 @@ def shift(study: Study) -> Drawn | None:
 
     words = ". ".join(f"{title}, at the last position: {told(lines)}" for title, lines in panels)
     return render(f"shift-{study.name}", f"What happens along the response. {words}.",
-                  f"Position by position, as far as a fifth of the responses reach. {BANDS}.", 3.3, draw)
+                  "Position by position, as far as a fifth of the responses reach. Responses that have ended count with their last golden, and "
+                  f"not among log-probs: compare roles at one position rather than positions. {BANDS}.", 3.3, draw)
 
 
 def probes(studies: Mapping[str, Study]) -> Drawn | None:

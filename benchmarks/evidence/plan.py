@@ -54,7 +54,7 @@ class Experiment(NamedTuple):
     """An experiment. title: for headings. cells: {name: (config, overrides)}, the base first. factors: over its cells.
 
     golden: what judges, in a sentence. shared: whether it reads data that the repository does not bring. prepare: makes its data below
-    a folder and returns the overrides that name them, or None.
+    a folder and returns the overrides that name them, or None. baselines: what a finished workdir is judged beside, or None.
     """
 
     title: str
@@ -63,6 +63,7 @@ class Experiment(NamedTuple):
     factors: Mapping[str, Factor] = {}
     shared: bool = True
     prepare: Callable[[pathlib.Path], dict[str, str]] | None = None
+    baselines: Callable[[pathlib.Path], dict] | None = None
 
     def of(self, name: str, seeds=SEEDS) -> list[Cell]:
         """Every cell and seed of this experiment, whose name is given: all cells of the first seed first."""
@@ -93,6 +94,18 @@ def _prepare_paradetox(out: pathlib.Path) -> dict[str, str]:
     return paradetox.prepare(out)
 
 
+def _prepare_hh(out: pathlib.Path) -> dict[str, str]:
+    from benchmarks.evidence import hh
+
+    return hh.prepare(out)
+
+
+def _baselines_hh(folder: pathlib.Path) -> dict:
+    from benchmarks.evidence import hh
+
+    return hh.baselines(folder)
+
+
 def _text(file: str, top_p: bool = False) -> dict:
     return {BASE: (f"configs/paper/{file}.py", {"sample.top_p": "0.95"} if top_p else {})}
 
@@ -107,7 +120,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "paradetox": Experiment("Detoxifying (ParaDetox)", _TOXICITY, _text("paradetox"), prepare=_prepare_paradetox),
     "paradetox_top_p": Experiment("Detoxifying, sampled at top-p 0.95", _TOXICITY, _text("paradetox", top_p=True),
                                   prepare=_prepare_paradetox),
-    "hh": Experiment("Dialogues (HH harmless)", "none: agreement with the human preferences held out", _text("hh")),
+    "hh": Experiment("Dialogues (HH harmless)", "none: agreement with the human preferences held out", _text("hh"), prepare=_prepare_hh,
+                     baselines=_baselines_hh),
 }
 
 

@@ -4,9 +4,9 @@
 
 FILE becomes {"experiment", "cell", "seed", "commit", "settings", "seconds", "results", "over_training", "analyses"}: `commit` of the code
 that made the run, `settings` as in plan.settings, `seconds` of the run's stages and of the analyses, `results` the run's results.json,
-`over_training` the curves of its evaluate/report.json, `analyses` what benchmarks/evidence/analyse.py finds. Floats have DIGITS
-significant digits. It is a process of its own for the reason that every run is one: its memory goes back, and nothing that another
-has compiled changes its roundings.
+`over_training` the curves of its evaluate/report.json, `analyses` what benchmarks/evidence/analyse.py finds (and "baselines", where the
+experiment has some). Floats have DIGITS significant digits. It is a process of its own for the reason that every run is one: its memory
+goes back, and nothing that another has compiled changes its roundings.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ def record(cell: plan.Cell, smoke: bool, folder: pathlib.Path) -> dict:
     report = artifacts.read_json(folder / "evaluate" / "report.json")
     start = time.perf_counter()
     analyses = analyse.analyse(folder)
+    if baselines := plan.EXPERIMENTS[cell.experiment].baselines:
+        analyses = {**analyses, "baselines": baselines(folder)}
     seconds = {stage: timing["seconds"] for stage, timing in results["timing"].items()} | {ANALYSES: time.perf_counter() - start}
     return rounded(artifacts.plain({
         "experiment": cell.experiment, "cell": cell.name, "seed": cell.seed, "commit": stored.get("git_commit"),

@@ -12,6 +12,7 @@ from irl_jax.stages import run_tables
 from irl_jax.stages.run_tables import markdown
 
 DASH = "–"
+BASELINES = ("chance", "length", "bag_of_words")  # of benchmarks/evidence/hh.py
 
 
 def _cell(one: Effect | None, offset: float = 0.0, digits: int = 3) -> str:
@@ -121,34 +122,31 @@ def policies(study: Study) -> str:
 
 
 def probes(study: Study) -> str:
-    """AUCs with and without surface features, and what the features are worth to each reward and to golden."""
-    rows, columns = [], ("auc", "features_auc", "residual_auc", "explained", "r2")
+    """AUCs with and without surface features, and what the features are worth among the samples of one prompt, to rewards and golden."""
+    records = study.records.get(plan.BASE, {}).values()
+    names = dict.fromkeys(name for record in records for name in (record["analyses"] or {}).get("probes") or {})
+    rows = []
+    for name in names:
+        own = [study.effect(number("analyses", "probes", name, key, stderr=f"{key}_stderr"))
+               for key in ("auc", "features_auc", "residual_auc", "explained")]
+        rows.append([f"`{name}`", *map(_cell, own), *_within(study, "probes", name, "on_sft")])
+    if rows:
+        rows.append(["`golden`", *[DASH] * 4, *_within(study, "golden_probe")])
+    return _tables(["reward", "AUC", "features alone", "reward without features", "share explained", "R² within prompts",
+                    "largest coefficients there"], rows)
+
+
+def _within(study: Study, *keys: str, most: int = 3) -> list[str]:
+    """R² and the features with the largest standardised coefficients among the samples of one prompt, means over seeds."""
     names: dict[str, None] = {}
     for record in study.records.get(plan.BASE, {}).values():
-        for reward in ((record["analyses"] or {}).get("probes") or {}):
-            names[reward] = None
-    for reward in names:
-        rows.append([f"`{reward}`", *(_cell(study.effect(number("analyses", "probes", reward, key))) for key in columns),
-                     _largest(study, "probes", reward)])
-    golden = _largest(study, "golden_probe")
-    if rows and golden != DASH:
-        rows.append(["`golden`", DASH, DASH, DASH, DASH, _cell(study.effect(number("analyses", "golden_probe", "r2"))), golden])
-    return _tables(["reward", "AUC", "features alone", "reward without features", "share explained", "R² of the reward",
-                    "largest coefficients"], rows)
-
-
-def _largest(study: Study, *keys: str, most: int = 3) -> str:
-    """The features with the largest standardised coefficients, means over seeds."""
-    names = dict.fromkeys(name for record in study.records.get(plan.BASE, {}).values() for name in _inside(record, *keys))
+        inside = record["analyses"]
+        for key in (*keys, "coefficients"):
+            inside = (inside or {}).get(key)
+        names |= dict.fromkeys(inside or {})
     found = {name: one.mean for name in names if (one := study.effect(number("analyses", *keys, "coefficients", name)))}
-    return ", ".join(f"{name} {found[name]:+.2f}" for name in sorted(found, key=lambda name: -abs(found[name]))[:most]) or DASH
-
-
-def _inside(record: Mapping, *keys: str) -> Mapping:
-    found = record["analyses"] or {}
-    for key in (*keys, "coefficients"):
-        found = (found or {}).get(key) or {}
-    return found
+    largest = ", ".join(f"{name.replace('_', ' ')} {found[name]:+.2f}" for name in sorted(found, key=lambda name: -abs(found[name]))[:most])
+    return [_cell(study.effect(number("analyses", *keys, "r2", stderr="r2_stderr"))), largest or DASH]
 
 
 def matched_pairs(study: Study) -> str:
@@ -166,19 +164,24 @@ def matched_pairs(study: Study) -> str:
 
 
 def preferences(study: Study) -> str:
-    """Agreement with held-out human preferences, of rewards, controls and baselines."""
+    """Agreement with held-out human preferences, of baselines, rewards and controls; of learnt rewards also less the baselines'."""
+    records = study.records.get(plan.BASE, {}).values()
+    names = dict.fromkeys(name for record in records for name in record["results"]["rewards"])
+    found = {name.replace("_", " "): (study.effect(number("analyses", "baselines", name, "accuracy", stderr="stderr")), [])
+             for name in BASELINES}
+    for name in names:
+        less = [study.effect(number("analyses", "baselines", "rewards", name, f"less_{other}", stderr=f"less_{other}_stderr"))
+                for other in BASELINES[1:]]
+        found[f"`{name}`"] = (study.effect(number("results", "rewards", name, "pair_accuracy", stderr="pair_accuracy_stderr")), less)
     rows = []
-    names = dict.fromkeys(name for record in study.records.get(plan.BASE, {}).values() for name in record["results"]["rewards"])
-    found = {f"`{name}`": study.effect(number("results", "rewards", name, "pair_accuracy", stderr="pair_accuracy_stderr"))
-             for name in names}
-    baselines = dict.fromkeys(name for record in study.records.get(plan.BASE, {}).values()
-                              for name in (record["analyses"] or {}).get("baselines") or {})
-    found |= {name: study.effect(number("analyses", "baselines", name, "accuracy", stderr="stderr")) for name in baselines}
-    for name, one in found.items():
+    for name, (one, less) in found.items():
         if one is not None:
             above = claims.verdict(one._replace(mean=one.mean - 0.5, low=one.low - 0.5, high=one.high - 0.5), claims.MARGIN)
-            rows.append([name, _cell(one), {claims.HOLDS: "above chance", claims.FAILS: "not above chance"}.get(above, above)])
-    return _tables(["judge", "agreement with held-out preferences", ""], rows)
+            said = {claims.HOLDS: "above chance", claims.FAILS: "not above chance"}.get(above, above)
+            cells = [DASH if other is None else other.text() for other in less] or [DASH] * len(BASELINES[1:])
+            rows.append([name, _cell(one), said if name != "chance" else DASH, *cells])
+    head = ["judge", "agreement with held-out preferences", "", *(f"less that of {name.replace('_', ' ')}" for name in BASELINES[1:])]
+    return _tables(head, rows)
 
 
 def _groups(study: Study) -> dict[str, list[Mapping]]:
