@@ -120,8 +120,8 @@ def shift(study: Study) -> Drawn | None:
 
     words = ". ".join(f"{title}, at the last position: {told(lines)}" for title, lines in panels)
     return render(f"shift-{study.name}", f"What happens along the response. {words}.",
-                  "Position by position, as far as a fifth of the responses reach. Responses that have ended count with their last golden, and "
-                  f"not among log-probs: compare roles at one position rather than positions. {BANDS}.", 3.3, draw)
+                  "Position by position, as far as a fifth of the responses reach. Responses that have ended count with their last golden, "
+                  f"and not among log-probs: compare roles at one position rather than positions. {BANDS}.", 3.3, draw)
 
 
 def probes(studies: Mapping[str, Study]) -> Drawn | None:
