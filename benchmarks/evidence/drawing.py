@@ -77,9 +77,9 @@ def draw_lines(axes, lines: Sequence[Line], offset: float = 0.0) -> None:
 
 
 def level(axes, y: float, text: str) -> None:
-    """A dotted line across, named at its left end."""
-    axes.axhline(y, color=LIGHT.text, linewidth=0.9, linestyle=":")
-    axes.annotate(text, (0.01, y), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points", fontsize=8, va="bottom")
+    """A dotted line as far as the axes' lines go, named like them."""
+    places = np.concatenate([line.get_xdata() for line in axes.lines]) if axes.lines else np.array([0.0, 1.0])
+    axes.plot([places.min(), places.max()], [y, y], ":", color=LIGHT.text, linewidth=1.1, label=text)
 
 
 def grid(figure, count: int, columns: int = 2, **how):
@@ -94,7 +94,7 @@ def grid(figure, count: int, columns: int = 2, **how):
 def log_ticks(axes, values: Sequence[float], base: int = 2) -> None:
     """A logarithmic x axis with ticks at the values."""
     axes.set_xscale("log", base=base)
-    axes.set_xticks(list(values), [f"{value:,g}" for value in values])
+    axes.set_xticks(list(values), [f"{value:g}" if value < 1000 else f"{value / 1000:g}k" for value in values])
     axes.minorticks_off()
 
 

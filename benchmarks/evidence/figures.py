@@ -60,17 +60,16 @@ def win_rates(studies: Mapping[str, Study]) -> Drawn | None:
             axes.set_title(f"the paper: {title}, GPT-4's demonstrations", loc="left")
             draw_lines(axes, [Line(name, claims.PAPER_NS, [Effect(v - 0.5, v - 0.5, v - 0.5, 0.0, 1) for v in values], name)
                               for name, values in recipes.items()], 0.5)
-            for name, (low, high) in claims.PAPER_RANGES.get(title, {}).items():
+            for place, (name, (low, high)) in enumerate(claims.PAPER_RANGES.get(title, {}).items()):
                 axes.fill_between((5, 50), low, high, color=LIGHT.recipes[name], alpha=0.18, linewidth=0)
-                axes.text(5.2, low if name == "sft_demo" else high, name, color=LIGHT.recipes[name], fontsize=8.5,
-                          va="bottom" if name == "sft_demo" else "top")
+                axes.text(5.2, 0.45 - 0.05 * place, f"{name}: {low:g} to {high:g}", color=LIGHT.recipes[name], fontsize=8.5, va="top")
             log_ticks(axes, claims.PAPER_NS)
         for axes, (title, lines) in zip(planes[2:], ours.items(), strict=True):
             axes.set_title(title, loc="left")
             draw_lines(axes, lines, 0.5)
             log_ticks(axes, [n for n in lines[0].x if n & (n - 1) == 0])
         for axes in planes:
-            level(axes, 0.5, "one sample of sft")
+            level(axes, 0.5, "sft")
             axes.set_xlabel("N (log scale)")
         for axes in planes[::2]:
             axes.set_ylabel("win rate over sft")
@@ -157,8 +156,8 @@ def sweep(study: Study, name: str) -> Drawn | None:
                 log_ticks(axes, levels, 10)
             else:
                 axes.set_xticks(levels, [f"{value:g}" for value in levels])
-            axes.set_xlabel(factor.title)
             level(axes, 0.0, "sft")
+        figure.supxlabel(factor.title, fontsize=10)
         planes[0].set_ylabel("golden less sft's")
         finish(figure, planes)
 
@@ -169,7 +168,7 @@ def sweep(study: Study, name: str) -> Drawn | None:
 
 def capacity(study: Study) -> Drawn | None:
     """The reward of `init_sft` by what of it is trained: gain of best-of-16, and rank correlation with golden."""
-    panels = (("golden of best-of-16 less sft's", lambda reward: paired(f"best-of-16 by {reward} - sft")),
+    panels = (("best-of-16's golden less sft's", lambda reward: paired(f"best-of-16 by {reward} - sft")),
               ("rank correlation with golden", lambda reward: number("results", "rewards", reward, "spearman_golden",
                                                                      stderr="spearman_golden_stderr")),
               ("held-out AUC", lambda reward: number("results", "rewards", reward, "heldout_auc", stderr="heldout_auc_stderr")))
@@ -184,9 +183,10 @@ def capacity(study: Study) -> Drawn | None:
                 if one := effects.get(reward):
                     axes.plot([one.low, one.high], [place, place], color=LIGHT.recipes["init_sft"], linewidth=5, alpha=0.25)
                     axes.plot(one.mean, place, "o", color=LIGHT.recipes["init_sft"])
-            axes.set_xlabel(title)
+            axes.set_title(title, loc="left")
+            axes.locator_params(axis="x", nbins=4)
+        planes[0].set_ylim(len(CAPACITIES) - 0.5, -0.5)
         planes[0].set_yticks(range(len(CAPACITIES)), CAPACITIES.values())
-        planes[0].invert_yaxis()
 
     words = "; ".join(f"{title}: " + ", ".join(f"{CAPACITIES[reward]} {one.mean:.3f}" for reward, one in effects.items())
                       for title, effects in found.items())

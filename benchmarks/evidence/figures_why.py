@@ -7,15 +7,16 @@ from collections.abc import Mapping
 import numpy as np
 
 from benchmarks.evidence import plan
-from benchmarks.evidence.drawing import Drawn, draw_lines, finish, grid, render, role_lines, told
+from benchmarks.evidence.drawing import Drawn, draw_lines, finish, grid, recipe_of, render, role_lines, told
 from benchmarks.evidence.effects import Effect, Study, effect, number
 from benchmarks.evidence.figures import BANDS
 from irl_jax.config import LEARNT
-from irl_jax.stages.plot_style import LIGHT, Point, draw_points, name_points
+from irl_jax.stages.plot_style import LIGHT, SOURCES, Point, name_points
 
 PLACED = ("init", "sft", "demo", "policy/init_sft", "policy/init_demo", "policy/sft_demo", "policy/preference", "adversarial/from_sft")
 ARROWS = {"init_sft": ("init", "sft"), "init_demo": ("init", "demo"), "sft_demo": ("sft", "demo")}  # from negatives to positives
 ALONG = ("init", "sft", "demo", "policy/init_sft", "adversarial/from_sft")
+_MARKERS = {"init": "P", "sft": "X", "demo": "*", "adversarial": "D"}
 REACHED = 0.2  # positions that fewer responses reach are not drawn
 
 
@@ -52,9 +53,11 @@ def plane(studies: Mapping[str, Study]) -> Drawn | None:
         for axes, (title, roles) in zip(planes, found.items(), strict=True):
             points = [Point(role, h.mean, g.mean, _half(h), _half(g)) for role, (h, g) in roles.items()]
             axes.set_title(title, loc="left")
-            axes.margins(0.12)
-            axes.set_xlabel("heterogeneity: log sft - log init, less init's own (nats)")
-            draw_points([axes], LIGHT, points)
+            axes.margins(0.2)
+            for point in points:
+                color = LIGHT.text if point.name in SOURCES else LIGHT.recipes[recipe_of(point.name)]
+                axes.errorbar(point.x, point.y, xerr=point.x_error, yerr=point.y_error, fmt=_MARKERS.get(point.name.partition("/")[0], "o"),
+                              markersize=8, color=color, markeredgecolor=LIGHT.text, capsize=2, elinewidth=1.2, zorder=3)
             for recipe, (start, end) in ARROWS.items():
                 if start in roles and end in roles:
                     places = [(roles[role][0].mean, roles[role][1].mean) for role in (start, end)]
@@ -63,6 +66,7 @@ def plane(studies: Mapping[str, Study]) -> Drawn | None:
                         connectionstyle="arc3,rad=0.12"))
         for axes in planes[:: min(2, len(found))]:
             axes.set_ylabel("quality: golden")
+        figure.supxlabel("heterogeneity: mean log sft - log init, less init's own (nats)", fontsize=10)
         for axes, roles in zip(planes, found.values(), strict=True):
             name_points(figure, [axes], LIGHT, [Point(role, h.mean, g.mean, 0.0, 0.0) for role, (h, g) in roles.items()])
 
@@ -150,7 +154,7 @@ def probes(studies: Mapping[str, Study]) -> Drawn | None:
             axes.axvline(0.5, color=LIGHT.text, linewidth=0.9, linestyle=":")
             axes.set_yticks(range(len(rows)), rows)
             axes.set_ylim(len(rows) - 0.5, -0.5)
-            axes.set_xlabel("held-out AUC on the recipe's own examples")
+        figure.supxlabel("held-out AUC on the recipe's own examples", fontsize=10)
 
     words = ". ".join(f"{title}: " + "; ".join(f"{reward} {a.mean:.3f}, features alone {b.mean:.3f}, without them {c.mean:.3f}"
                                                for reward, (a, b, c) in rows.items()) for title, rows in found.items())
