@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.evidence import plan
 from benchmarks.evidence.claims import FAILS, HOLDS, MARGIN, UNKNOWN, UNTESTED, N, Tested, verdict
-from benchmarks.evidence.effects import Effect, Study, paired, win
+from benchmarks.evidence.effects import Effect, Study, number, paired, win
 from benchmarks.evidence.figures import TRAINED, ns_of, training_line
 from irl_jax.config import LEARNT
 
@@ -39,7 +39,7 @@ def recipe(studies: Mapping[str, Study], tested: Mapping[str, Tested]) -> list[s
         FAILS: f"Do not expect best-of-N by `init_sft` to beat sft: it did not by {MARGIN} anywhere it was measured ({where}).",
         UNKNOWN: f"Whether best-of-N by `init_sft` beats sft could not be told ({where}): measure it on your own data before you use it.",
     }.get(claim.verdict, f"Whether best-of-N by `init_sft` beats sft {claim.verdict}. Label some dozens of pairs of sft's samples and look "
-          "at the rewards' accuracy on them before you use one; without labels you cannot know on which side your data lie.")]
+          "at the rewards' accuracy on them before you use one: nothing on this page tells without labels on which side your data lie.")]
     for study in studies.values():
         found = leaders(study)
         if found:
@@ -74,11 +74,17 @@ def demonstrations(studies: Mapping[str, Study]) -> list[str]:
         return [NEED.format(experiments=f"`testbed`'s cells `{factor.cells[least]}` and `{factor.cells[most]}`")]
     few, many = (study.effect(paired("best-of-16 by init_sft - sft"), factor.cells[level]) for level in (least, most))
     numbers = f"(with {least:,} demonstrations {few.text()}, with {most:,} {many.text()})"
-    return [{
-        HOLDS: f"Best-of-16 by `init_sft` gained more with more demonstrations {numbers}: collect them before you tune anything.",
-        FAILS: f"More demonstrations did not raise what best-of-16 by `init_sft` gains over the sft of the same data {numbers}: they "
-               "improve sft itself, which the gain comes on top of.",
+    said = [{
+        HOLDS: f"Best-of-16 by `init_sft` gained more over sft with more demonstrations {numbers}: collect them before you tune anything.",
+        FAILS: f"More demonstrations did not raise what best-of-16 by `init_sft` gains over the sft of the same data {numbers}.",
     }.get(verdict(more, MARGIN), f"Whether more demonstrations raise the gain of best-of-16 by `init_sft` could not be told {numbers}.")]
+    golden = number("results", "policies", "sft", "golden_mean", stderr="golden_stderr")
+    few, many, more = study.effect(golden, factor.cells[least]), study.effect(golden, factor.cells[most]), study.contrast(
+        golden, factor.cells[most], factor.cells[least])
+    return [*said, {
+        HOLDS: f"sft itself was the better for them: golden {few.mean:.3f} with {least:,}, {many.mean:.3f} with {most:,}.",
+        FAILS: f"sft itself was not the better for them: golden {few.mean:.3f} with {least:,}, {many.mean:.3f} with {most:,}.",
+    }.get(verdict(more, MARGIN), f"Whether sft itself is the better for them could not be told: golden {more.text()}.")]
 
 
 def which_n(studies: Mapping[str, Study]) -> list[str]:
@@ -97,7 +103,7 @@ def which_n(studies: Mapping[str, Study]) -> list[str]:
                         f"within {MARGIN} of that from N = {enough} on{_falls(rates, best, ns)}.")
         else:
             said.append(f"{study.planned.title}: even where it was highest (N = {best}) the win rate of best-of-N by `{reward}` was not "
-                        "above one half for certain; more samples buy nothing.")
+                        "above one half for certain.")
     return said or [NEED.format(experiments="`testbed` or an experiment on text with a judge")]
 
 
@@ -149,10 +155,10 @@ def stopping(studies: Mapping[str, Study], tested: Mapping[str, Tested]) -> list
     if not any(training_line(study, role) for study in studies.values() for role in TRAINED):
         return [NEED.format(experiments="`testbed` or an experiment on text with a judge")]
     said.insert(0, {
-        HOLDS: "Stop early: a reward fixed once was over-optimised in the end wherever it was measured.",
+        HOLDS: "Stop early (`policy.max_kl`): a reward fixed once was over-optimised in the end wherever it was measured.",
         FAILS: "Nothing had to be stopped within the KL that these runs reached.",
     }.get(tested["over_optimised"].verdict, "Whether golden falls before training ends was not the same everywhere, or could not be told: "
-          "set a KL budget (`policy.max_kl`) near the lowest of these."))
+          "set a KL budget (`policy.max_kl`) and look at samples."))
     said.append({
         HOLDS: "An ensemble's disagreement rose as golden fell: stop where it leaves what it was on sft's samples."
                + ("" if tested["beyond_kl"].verdict == HOLDS else " The KL could not be shown to tell less, and costs no ensemble."),

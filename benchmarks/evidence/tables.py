@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from benchmarks.evidence import claims, plan
 from benchmarks.evidence.drawing import RECIPES
 from benchmarks.evidence.effects import Effect, Study, number, paired, win
+from benchmarks.evidence.figures import COMPARED
 from irl_jax.config import LEARNT
 from irl_jax.stages import run_tables
 from irl_jax.stages.run_tables import markdown
@@ -58,15 +59,14 @@ def claim_table(tested: Mapping[str, claims.Tested]) -> str:
         claim = found.claim
         first = [claim.says, claim.whose, claim.test]
         if not found.base:
-            rows.append([*first, DASH, DASH, DASH, claims.UNTESTED])
+            rows.append([*first, DASH, DASH, DASH, DASH, claims.UNTESTED])
         for index, (name, (one, verdict)) in enumerate(found.base.items()):
             prompts = f"± {one.over_prompts:.3f}" if one.over_prompts == one.over_prompts else DASH
             seeds = "" if one.seeds > 1 else " (one seed)"
             overall = f"**{found.verdict}**" if index == 0 else ""
-            here = "" if len(found.base) == 1 and verdict == found.verdict else f"here: {verdict}"
-            said = "; ".join(part for part in (overall, here) if part) + seeds
-            rows.append([*(first if index == 0 else ["", "", ""]), f"`{name}`", one.text(), prompts, said])
-    return markdown(["claim", "whose", "our test", "where", "effect, 95% over seeds and prompts", "over prompts alone", "verdict"], rows)
+            rows.append([*(first if index == 0 else ["", "", ""]), f"`{name}`", one.text(), prompts, verdict + seeds, overall])
+    return markdown(["claim", "whose", "our test", "where", "effect, 95% over seeds and prompts", "over prompts alone", "there", "verdict"],
+                    rows)
 
 
 def levels(tested: Mapping[str, claims.Tested]) -> str:
@@ -78,6 +78,19 @@ def levels(tested: Mapping[str, claims.Tested]) -> str:
         if parts and len({verdict for of in found.levels.values() for verdict in of.values()}) > 1:
             rows.append([f"{found.claim.says} ({found.claim.test})", "; ".join(parts)])
     return _tables(["claim (test)", "verdict at each level"], rows)
+
+
+def factors(study: Study) -> str:
+    """Golden of sft, and what best-of-16 and the trained policies gain over it, at each level of each factor."""
+    columns = {"sft's golden": number("results", "policies", "sft", "golden_mean", stderr="golden_stderr"),
+               **{f"`{reward}`": paired(f"best-of-16 by {reward} - sft") for reward in RECIPES},
+               **{f"`{role}`": paired(f"{role} - sft") for role in COMPARED}}
+    rows = []
+    for name, factor in study.planned.factors.items():
+        for level, cell in factor.cells.items():
+            if cell in study.records:
+                rows.append([name, f"{level:g}", *(_cell(study.effect(of, cell)) for of in columns.values())])
+    return _tables(["factor", "level", *columns], rows)
 
 
 def beside_paper(studies: Mapping[str, Study]) -> str:

@@ -82,7 +82,7 @@ def make(studies: Mapping[str, Study]) -> Page:
     page.add(HEAD, "## What was run", tables.state(studies), _missing(studies))
     page.add("## What to do", "Sentences stand here by the verdicts below; their numbers are measured.")
     for question, sentences in advice(studies, tested):
-        page.add(f"**{question}.** " + " ".join(sentences))
+        page.add(f"**{question}**", "\n".join(f"- {sentence}" for sentence in sentences))
     page.add("## The claims", RULES, tables.claim_table(tested))
     _paper(page, studies)
     _when(page, studies, tested)
@@ -121,7 +121,8 @@ def _when(page: Page, studies: Mapping[str, Study], tested) -> None:
              "SFT takes as many fewer updates: epochs are what is held.")
     drawn = [figures.sweep(study, name) for name in study.planned.factors]
     page.add(*drawn, None if any(drawn) else NOTHING.format(what="two levels of any factor"))
-    page.add(figures.capacity(study), tables.levels(tested))
+    page.add("Golden of sft, and what best-of-16 by each reward and the trained policies gain over it; behind ± stands half the 95% "
+             "interval.", tables.factors(study), tables.levels(tested), figures.capacity(study))
 
 
 def _learnt(page: Page, studies: Mapping[str, Study]) -> None:
