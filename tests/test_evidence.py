@@ -246,7 +246,7 @@ def test_advice_follows_the_verdicts():
 
     good = said(*seeds(), *seeds(cell="demonstrations-50", move=-0.05), *seeds(cell="demonstrations-5000"))
     assert "Learn `init_sft`" in good["Which recipe"] and "highest win rate of best-of-30 is `init_sft`'s, 0.581" in good["Which recipe"]
-    assert "gained more with more demonstrations" in good["How many demonstrations"]
+    assert "gained more over sft with more demonstrations" in good["How many demonstrations"]
     assert "highest at N = 64 (0.599) and within 0.02 of that from N = 30 on" in good["Which N"]
     assert "below sft: `policy/far`" in good["Whether to train a policy, and which way"]
     assert "Stop early" in good["Which KL, and when to stop"] and "highest at 1.00 nats (0.680)" in good["Which KL, and when to stop"]
