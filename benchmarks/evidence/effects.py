@@ -40,7 +40,9 @@ class Effect(NamedTuple):
     seeds: int
 
     def text(self, digits: int = 3) -> str:
-        """mean [low, high]."""
+        """mean [low, high]; without the interval where it is not known."""
+        if math.isnan(self.low):
+            return f"{self.mean:+.{digits}f}"
         return f"{self.mean:+.{digits}f} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
 
 

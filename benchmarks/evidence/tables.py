@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from benchmarks.evidence import claims, plan
@@ -18,7 +19,9 @@ BASELINES = ("chance", "length", "bag_of_words")  # of benchmarks/evidence/hh.py
 
 def _cell(one: Effect | None, offset: float = 0.0, digits: int = 3) -> str:
     """mean ± half the interval, by whichever records there are."""
-    return DASH if one is None else f"{one.mean + offset:.{digits}f} ± {one.high - one.mean:.{digits}f}"
+    if one is None:
+        return DASH
+    return f"{one.mean + offset:.{digits}f}" + ("" if math.isnan(one.high) else f" ± {one.high - one.mean:.{digits}f}")
 
 
 def _tables(head, rows) -> str:
@@ -61,7 +64,7 @@ def claim_table(tested: Mapping[str, claims.Tested]) -> str:
         if not found.base:
             rows.append([*first, DASH, DASH, DASH, DASH, claims.UNTESTED])
         for index, (name, (one, verdict)) in enumerate(found.base.items()):
-            prompts = f"± {one.over_prompts:.3f}" if one.over_prompts == one.over_prompts else DASH
+            prompts = DASH if math.isnan(one.over_prompts) else f"± {one.over_prompts:.3f}"
             seeds = "" if one.seeds > 1 else " (one seed)"
             overall = f"**{found.verdict}**" if index == 0 else ""
             rows.append([*(first if index == 0 else ["", "", ""]), f"`{name}`", one.text(), prompts, verdict + seeds, overall])
@@ -171,8 +174,7 @@ def matched_pairs(study: Study) -> str:
                 found.setdefault(reward, {})[feature] = study.effect(
                     number("analyses", "matched_pairs", reward, feature, "difference", stderr="stderr"))
     columns = list(dict.fromkeys(feature for of in found.values() for feature in of))
-    rows = [[f"`{reward}`", *(DASH if of.get(name) is None else f"{of[name].mean:+.2f} ± {of[name].high - of[name].mean:.2f}"
-                              for name in columns)] for reward, of in found.items()]
+    rows = [[f"`{reward}`", *(_cell(of.get(name), digits=2) for name in columns)] for reward, of in found.items()]
     return _tables(["reward", *columns], rows)
 
 
