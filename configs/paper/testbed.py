@@ -1,7 +1,7 @@
 """When does Inverse-RLignment work? The embedded testbed with every method, and the cells in which one factor at a time is moved.
 
   python -m benchmarks.evidence.run testbed                  # all cells, seeds 0, 1 and 2: about 5 hours on 2 CPU cores, resumable
-  python -m benchmarks.evidence.run testbed --smoke          # their miniatures, a cell in under 2 minutes
+  python -m benchmarks.evidence.run testbed --smoke          # their miniatures: the base cell 3 minutes, a factor's 1, with analyses
   python -m irl_jax run --config=configs/paper/testbed.py --workdir=runs/base             # the base cell alone: about 30 minutes
   python -m irl_jax run --config=configs/paper/testbed.py:factor --workdir=runs/factor --config.data.testbed.entanglement=0.8
                                                                                           # a factor's cell: about 6 minutes
