@@ -89,6 +89,16 @@ def draw_all(results: Mapping, training_curves: Mapping) -> list[Plot]:
     return [render(*plot) for plot in drawn if plot is not None]
 
 
+def style(theme: Theme) -> dict:
+    """matplotlib's settings for every figure of a theme."""
+    return {"font.size": 10, "axes.titlesize": 10, "text.color": theme.text, "axes.labelcolor": theme.text,
+            "xtick.color": theme.text, "ytick.color": theme.text, "axes.edgecolor": theme.grid, "grid.color": theme.grid,
+            "axes.facecolor": theme.background, "figure.facecolor": theme.background, "axes.grid": True,
+            "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+            "legend.fontsize": 9, "lines.linewidth": 1.8, "lines.markersize": 4.5, "grid.linewidth": 0.7,
+            "text.parse_math": False}  # names are the user's: a dollar sign is a dollar sign
+
+
 def render(name: str, title: str, alt: str, caption: str, height: float, draw: Callable) -> Plot:
     """Draws twice: `draw(figure, theme)` on a figure WIDTH wide."""
     import matplotlib
@@ -97,13 +107,7 @@ def render(name: str, title: str, alt: str, caption: str, height: float, draw: C
 
     images = []
     for theme in (LIGHT, DARK):
-        style = {"font.size": 10, "axes.titlesize": 10, "text.color": theme.text, "axes.labelcolor": theme.text,
-                 "xtick.color": theme.text, "ytick.color": theme.text, "axes.edgecolor": theme.grid, "grid.color": theme.grid,
-                 "axes.facecolor": theme.background, "figure.facecolor": theme.background, "axes.grid": True,
-                 "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
-                 "legend.fontsize": 9, "lines.linewidth": 1.8, "lines.markersize": 4.5, "grid.linewidth": 0.7,
-                 "text.parse_math": False}  # names are the user's: a dollar sign is a dollar sign
-        with matplotlib.rc_context(style):
+        with matplotlib.rc_context(style(theme)):
             figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
             FigureCanvasAgg(figure)
             draw(figure, theme)
