@@ -10,10 +10,7 @@ number of them, drawn before all else; training passes over the records that sta
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import itertools
-import sys
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +35,6 @@ class Stream:
 
     def __init__(self, data_config, render: Render | None = None):
         """Opens `data_config.source`, a TFDS builder. Raises: UserError as `Source`."""
-        _share_heap()
         self._source = Source(data_config.source, data_config.tfds_split, data_config.tfds_data_dir)
         self.size = min(len(self._source), data_config.max_records or len(self._source))
         self.held: frozenset[str] = frozenset()
@@ -51,13 +47,6 @@ class Stream:
     def read(self, indices) -> list[Record]:
         """The training records among those of these indices."""
         return [Record(row.prompt, row.response) for row in self.rows(indices) if row.prompt not in self.held]
-
-
-def _share_heap() -> None:
-    """Has glibc's threads share one heap: with one each, ArrayRecord's many reading threads keep hundreds of MiB that nobody uses."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another libc
-            ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
 
 
 def load(data_config, seed: int, render: Render | None = None) -> tuple[Corpus, Stream]:
