@@ -163,7 +163,8 @@ def _check_values(config: ConfigDict) -> None:
                 raise UserError(f"config.{key} = {_shown(part)}: must be a finite number, and at most {most:,}")
 
 
-_KINDS = {bool: (bool, "true or false"), int: (int, "a whole number"), float: ((int, float), "a number"), str: (str, "text")}
+_KINDS: dict[type, tuple[type | tuple[type, ...], str]] = {
+    bool: (bool, "true or false"), int: (int, "a whole number"), float: ((int, float), "a number"), str: (str, "text")}
 
 
 def _writable(text: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class World(NamedTuple):
     """A drawn world. tokenizer: word-level. corpus: the demonstrator's records and the pairs. pretraining: the initial
     writer's records. demonstrator, initial: kind of prompt -> automaton."""
 
-    tokenizer: object
+    tokenizer: Any
     corpus: Corpus
     pretraining: list
     demonstrator: dict
@@ -237,7 +237,7 @@ def build_world(testbed_config, seed: int) -> World:
     chosen = _pretraining_prompts(prompts["rest"], t.pretrain_responses, generator(seed, "pretraining prompts"))
     return World(
         tokenizer=vocabulary.make_tokenizer(list(words)),
-        corpus=Corpus(**splits, pairs=pairs),
+        corpus=Corpus(splits["train"], splits["development"], splits["evaluation"], pairs),
         pretraining=records(initial, chosen, "pretraining"),
         demonstrator=demonstrator,
         initial=initial,
