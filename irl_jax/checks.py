@@ -19,6 +19,7 @@ _CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "full", "dots"),
     "golden.kind": GOLDEN_KINDS,
+    "golden.preserves": ("", "prompt"),
     "model.param_dtype": ("float32", "bfloat16"),
     "reward.body": ("adapter", "trunk", "frozen"),
     "reward.head": ("linear", "mlp"),
@@ -120,7 +121,7 @@ def check_ranges(config: ConfigDict) -> None:
     for key, allowed in _CHOICES.items():
         if flat[key] not in allowed:
             why = " (k1 in the loss has no gradient in expectation)" if key == "policy.kl" and str(flat[key]).startswith("k1") else ""
-            raise UserError(f"config.{key} = {flat[key]!r}: must be one of {', '.join(allowed)}{why}")
+            raise UserError(f"config.{key} = {flat[key]!r}: must be one of {', '.join(map(_named, allowed))}{why}")
     for keys, right, must in (
         (_POSITIVE, lambda v: v > 0, "be positive"), (_NOT_NEGATIVE, lambda v: v >= 0, "not be negative"),
         (_SHARES, lambda v: 0 <= v < 1, "be at least 0 and below 1"), (_HALVES, lambda v: 0 <= v < 0.5, "be at least 0 and below 0.5"),
@@ -133,6 +134,10 @@ def check_ranges(config: ConfigDict) -> None:
         for key in keys:
             if flat[key] > most:
                 raise UserError(f"config.{key} = {flat[key]}: must be at most {most:,.0f}")
+    if not 0.001 <= flat["sample.temperature"] <= 1000:
+        raise UserError(f"config.sample.temperature = {flat['sample.temperature']}: must be from 0.001 to 1000 (1 is the model's own)")
+    if not 0 < flat["sample.top_p"] <= 1:
+        raise UserError(f"config.sample.top_p = {flat['sample.top_p']}: must be above 0 and at most 1 (1 draws among all tokens)")
     if not flat["eval.best_of"] or any(n < 1 for n in flat["eval.best_of"]):
         raise UserError(f"config.eval.best_of = {flat['eval.best_of']}: at least one n is needed, and every n must be at least 1")
     if len(flat["data.prompt_words"]) != 2 or not 1 <= flat["data.prompt_words"][0] <= flat["data.prompt_words"][1]:
@@ -169,6 +174,10 @@ _KINDS = {bool: (bool, "true or false"), int: (int, "a whole number"), float: ((
 def _writable(text: str) -> bool:
     """Whether a text has no control characters (a path with a NUL is none) and is Unicode."""
     return not any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in text)
+
+
+def _named(choice: str) -> str:
+    return choice or "''"
 
 
 def _shown(value) -> str:
@@ -275,6 +284,9 @@ def _check_sources(config: ConfigDict) -> None:
     """Refuses data, model and golden reward that do not go together."""
     if config.golden.chat and config.golden.kind != "hf_reward":
         raise UserError("config.golden.chat: only golden.kind = 'hf_reward' has a chat template")
+    if config.golden.preserves and config.golden.kind != "classifier":
+        raise UserError("config.golden.preserves: only golden.kind = 'classifier' multiplies by it; leave it empty with "
+                        f"'{config.golden.kind}'")
     if config.golden.kind == "hf_reward" and not config.golden.model:
         raise UserError("config.golden.model: 'hf_reward' needs the folder or hub name of a *ForSequenceClassification model")
     _check_streaming(config.data)
