@@ -43,7 +43,7 @@ _POSITIVE = (
     "adversarial.reward_rows", "dpo.beta", "spin.beta", "spin.iterations", "spin.prompts", "spin.samples", "rejection.iterations",
     "rejection.prompts", "eval.prompts", "eval.batch_size", "eval.divergence_prompts", "checkpoint.keep", "adapter.alpha",
     "model.vocab_multiple", "profile.first", "data.streaming_records", "golden.window_words", "rejection.samples", "policy.samples",
-    "sample.eval_samples",
+    "sample.eval_samples", "sample.temperature", "sample.top_p",
     *(f"{stage}.row_tokens" for stage in ("pretrain", "sft", "rejection")),
     *(f"{stage}.{key}" for stage in TRAINED for key in ("batch_size", "accumulate", "learning_rate")),
 )
@@ -66,6 +66,8 @@ _NOT_NEGATIVE = (
     "data.testbed.tail_words", *_WORLD, *(f"{stage}.{key}" for stage in TRAINED for key in ("weight_decay", "clip_norm")),
 )
 _MOST = {  # far beyond what anything here is for: a slip of the finger, which would only show as memory or time without end
+    1: ("sample.top_p",),  # but this one: a probability
+    1000: ("sample.temperature",),
     1024: ("model.num_layers", "model.num_heads", "model.num_kv_heads", "reward.ensemble"),
     2**20: ("model.width", "model.mlp_width", "model.vocab_multiple", "reward.mlp_width", "adapter.rank", "data.max_prompt_tokens",
             "data.max_response_tokens", "golden.window_words", "sample.reward_samples", "sample.eval_samples", "sample.policy_samples",
@@ -134,10 +136,8 @@ def check_ranges(config: ConfigDict) -> None:
         for key in keys:
             if flat[key] > most:
                 raise UserError(f"config.{key} = {flat[key]}: must be at most {most:,.0f}")
-    if not 0.001 <= flat["sample.temperature"] <= 1000:
-        raise UserError(f"config.sample.temperature = {flat['sample.temperature']}: must be from 0.001 to 1000 (1 is the model's own)")
-    if not 0 < flat["sample.top_p"] <= 1:
-        raise UserError(f"config.sample.top_p = {flat['sample.top_p']}: must be above 0 and at most 1 (1 draws among all tokens)")
+    if flat["sample.temperature"] < 0.001:  # logits are divided by it
+        raise UserError(f"config.sample.temperature = {flat['sample.temperature']}: must be at least 0.001")
     if not flat["eval.best_of"] or any(n < 1 for n in flat["eval.best_of"]):
         raise UserError(f"config.eval.best_of = {flat['eval.best_of']}: at least one n is needed, and every n must be at least 1")
     if len(flat["data.prompt_words"]) != 2 or not 1 <= flat["data.prompt_words"][0] <= flat["data.prompt_words"][1]:
