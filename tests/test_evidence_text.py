@@ -24,6 +24,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAPER = ("imdb", "paradetox", "hh")
 
 
+def lines_of(path) -> list[dict]:
+    return [json.loads(line) for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines()]
+
+
 # ---- ParaDetox ----
 
 
@@ -53,13 +57,11 @@ def test_sentences_are_read_once_and_only_where_something_changed(tmp_path):
     path = tmp_path / "p.tsv"
     path.write_text("toxic\tneutral1\tneutral2\tneutral3\n"
                     "you fool .\tYou fool!\tYou are wrong .\t\n"  # the first rewrite changes marks alone
-                    "You fool\tnever read\t\t\n"  # another sentence: it lacks the mark
-                    "you fool .\tread before\t\t\n"
+                    "You fool\tthe same sentence\t\t\n"
                     "what a mess .\tWhat a mess.\t\t\n"  # nothing changed
-                    'a "quoted\t"a ""quoted""\nreply"\t\t\n')
+                    'no bum\t"a ""quoted""\nreply"\t\t\n')  # a reply of two lines
     found = paradetox.read(path)
-    assert found == [("you fool.", "you are wrong."), ("you fool", "never read"), ('a "quoted', 'a "quoted" reply')] or found == [
-        ("you fool.", "you are wrong."), ("you fool", "never read")]
+    assert found == [("you fool.", "you are wrong."), ("no bum", 'a "quoted" reply')]
     path.write_text("a\tb\n1\t2\n")
     with pytest.raises(UserError, match="no columns 'toxic'"):
         paradetox.read(path)
@@ -75,7 +77,7 @@ def test_preparing_is_deterministic_and_the_judges_sentences_are_its_own(tmp_pat
     one, two = ({key: pathlib.Path(path) for key, path in name.items()} for name in names)
     assert all(one[key].read_bytes() == two[key].read_bytes() for key in one)
     assert set(one) == {"data.source", "data.preference_source", "golden.source"}
-    demos, pairs, judged = (artifacts.read_jsonl(one[key]) for key in ("data.source", "data.preference_source", "golden.source"))
+    demos, pairs, judged = (lines_of(one[key]) for key in ("data.source", "data.preference_source", "golden.source"))
     shown = {text.strip() for pair in pairs for text in (pair["chosen"], pair["rejected"])}
     assert not shown & {row["text"] for row in judged} and {row["rating"] for row in judged} == {0, 1}
     assert [(row["prompt"], row["response"]) for row in demos] == [(row["prompt"], row["chosen"]) for row in pairs]
@@ -159,7 +161,7 @@ def test_a_content_word_counts_more_than_a_common_one():
     kept_content, kept_common = similarity(["the zanzibar"] * 2, ["zanzibar", "the"])
     assert kept_content > kept_common + 0.3
     stem, other = similarity(["films"] * 2, ["film", "river"])
-    assert stem > 0.2 > other
+    assert stem > 0.15 and other < 0.05
 
 
 def rewriting_config(folder, **keys):
@@ -238,7 +240,7 @@ def test_a_conversation_is_on_one_side(tmp_path):
     source = transcripts(tmp_path / "t.jsonl")
     names = hh.prepare(tmp_path / "a", source), hh.prepare(tmp_path / "b", source)
     assert all(pathlib.Path(names[0][key]).read_bytes() == pathlib.Path(names[1][key]).read_bytes() for key in names[0])
-    demos, pairs = (artifacts.read_jsonl(names[0][key]) for key in ("data.source", "data.preference_source"))
+    demos, pairs = (lines_of(names[0][key]) for key in ("data.source", "data.preference_source"))
     openings = [{row["prompt"].split("\n\nAssistant:")[0] for row in rows} for rows in (demos, pairs)]
     assert len(demos) + len(pairs) == 160 and len(demos) > 20 < len(pairs) and not openings[0] & openings[1]
     assert all(row["chosen"].endswith(" z") and not row["rejected"].endswith(" z") for row in pairs)
@@ -252,10 +254,10 @@ def test_baselines_of_a_config(tmp_path):
     found = hh.baselines(config)
     held = recipe_data.data_of(contexts.Context(config, None), "preference")[2]
     assert found["pairs"] == len(held[0]) > 10 and found["rewards"] == {}
-    assert found["length"] == {"accuracy": 1.0, "stderr": 0.0, "prefers": "longer"} and found["bag_of_words"]["accuracy"] == 1.0
+    assert found["length"] == {"accuracy": 1.0, "stderr": 0.0, "prefers": "longer"} and found["bag_of_words"]["accuracy"] > 0.8
     assert found["chance"] == {"accuracy": 0.5, "stderr": pytest.approx(0.5 / math.sqrt(len(held[0])))}
     pairs = pathlib.Path(config.data.preference_source)
-    swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in artifacts.read_jsonl(pairs)]
+    swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in lines_of(pairs)]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in swapped))
     assert hh.baselines(config)["length"] == {"accuracy": 1.0, "stderr": 0.0, "prefers": "shorter"}
     rng = np.random.default_rng(0)

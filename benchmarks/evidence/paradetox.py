@@ -43,7 +43,7 @@ def written(text: str) -> str:
 
 
 def read(tsv: str | os.PathLike) -> list[Rewrite]:
-    """The sentences that have a rewrite which changes them, each once, in the file's order.
+    """The sentences that have a rewrite which changes a word, each once (marks make no other sentence), in the file's order.
 
     Raises:
         UserError: no such file, or one without the columns.
@@ -55,14 +55,14 @@ def read(tsv: str | os.PathLike) -> list[Rewrite]:
         raise UserError(f"{tsv}: cannot be read as ParaDetox's TSV: {error}") from None
     if not rows or not {"toxic", "neutral1"} <= set(rows[0]):
         raise UserError(f"{tsv}: has no columns 'toxic' and 'neutral1'; give ParaDetox's paradetox.tsv")
-    found: dict[str, str] = {}
+    found: dict[str, Rewrite] = {}
     for row in rows:
         toxic = written(row["toxic"] or "")
         rewrites = [written(row.get(f"neutral{i}") or "") for i in (1, 2, 3)]
         changed = [rewrite for rewrite in rewrites if re.search(r"\w", rewrite) and _words(rewrite) != _words(toxic)]
         if changed and _words(toxic):
-            found.setdefault(toxic, changed[0])
-    return [Rewrite(*pair) for pair in found.items()]
+            found.setdefault(_words(toxic), Rewrite(toxic, changed[0]))
+    return list(found.values())
 
 
 def prepare(out: str | os.PathLike, tsv: str | os.PathLike | None = None) -> dict[str, str]:
@@ -70,7 +70,7 @@ def prepare(out: str | os.PathLike, tsv: str | os.PathLike | None = None) -> dic
 
     Sentences go to golden or to the demonstrations by a hash of the toxic one. demonstrations: {prompt, response}, the rewrite
     after "TOXIC =>". pairs: {prompt, chosen, rejected} of the same sentences, the rewrite over the toxic sentence itself.
-    golden: {text, rating}, the toxic sentences at 0 and their rewrites at 1; none of its texts stands in the other two.
+    golden: {text, rating}, the toxic sentences at 0 and their rewrites at 1; none of its texts stands, word for word, in the others.
     Which demonstrations are for training and which prompts for evaluation is the run's split, by its seed.
 
     Args:
@@ -83,13 +83,13 @@ def prepare(out: str | os.PathLike, tsv: str | os.PathLike | None = None) -> dic
     rewrites = read(tsv or os.path.join(shared, "data", "paradetox", "paradetox.tsv"))
     judges = [rewrite for rewrite in rewrites if _place(rewrite.toxic) < GOLDEN_SHARE]
     shown = [rewrite for rewrite in rewrites if _place(rewrite.toxic) >= GOLDEN_SHARE]
-    seen = {text for rewrite in shown for text in rewrite}
+    seen = {_words(text) for rewrite in shown for text in rewrite}
     folder = pathlib.Path(out) / "data"
     folder.mkdir(parents=True, exist_ok=True)
     asked = [(prompt_of(rewrite.toxic), rewrite) for rewrite in shown]
     _write(folder / "demonstrations.jsonl", [{"prompt": prompt, "response": f" {one.polite}"} for prompt, one in asked])
     _write(folder / "pairs.jsonl", [{"prompt": prompt, "chosen": f" {one.polite}", "rejected": f" {one.toxic}"} for prompt, one in asked])
-    _write(folder / "golden.jsonl", [{"text": text, "rating": rating} for one in judges if not seen & {*one}
+    _write(folder / "golden.jsonl", [{"text": text, "rating": rating} for one in judges if not seen & {*map(_words, one)}
                                      for text, rating in ((one.toxic, 0), (one.polite, 1))])
     return {"data.source": str(folder / "demonstrations.jsonl"), "data.preference_source": str(folder / "pairs.jsonl"),
             "golden.source": str(folder / "golden.jsonl")}
@@ -112,13 +112,14 @@ def anchors(judge, rewrites: list[Rewrite]) -> dict[str, float]:
     return {name: float(judge.score(prompts, texts).mean()) for name, texts in answers.items()}
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text)
+def _words(text: str) -> str:
+    """What is left of a sentence without its marks."""
+    return " ".join(re.findall(r"\w+", text))
 
 
 def _place(toxic: str) -> float:
-    """A number in [0, 1) that a sentence alone decides."""
-    return int.from_bytes(hashlib.blake2b(toxic.encode(), digest_size=8).digest(), "big") / 2**64
+    """A number in [0, 1) that a sentence's words alone decide."""
+    return int.from_bytes(hashlib.blake2b(_words(toxic).encode(), digest_size=8).digest(), "big") / 2**64
 
 
 def _write(path: pathlib.Path, records: list[dict]) -> None:
