@@ -19,6 +19,7 @@ _CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "full", "dots"),
     "golden.kind": GOLDEN_KINDS,
+    "golden.preserves": ("", "prompt"),
     "model.param_dtype": ("float32", "bfloat16"),
     "reward.body": ("adapter", "trunk", "frozen"),
     "reward.head": ("linear", "mlp"),
@@ -42,7 +43,7 @@ _POSITIVE = (
     "adversarial.reward_rows", "dpo.beta", "spin.beta", "spin.iterations", "spin.prompts", "spin.samples", "rejection.iterations",
     "rejection.prompts", "eval.prompts", "eval.batch_size", "eval.divergence_prompts", "checkpoint.keep", "adapter.alpha",
     "model.vocab_multiple", "profile.first", "data.streaming_records", "golden.window_words", "rejection.samples", "policy.samples",
-    "sample.eval_samples",
+    "sample.eval_samples", "sample.temperature", "sample.top_p",
     *(f"{stage}.row_tokens" for stage in ("pretrain", "sft", "rejection")),
     *(f"{stage}.{key}" for stage in TRAINED for key in ("batch_size", "accumulate", "learning_rate")),
 )
@@ -65,6 +66,8 @@ _NOT_NEGATIVE = (
     "data.testbed.tail_words", *_WORLD, *(f"{stage}.{key}" for stage in TRAINED for key in ("weight_decay", "clip_norm")),
 )
 _MOST = {  # far beyond what anything here is for: a slip of the finger, which would only show as memory or time without end
+    1: ("sample.top_p",),  # but this one: a probability
+    1000: ("sample.temperature",),
     1024: ("model.num_layers", "model.num_heads", "model.num_kv_heads", "reward.ensemble"),
     2**20: ("model.width", "model.mlp_width", "model.vocab_multiple", "reward.mlp_width", "adapter.rank", "data.max_prompt_tokens",
             "data.max_response_tokens", "golden.window_words", "sample.reward_samples", "sample.eval_samples", "sample.policy_samples",
@@ -120,7 +123,7 @@ def check_ranges(config: ConfigDict) -> None:
     for key, allowed in _CHOICES.items():
         if flat[key] not in allowed:
             why = " (k1 in the loss has no gradient in expectation)" if key == "policy.kl" and str(flat[key]).startswith("k1") else ""
-            raise UserError(f"config.{key} = {flat[key]!r}: must be one of {', '.join(allowed)}{why}")
+            raise UserError(f"config.{key} = {flat[key]!r}: must be one of {', '.join(map(_named, allowed))}{why}")
     for keys, right, must in (
         (_POSITIVE, lambda v: v > 0, "be positive"), (_NOT_NEGATIVE, lambda v: v >= 0, "not be negative"),
         (_SHARES, lambda v: 0 <= v < 1, "be at least 0 and below 1"), (_HALVES, lambda v: 0 <= v < 0.5, "be at least 0 and below 0.5"),
@@ -133,6 +136,8 @@ def check_ranges(config: ConfigDict) -> None:
         for key in keys:
             if flat[key] > most:
                 raise UserError(f"config.{key} = {flat[key]}: must be at most {most:,.0f}")
+    if flat["sample.temperature"] < 0.001:  # logits are divided by it
+        raise UserError(f"config.sample.temperature = {flat['sample.temperature']}: must be at least 0.001")
     if not flat["eval.best_of"] or any(n < 1 for n in flat["eval.best_of"]):
         raise UserError(f"config.eval.best_of = {flat['eval.best_of']}: at least one n is needed, and every n must be at least 1")
     if len(flat["data.prompt_words"]) != 2 or not 1 <= flat["data.prompt_words"][0] <= flat["data.prompt_words"][1]:
@@ -170,6 +175,10 @@ _KINDS: dict[type, tuple[type | tuple[type, ...], str]] = {
 def _writable(text: str) -> bool:
     """Whether a text has no control characters (a path with a NUL is none) and is Unicode."""
     return not any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in text)
+
+
+def _named(choice: str) -> str:
+    return choice or "''"
 
 
 def _shown(value) -> str:
@@ -276,6 +285,9 @@ def _check_sources(config: ConfigDict) -> None:
     """Refuses data, model and golden reward that do not go together."""
     if config.golden.chat and config.golden.kind != "hf_reward":
         raise UserError("config.golden.chat: only golden.kind = 'hf_reward' has a chat template")
+    if config.golden.preserves and config.golden.kind != "classifier":
+        raise UserError("config.golden.preserves: only golden.kind = 'classifier' multiplies by it; leave it empty with "
+                        f"'{config.golden.kind}'")
     if config.golden.kind == "hf_reward" and not config.golden.model:
         raise UserError("config.golden.model: 'hf_reward' needs the folder or hub name of a *ForSequenceClassification model")
     _check_streaming(config.data)

@@ -156,13 +156,18 @@ def _training(steps: int, batch: int, learning_rate: float, packed_rows: bool) -
 
 
 def _sample() -> ConfigDict:
-    """How many responses are sampled, for the rewards' data and for the evaluation."""
+    """How many responses are sampled, for the rewards' data and for the evaluation, and by which law."""
     s = ConfigDict()
     s.reward_prompts = 600  # training prompts sampled for the reward's data
     s.reward_samples = 4  # samples each, from init and from sft
     s.eval_samples = 64  # samples of sft an evaluation prompt (M of best-of-n)
     s.policy_samples = 16  # samples of every other policy an evaluation prompt
     s.rows = 256  # responses decoded together, up to 16 of a prompt; others wait for a row of their prompt to be free
+    s.temperature = 1.0  # logits are divided by it where init, sft and the finished policies are sampled for the rewards' data (DPO's and
+    #   the adversarial recipe "sft"'s with it) and for the evaluation. What a policy in training samples (policy, adversarial, spin,
+    #   rejection) is always drawn at temperature 1, unfiltered: those methods' objectives are about the model's own distribution
+    s.top_p = 1.0  # ... and drawn among the fewest likeliest tokens whose probability reaches this; 1 among all. Log-probs, log-ratios and
+    #   kl_to_sft are the models' own whatever the two keys say: of other samples kl_to_sft is a mean log-ratio of the models, no KL
     return s
 
 
@@ -277,6 +282,8 @@ def _golden() -> ConfigDict:
     g.label = ""  # "hf_reward": whose score is the reward, where the model has several labels
     g.chat = False  # "hf_reward": score the conversation as its own chat template renders it (HH-RLHF transcripts turn by turn, other
     #   prompts as the user's turn), not prompt + response as plain text
+    g.preserves = ""  # "classifier": "prompt" multiplies the probability by how much of the prompt's content the response keeps, for
+    #   rewriting: a cosine of TF-IDF vectors (see irl_jax/evaluation/preservation.py); "" judges the response alone
     g.window_words = 48  # "classifier": words in the windows it is fitted on, as long as the responses
     return g
 

@@ -1,7 +1,8 @@
 """The generation loop: K responses a prompt from one prefill, and their exact log-probs.
 
-Reward data, evaluation and policy gradient sample at temperature 1, unfiltered. Temperature, top-k and top-p are for
-`generate`; the log-probs of the distribution drawn from (behaviour) and those of the model are then two things.
+What trains on its own samples draws at temperature 1, unfiltered; reward data and evaluation do unless the config's
+sample.temperature and sample.top_p say otherwise, and `generate` as its flags say. The log-probs of the distribution drawn
+from (behaviour) and those of the model are then two things.
 """
 
 from __future__ import annotations

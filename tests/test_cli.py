@@ -75,7 +75,7 @@ def test_default_config_is_the_testbed(pipeline):
     assert pipeline[2][0].pretrain.steps < default().pretrain.steps
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_config_file_loads(path):
     for variant in ("", ":smoke"):
         assert cli.load_config(f"{path}{variant}").is_locked

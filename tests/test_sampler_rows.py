@@ -163,7 +163,7 @@ def test_a_draw_that_was_cut_off_goes_on_with_its_next_batch(tmp_path):
             return draw(*arguments)
 
         mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
-        return SimpleNamespace(config=config, mesh=mesh, samplers={shape: one}, key=lambda purpose: KEY, put=lambda batch: batch, text=str)
+        return SimpleNamespace(config=config, mesh=mesh, samplers={(shape, sampling.MODEL): one}, key=lambda purpose: KEY, put=lambda batch: batch, text=str)
 
     five = [*PROMPTS, *PROMPTS[:2]]
     with pytest.raises(KeyboardInterrupt):

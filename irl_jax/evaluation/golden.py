@@ -14,6 +14,7 @@ from irl_jax.checks import check_golden_source
 from irl_jax.config import GOLDEN_KINDS
 from irl_jax.data.sources import number_field, read_jsonl, text_field
 from irl_jax.errors import UserError
+from irl_jax.evaluation import preservation
 
 _FIELDS = "golden.text_field and golden.rating_field"
 _SEED = 0  # not the run's: one yardstick for every seed
@@ -43,7 +44,9 @@ def make_judge(config, world=None, directory: str | os.PathLike | None = None) -
     """The judge that `config.golden.kind` names.
 
     "testbed": the world's exact golden reward. "classifier": TF-IDF of words and word pairs with logistic regression,
-    fitted to rated text; its score is the probability that the response alone, without its prompt, is positive.
+    fitted to rated text; its score is the probability that the response alone, without its prompt, is positive. With
+    golden.preserves = "prompt" it is that times the similarity of prompt and response (`preservation.fit_similarity`, its
+    document frequencies counted in the rated text), for rewriting tasks, where a good response to another prompt is none.
     "none": scores of NaN.
 
     Args:
@@ -64,8 +67,12 @@ def make_judge(config, world=None, directory: str | os.PathLike | None = None) -
         return Judge("testbed", None, "score", lambda prompts, responses: _checked(world.golden, prompts, responses))
     if kind == "classifier":
         fitted = _load_or_fit(config, directory)
-        return Judge("classifier", fitted.heldout_accuracy, "probability of positive",
-                     lambda prompts, responses: _checked(lambda _, texts: _probability(fitted, texts), prompts, responses))
+        if not config.golden.preserves:
+            return Judge("classifier", fitted.heldout_accuracy, "probability of positive",
+                         lambda prompts, responses: _checked(lambda _, texts: _probability(fitted, texts), prompts, responses))
+        similarity = preservation.fit_similarity([text for text, _ in _rated(os.path.expanduser(config.golden.source), config.golden)])
+        return Judge("classifier", fitted.heldout_accuracy, "probability of positive x content kept", lambda prompts, responses: _checked(
+            lambda asked, texts: _probability(fitted, texts) * similarity(asked, texts), prompts, responses))
     if kind == "none":
         return Judge("none", None, "no judge", lambda prompts, responses: np.full(len(responses), np.nan))
     raise UserError(f"golden.kind: {kind!r} is not one of {', '.join(GOLDEN_KINDS)}")
@@ -147,9 +154,7 @@ def _fit(path: str, golden) -> _Classifier:
     from sklearn.linear_model import LogisticRegression
 
     threshold = float(golden.positive_rating)
-    records = [(text_field(record, golden.text_field, where, key=_FIELDS).split(),
-                number_field(record, golden.rating_field, where, key=_FIELDS) >= threshold)
-               for where, record in read_jsonl(path)]
+    records = [(text.split(), rating >= threshold) for text, rating in _rated(path, golden)]
     rng = np.random.default_rng(_SEED)
     order = rng.permutation(len(records))
     heldout = max(1, int(len(records) * _HELDOUT_SHARE))
@@ -167,6 +172,12 @@ def _fit(path: str, golden) -> _Classifier:
     model = LogisticRegression(C=_INVERSE_PENALTY, max_iter=300).fit(features, labels)
     accuracy = float(np.mean(model.predict(vectorizer.transform(heldout_texts)) == np.asarray(heldout_labels)))
     return _Classifier(vectorizer, model, accuracy)
+
+
+def _rated(path: str, golden) -> list[tuple[str, float]]:
+    """The records of golden.source: text and rating."""
+    return [(text_field(record, golden.text_field, where, key=_FIELDS), number_field(record, golden.rating_field, where, key=_FIELDS))
+            for where, record in read_jsonl(path)]
 
 
 def _windows(records, words: int, rng: np.random.Generator) -> tuple[list[str], list[int]]:

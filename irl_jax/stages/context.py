@@ -282,7 +282,7 @@ class Context:
 
     @cached_property
     def samplers(self) -> dict:
-        """Compiled samplers by shape, shared by the stages of one process."""
+        """Compiled samplers by shape and law, shared by the stages of one process."""
         return {}
 
     def init_leaves(self, role: str, purpose: str, start=None, **how):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from irl_jax.evaluation import metrics
-from irl_jax.stages import judging
+from irl_jax.stages import judging, sampling
 
 DEMONSTRATOR_SAMPLES = 64  # a prompt, for the shares of sentence kinds that a policy's are compared with
 
@@ -13,7 +13,8 @@ DEMONSTRATOR_SAMPLES = 64  # a prompt, for the shares of sentence kinds that a p
 def of_policies(context, sets) -> dict:
     """The rows of results.json's `divergences`: forward and reverse KL (nats a sequence), Jensen-Shannon, and coverage.
 
-    The demonstrator's own row has its coverage only, on samples of its own, as many a prompt as the policies have.
+    The demonstrator's own row has its coverage only, on samples of its own, as many a prompt as the policies have. Reverse KL
+    and Jensen-Shannon are None where the samples are not of the policy's own distribution (sample.temperature, sample.top_p).
     """
     world, count = context.world, context.config.eval.divergence_prompts
     demo = judging.Judged(context, None, [e for e in sets["demo"].examples if e.source < count])
@@ -25,8 +26,10 @@ def of_policies(context, sets) -> dict:
             some = _first_samples(judged, count, context.config.sample.policy_samples)
             policy = judging.Judged(context, None, [judged.examples[i] for i in some], {role: judged.logprob(role)[some]})
             law = _demonstrator_logprob(context, policy)
-            row = {**metrics.divergences(demo_law - demo.logprob(role), policy.by_prompt(law - policy.logprob(role))), **row,
-                   **world.grammar_report(*policy.texts)}
+            measured = metrics.divergences(demo_law - demo.logprob(role), policy.by_prompt(law - policy.logprob(role)))
+            if sampling.law_of(context.config.sample) != sampling.MODEL:  # those that need samples of the policy's own distribution
+                measured |= dict.fromkeys(name for name in measured if not name.startswith("forward_kl"))
+            row = {**measured, **row, **world.grammar_report(*policy.texts)}
         evaluated[role] = row
     return evaluated
 

@@ -128,8 +128,8 @@ def _rewards(context, judge, sft, recipes):
                 per_prompt[recipe] = best_of_n.best_of_n_per_prompt(values, gold, COMPARED_N).golden
             row["tilting"] = best_of_n.tilting(values, gold, TILTING_BETAS)
         rows[recipe] = row
-    if {"init_sft", "log_ratio"} <= set(recipes):
-        # Neyman-Pearson: no learnt reward separates sft from init better than the exact log-ratio, up to noise.
+    if {"init_sft", "log_ratio"} <= set(recipes) and sampling.law_of(context.config.sample) == sampling.MODEL:
+        # Neyman-Pearson: no learnt reward separates the models' own samples better than their exact log-ratio, up to noise.
         ours, exact = (heldout.reward(recipe) for recipe in ("init_sft", "log_ratio"))
         gap = metrics.auc_difference(ours[:positives], ours[positives:], exact[:positives], exact[positives:], groups)
         rows["init_sft"]["auc_minus_log_ratio"] = gap._asdict()
@@ -152,8 +152,13 @@ def _ensemble(context, name: str, own: dict, sft, gold) -> dict:
 
 
 def _compare_at_kl(config, policies: dict, curves: dict) -> None:
-    """Adds to each trained policy `at_same_kl`: its golden less that of the baseline's training where its KL to sft was the same."""
+    """Adds to each trained policy `at_same_kl`: its golden less that of the baseline's training where its KL to sft was the same.
+
+    Not where the samples are of another law than training's: neither their golden nor their log-ratio compares with its curve.
+    """
     if BASELINE not in curves or {config.policy.start, config.policy.reference} != {"sft"}:  # a curve against another KL
+        return
+    if sampling.law_of(config.sample) != sampling.MODEL:
         return
     start = policies["sft"]["golden_mean"], policies["sft"]["golden_stderr"]
     for role, row in policies.items():

@@ -95,12 +95,24 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer, model = AutoTokenizer.from_pretrained(DIR), AutoModelForCausalLM.from_pretrained(DIR)
 {_prompt(chat)}rows = tokenizer(prompt, return_tensors="pt"{_once(chat)})
-ids = model.generate(**rows, do_sample=True, top_k=0, max_new_tokens=64)   # as it was evaluated: temperature 1, unfiltered
+ids = model.generate(**rows, do_sample=True, top_k=0, {_law_given(facts)}max_new_tokens=64)   # as it was evaluated: {_law(facts)}
 ```
 
 Generation ends at {_ids(eos_ids)}. The weights are {dtype}, adapters merged. `python -m irl_jax generate --model=DIR` and
 `--config.model.path=DIR` take the folder as well.
 """)
+
+
+def _law(facts: Facts) -> str:
+    """The law of the evaluation's samples in words."""
+    temperature, mass = (facts.changed.get(f"sample.{key}", 1.0) for key in ("temperature", "top_p"))
+    return f"temperature {temperature:g}, " + ("unfiltered" if mass == 1 else f"top-p {mass:g}")
+
+
+def _law_given(facts: Facts) -> str:
+    """... and as arguments of `generate`, where they are not its defaults."""
+    given = {key: facts.changed[f"sample.{key}"] for key in ("temperature", "top_p") if f"sample.{key}" in facts.changed}
+    return "".join(f"{key}={value:g}, " for key, value in given.items())
 
 
 def _prompt(chat) -> str:
@@ -247,7 +259,7 @@ def _evaluation(facts: Facts) -> str:
                      _number(row, "spearman_golden", "spearman_golden_stderr"), _number(row, "spearman_length", "spearman_length_stderr"),
                      _number(best, "golden", "stderr")])
     quality = _table(["reward", "held-out AUC", "Spearman with golden", "Spearman with length", f"golden of best-of-{BEST_OF}"], rows)
-    return (f"{judge}; no training step sees it. Samples at temperature 1; ± is one standard error over prompts.\n\n{table}"
+    return (f"{judge}; no training step sees it. Samples at {_law(facts)}; ± is one standard error over prompts.\n\n{table}"
             + (f"\n{quality}" if rows and facts.group in ("reward", "policy", "rejection") else ""))
 
 

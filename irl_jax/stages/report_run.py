@@ -68,7 +68,11 @@ def _evaluation(results: Mapping, settings: Mapping) -> str:
     samples = settings.get("sample") or {}
     if prompts is None or "eval_samples" not in samples:
         return ""
-    return f"{prompts} prompts, {samples['eval_samples']} samples of sft and {samples.get('policy_samples')} of other policies a prompt"
+    temperature, mass = samples.get("temperature", 1), samples.get("top_p", 1)
+    told = f"{prompts} prompts, {samples['eval_samples']} samples of sft and {samples.get('policy_samples')} of other policies a prompt"
+    if (temperature, mass) != (1, 1):
+        told += f"; drawn at temperature {temperature:g} and top-p {mass:g}, the KLs then mean log-ratios of the models on such samples"
+    return told
 
 
 def _changed(settings: Mapping) -> str:

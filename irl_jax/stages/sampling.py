@@ -10,8 +10,26 @@ from irl_jax import artifacts, sampler, sharding
 from irl_jax.errors import UserError
 from irl_jax.stages import scoring
 
-FIELDS = {"tokens": "tokens", "mask": "mask", "ended": "ended", "logprobs": "behaviour_logprobs"}  # as stored: as sampled
+FIELDS = ("tokens", "mask", "ended", "logprobs")  # as stored; the log-probs are the model's own (temperature 1, unfiltered)
 MOST_ROWS = 16  # of a prompt: enough that its cache is read for many rows, few enough that many prompts are decoded together
+
+
+class Law(NamedTuple):
+    """What tokens are drawn from: the model's distribution after a temperature and top-p, as `make_sampler` has them."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+MODEL = Law()  # the model's own distribution
+
+
+def law_of(config) -> Law:
+    """The law of the samples that rewards, DPO and the evaluation look at.
+
+    Args: config: config.sample.
+    """
+    return Law(float(config.temperature), float(config.top_p))
 
 
 def prompts_of(context, part: str) -> list[np.ndarray]:
@@ -26,26 +44,27 @@ def training_prompts(context, count: int | None = None) -> list[np.ndarray]:
 
 
 def draw(context, role: str, part: str, count: int) -> int:
-    """Samples `count` responses a prompt from a role into W/samples/<role>; returns the tokens drawn (0 if kept)."""
+    """Samples `count` responses a prompt from a role into W/samples/<role>, by the run's law; returns the tokens drawn (0 if kept)."""
     path = _path(context, role, part)
     if path.exists():
         return 0
-    return draw_into(context, path, context.variables(role), prompts_of(context, part), count, f"samples/{role}/{part}")
+    return draw_into(context, path, context.variables(role), prompts_of(context, part), count, f"samples/{role}/{part}",
+                     law_of(context.config.sample))
 
 
-def draw_into(context, path, variables, prompts, count: int, purpose: str) -> int:
+def draw_into(context, path, variables, prompts, count: int, purpose: str, law: Law = MODEL) -> int:
     """Samples `count` responses a prompt into the .npz at `path`, and as text beside it.
 
     Args:
         context: the run. path: of the .npz; one that is there is kept. variables: the model is applied with them.
-        prompts: ids, one array a prompt. count: responses a prompt. purpose: keys the randomness.
+        prompts: ids, one array a prompt. count: responses a prompt. purpose: keys the randomness. law: what is drawn from.
 
     Returns:
         Tokens drawn (0 if kept).
     """
     if path.exists():
         return 0
-    draw, size = _compiled(context, count)
+    draw, size = _compiled(context, count, law)
     batches = sampler.plan_batches([len(prompt) for prompt in prompts], size, context.config.data.max_prompt_tokens)
     pieces = [path.with_name(f"{path.stem}.part{i}-of-{len(batches)}.npz") for i in range(len(batches))]
     missing = [i for i, piece in enumerate(pieces) if not piece.exists()]
@@ -53,7 +72,8 @@ def draw_into(context, path, variables, prompts, count: int, purpose: str) -> in
         draw, variables, prompts, list(range(len(prompts))), [batches[i] for i in missing], size, context.key(purpose), wanted=count,
         put=context.put, progress=purpose)
     for i, batch in zip(missing, drawn, strict=True):  # a kill loses what was being decoded, and no more
-        artifacts.save_arrays(pieces[i], **{name: getattr(batch, field) for name, field in FIELDS.items()})
+        own = batch.behaviour_logprobs if batch.logprobs is None else batch.logprobs
+        artifacts.save_arrays(pieces[i], **{name: own if name == "logprobs" else getattr(batch, name) for name in FIELDS})
     back = np.argsort(np.concatenate([batch.members for batch in batches]))
     parts = [artifacts.load_arrays(piece) for piece in pieces]
     arrays = {name: np.concatenate([part[name] for part in parts])[back] for name in FIELDS}
@@ -90,19 +110,24 @@ def shape_of(config, count: int) -> Shape:
     return Shape(samples, rows, max(1, config.rows // rows))
 
 
+def how(law: Law) -> dict:
+    """The arguments of `make_sampler` that a law stands for; the model's log-probs are asked for where they are not those drawn from."""
+    return {**law._asdict(), "with_logprobs": law != MODEL}
+
+
 def rows_of(config, prompts: int, samples: int) -> int:
     """Rows a prompt where the number of prompts is given: all samples, or what config.sample.rows has room for."""
     return min(samples, max(1, config.rows // prompts))
 
 
-def _compiled(context, count: int):
-    """The jitted sampler for `count` samples a prompt, one a context and shape, so that roles share its traces; prompts a batch."""
+def _compiled(context, count: int, law: Law):
+    """The jitted sampler for `count` samples a prompt, one a context, shape and law, so that roles share its traces; prompts a batch."""
     shape = shape_of(context.config.sample, count)
-    if shape not in context.samplers:
+    if (shape, law) not in context.samplers:
         draw_some = sampler.make_sampler(context.model, samples=shape.samples, rows=shape.rows, eos_ids=context.eos_ids,
-                                         max_tokens=context.config.data.max_response_tokens, pad_id=context.pad_id)
-        context.samplers[shape] = sharding.compile_step(draw_some, context.mesh)
-    return context.samplers[shape], scoring.round_up(shape.prompts, context.mesh)
+                                         max_tokens=context.config.data.max_response_tokens, pad_id=context.pad_id, **how(law))
+        context.samplers[shape, law] = sharding.compile_step(draw_some, context.mesh)
+    return context.samplers[shape, law], scoring.round_up(shape.prompts, context.mesh)
 
 
 def _write_text(context, path, prompts, arrays) -> None:

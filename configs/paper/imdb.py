@@ -1,0 +1,50 @@
+"""The paper's comparison on movie reviews: every recipe's reward and policy, an ensemble, the adversarial loop, DPO and rejection.
+
+  python -m irl_jax run --config=configs/paper/imdb.py --workdir=runs/paper/imdb --config.seed=0
+  python -m irl_jax run --config=configs/paper/imdb.py:smoke --workdir=runs/paper/imdb-smoke
+
+Data, models, golden and paths are those of configs/imdb.py. The seed draws everything but the judge: the split into training, development
+and evaluation prompts, which words of a review are its prompt, which reviews are demonstrations, all training and all samples.
+`--config.sample.top_p=0.95` makes the same run under another sampling law.
+"""
+
+import pathlib
+
+from irl_jax.cli import load_config
+
+CRITIC = "reward.body=frozen reward.head=mlp reward.learning_rate=0.003 adversarial.reward_updates=4"  # as in configs/methods.py
+VARIANTS = (
+    "reward/init_sft_ensemble = init_sft reward.ensemble=4 reward.combine=mean_minus_std",
+    "policy/ensemble = init_sft_ensemble",
+    f"adversarial/from_sft = demo policy.beta=0.02 {CRITIC}",
+)
+
+
+def get_config(name: str = ""):
+    if name not in ("", "smoke"):
+        raise ValueError(f"configs/paper/imdb.py: unknown variant '{name}'; only 'smoke'")
+    c = load_config(f"{pathlib.Path(__file__).resolve().parent.parent / 'imdb.py'}:{name}")
+    c.variants = VARIANTS
+    c.policy.recipes = ("init_sft", "init_demo", "sft_demo", "log_ratio")
+    c.policy.keep_rollouts_every = 5
+    c.dpo.recipes = ("init_sft",)
+    c.rejection.recipes = ("init_sft",)
+    c.adversarial.rounds = 50
+    c.adversarial.reward_rows = 32
+    c.eval.best_of = (1, 2, 4, 5, 8, 10, 16, 30, 32, 50, 64)
+    if name == "smoke":
+        _smoke(c)
+    return c
+
+
+def _smoke(c):
+    """What configs/imdb.py:smoke leaves large, or lacks."""
+    c.policy.keep_rollouts_every = 1
+    c.adversarial.rounds = 3
+    c.adversarial.warmup_rounds = 1
+    c.adversarial.reward_rows = 16
+    c.adversarial.replay_capacity = 32
+    c.dpo.steps = 2
+    c.dpo.batch_size = 8
+    c.rejection.samples = 4
+    c.rejection.prompts = 16
