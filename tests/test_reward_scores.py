@@ -91,13 +91,11 @@ def test_the_scorer_keeps_the_order_of_unlike_lengths(granularity):
 def test_the_scorers_log_probs_of_tokens_stand_at_their_tokens():
     mesh = sharding.make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}), devices=jax.devices()[:1])
     scorer = scoring.Scorer(MODEL, mesh, TRUNK, longest=T + 3, rows=2)
-    batch = random_batch()
-    want = np.asarray(steps.score_logprobs(MODEL, TRUNK, None, batch.rows))
-    own = [(batch.rows.segments[row] == 1, batch.rows.mask[row] == 1) for row in range(B)]
-    examples = [Example(batch.rows.tokens[row][own[row][0] & ~mask], batch.rows.tokens[row][mask], False)
-                for row, (_, mask) in enumerate(own)]  # fmt: skip
+    rows = random_batch().rows
+    want, inside = np.asarray(steps.score_logprobs(MODEL, TRUNK, None, rows)), rows.mask == 1
+    examples = [Example(rows.tokens[i][(rows.segments[i] == 1) & ~inside[i]], rows.tokens[i][inside[i]], False) for i in range(B)]
     got = scorer.token_logprobs(None, examples)
-    assert len({len(e.response) for e in examples}) > 1
-    for row, (_, mask) in enumerate(own):
-        close(got[row], want[row][mask])
-    close([row.sum() for row in got], scorer.logprobs(None, examples))
+    assert len({len(example.response) for example in examples}) > 1
+    for i, own in enumerate(got):
+        close(own, want[i][inside[i]])
+    close(np.array([own.sum() for own in got]), scorer.logprobs(None, examples))
