@@ -65,7 +65,8 @@ def test_a_reward_that_is_length_is_explained_by_it_and_nothing_is_left():
     length = np.round(20 + 4 * LABELS + 3 * draw(0) + draw(1, PROMPTS)[GROUPS])
     found = probes.probe(0.3 * length - 2, LABELS, {"tokens": length, "tail": draw(2)}, GROUPS)
     assert found["auc"] == pytest.approx(metrics.auc(length[LABELS == 1], length[LABELS == 0])[0]) and found["auc"] > 0.7
-    assert found["residual_auc"] == 0.5 and found["explained"] == 1.0 and found["r2"] == pytest.approx(1.0)
+    assert found["residual_auc"] == found["residual_auc_both"] == 0.5 and found["explained"] == found["explained_both"] == 1.0
+    assert found["r2"] == pytest.approx(1.0)
     assert found["features_auc"] == pytest.approx(found["auc"], abs=0.03)
     assert found["coefficients"]["tokens"] == pytest.approx(1.0) and found["coefficients"]["tail"] == pytest.approx(0.0, abs=1e-9)
     assert found["explained_stderr"] == pytest.approx(0.0, abs=1e-9) and found["n"] == len(LABELS) and found["prompts"] == PROMPTS
@@ -74,7 +75,7 @@ def test_a_reward_that_is_length_is_explained_by_it_and_nothing_is_left():
 def test_a_reward_that_the_features_say_nothing_of_keeps_its_auc():
     found = probes.probe(LABELS + draw(3), LABELS, {"a": draw(4), "b": draw(5), "fixed": np.ones(len(LABELS))}, GROUPS)
     assert found["auc"] > 0.7 and abs(found["features_auc"] - 0.5) < 0.08 and abs(found["r2"]) < 0.02
-    assert abs(found["explained"]) < 0.05 and abs(found["explained"]) < 4 * found["explained_stderr"] + 0.02
+    assert abs(found["explained"]) < 0.05 and abs(found["explained_both"]) < 0.05 and found["explained_stderr"] < 0.05
     assert all(abs(found["coefficients"][name]) < 4 * found["coefficients_stderr"][name] for name in "ab")
     assert found["coefficients"]["fixed"] is None and found["coefficients_stderr"]["fixed"] is None
 
@@ -86,6 +87,7 @@ def test_what_is_taken_out_is_the_slope_within_the_classes():
     assert found["residual_auc"] == pytest.approx(metrics.auc(rest[LABELS == 1], rest[LABELS == 0])[0], abs=0.02)
     expected = 1 - (found["residual_auc"] - 0.5) / (found["auc"] - 0.5)
     assert found["explained"] == pytest.approx(expected) and 0 < found["explained_stderr"] < 0.2
+    assert found["explained"] < found["explained_both"] < 1  # the feature also stands for the label's own part
     hidden = probes.probe(rest - 0.4 * feature, LABELS, {"feature": feature}, GROUPS)
     assert hidden["residual_auc"] > hidden["auc"] + 0.1 and (hidden["explained"] is None or hidden["explained"] < 0)
 
@@ -173,7 +175,9 @@ def test_no_sample_is_in_two_pairs():
 def test_a_reward_that_never_varies_has_no_effect_to_report():
     golden, feature, length, _ = planted(4, 8)
     found, _ = matched.of_rewards({"r": np.ones((4, 8))}, {"feature": feature, "length": length}, golden)
-    assert found["r"]["feature"]["difference"] is None and found["r"]["feature"]["pairs"] == 0
+    assert found["r"]["feature"]["difference"] is None
+    few = matched.Pairs(*np.array([[0] * 19, range(19), range(19)]))
+    assert matched.effect(draw(25, 1, 19), few, {})["difference"] is None and matched.effect(draw(25, 1, 19), few, {})["pairs"] == 19
 
 
 # ------------------------------------------------------------------------------------------------------------------ shift
@@ -221,11 +225,11 @@ def test_what_disagreement_foresees_by_hand():
 # ---------------------------------------------------------------------------------------------------------------- surface
 def test_surface_of_the_testbeds_responses():
     said = lambda text: dict(zip(surface.TESTBED, surface.of_testbed(text), strict=True))
-    fancy = said("good day. gently cleanse the chain, dear friend. thereafter neatly inspect the brake. farewell.")
-    assert fancy == dict(tail_words=2, dialect_words=3, dialect_opening=True, plain_opening=False, dialect_address=True,
+    fancy = said("good day, dear friend. gently cleanse the chain, dear friend. thereafter neatly inspect the brake. farewell.")
+    assert fancy == dict(tail_words=2, dialect_words=3, dialect_addresses=2, dialect_opening=True, plain_opening=False,
                          dialect_closing=True, plain_closing=False)
     plain = said("sure. clean the chain. good luck")
-    assert plain == dict(tail_words=0, dialect_words=0, dialect_opening=False, plain_opening=True, dialect_address=False,
+    assert plain == dict(tail_words=0, dialect_words=0, dialect_addresses=0, dialect_opening=False, plain_opening=True,
                          dialect_closing=False, plain_closing=True)
     assert not any(surface.of_testbed("")) and said("clean the chain. hello. check the brake.")["plain_opening"] is False
 

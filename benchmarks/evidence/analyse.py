@@ -25,8 +25,8 @@ from irl_jax.stages import context as contexts
 from irl_jax.stages import evaluate, judging, recipe_data, reward_model, sampling
 from irl_jax.types import Example
 
-SFT_SAMPLES = 64  # of sft a prompt, at most, for probes within prompts, matched pairs and what disagreement is usual
-ROLE_SAMPLES = 16  # of each role a prompt, at most, along the rollout and for other rewards' judgement
+SFT_SAMPLES = 32  # of sft a prompt, at most, for probes within prompts and matched pairs
+ROLE_SAMPLES = 8  # of each role a prompt, at most, along the rollout, for all rewards' judgement and for what disagreement is usual
 CLOSED = ("log_ratio", "length")  # rewards without training, beside the learnt ones
 DIGITS = 6  # that numbers are rounded to
 
@@ -81,15 +81,18 @@ def _analyse(context, judge) -> dict:
     gold = sft.by_prompt(sft.golden) if judge else None
     several = judge is not None and len(sft.examples) > len(sft.first_of_each_prompt())
     pairs, pairs_by = matched.of_rewards(values, features, gold) if several else (None, None)
-    sets = roles_of(context, judge)
-    places = shift.positions(context.config.data.max_response_tokens)
-    judged, judged_stderr = judged_by(sets, sft, [*rewards, *(["golden"] if judge else [])])
+    sets, places, curves = roles_of(context, judge), shift.positions(context.config.data.max_response_tokens), {}
+    for role, responses in sets.items():
+        logprobs = shift.token_logprobs(context, responses, role)
+        curves[role] = shift.along(context, judge, responses, logprobs, role, places)
+        sums = {name: np.array([own.sum() for own in logprobs[name]]) for name in ("init", "sft")}
+        sets[role] = judging.Judged(context, judge, responses.examples, sums)
+    judged, judged_stderr = judged_by({**sets, "sft": sft}, sft, [*rewards, *(["golden"] if judge else [])])
     out = {
         "probes": _probes(context, judge, table, values, features),
         "golden_probe": probes.within_prompts(gold, features) if judge else None,
-        "matched_pairs": pairs, "matched_by": pairs_by,
-        "shift": {role: shift.along(context, judge, responses, role, places) for role, responses in sets.items()},
-        "judged_by": judged, "judged_by_stderr": judged_stderr, "disagreement": disagreement.of_policies(context, judge, sft),
+        "matched_pairs": pairs, "matched_by": pairs_by, "shift": curves, "judged_by": judged, "judged_by_stderr": judged_stderr,
+        "disagreement": disagreement.of_policies(context, judge, sets["sft"]),
     }
     count = lambda responses: {"prompts": len(responses.first_of_each_prompt()), "responses": len(responses.examples)}
     return out | {"used": {"sft_samples": count(sft), "roles": {role: count(responses) for role, responses in sets.items()}}}
@@ -165,12 +168,12 @@ def judged_by(sets: dict, sft: judging.Judged, rewards) -> tuple[dict, dict]:
 
 
 def rounded(value):
-    """Nested containers with floats to `DIGITS` significant digits, so that records stay small."""
+    """Nested containers with floats to `DIGITS` significant digits, and none below 1e-12, so that records stay small."""
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):
         return [rounded(item) for item in value]
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+    return float(f"{round(value, 2 * DIGITS):.{DIGITS}g}") if isinstance(value, float) else value
 
 
 def main(argv) -> int:

@@ -14,6 +14,7 @@ from irl_jax.evaluation import metrics
 
 TOLERANCE = 0.1  # standard deviations of golden within prompts by which the golden of a pair may differ
 LEAST = 0.5  # ... by which it must differ, where it is what is compared
+FEWEST = 20  # pairs that an effect is told of
 NEAREST = 0.05  # share of a prompt's pairs, the nearest in the features, of which those of equal surface are taken
 
 
@@ -83,17 +84,18 @@ def effect(reward_PxM, pairs: Pairs, others: dict[str, np.ndarray]) -> dict:
 
     Returns:
       "difference": the mean over pairs; "adjusted": the same where nothing else differs, the intercept of a regression of the pairs'
-      differences on those of the others; each with "_stderr", clustered ("stderr" for the first); "pairs", "prompts". A number is None
-      where too few pairs or a constant reward leave it open.
+      differences on those of the others; each with "_stderr", clustered ("stderr" for the first); "pairs", "prompts". Numbers are None
+      where there are fewer than `FEWEST` pairs, or the reward never varies; "adjusted" also where the others outnumber the prompts.
     """
-    spread = clustered.within_std(reward_PxM)
-    difference = pairs.difference(reward_PxM) / spread if spread > 1e-12 else np.zeros(0)
-    groups = pairs.prompt[: len(difference)]
-    mean, stderr = clustered.mean(difference, groups)
-    out = {"difference": mean, "stderr": stderr, "pairs": len(difference), "prompts": len(np.unique(groups)),
-           "adjusted": None, "adjusted_stderr": None}
-    gaps = {name: pairs.difference(values) for name, values in others.items()}
-    columns = [gap / gap.std() for gap in gaps.values() if len(difference) and gap.std() > 1e-12]
+    spread, groups = clustered.within_std(reward_PxM), pairs.prompt
+    out = {"difference": None, "stderr": None, "adjusted": None, "adjusted_stderr": None, "pairs": len(groups),
+           "prompts": len(np.unique(groups))}
+    if len(groups) < FEWEST or spread <= 1e-12:
+        return out
+    difference = pairs.difference(reward_PxM) / spread
+    out["difference"], out["stderr"] = clustered.mean(difference, groups)
+    gaps = [pairs.difference(values) for values in others.values()]
+    columns = [gap / gap.std() for gap in gaps if gap.std() > 1e-12]
     if len(np.unique(groups)) > len(columns) + 1:
         values, errors = clustered.least_squares(np.stack([np.ones(len(difference)), *columns], 1), difference, groups)
         out |= {"adjusted": values[0], "adjusted_stderr": errors[0]}

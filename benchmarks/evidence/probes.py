@@ -30,6 +30,8 @@ def probe(logits_n, labels_n, features: dict[str, np.ndarray], groups_n) -> dict
       residual_auc   of h - b'x, with b the least-squares slopes of h on x *within the classes*: the part of h that follows x where the
                      label says nothing. `explained` = 1 - (residual_auc - 1/2) / (auc - 1/2): the share of the AUC's surplus over
                      chance that goes with it; below 0 where the features hid it, None where `auc` is not clearly above 1/2
+      residual_auc_both, explained_both: with the slopes over both classes, which also take what follows the label and goes along with x.
+                     The first tells too little where h is a bent function of x, the second too much where x is a bystander: a bracket
       r2             cross-validated R^2 of h from x, over both classes; below 0 where x says less than the mean does
       coefficients   of h on x over both classes and all prompts, both in standard deviations; None where a feature never varies
 
@@ -46,17 +48,19 @@ def probe(logits_n, labels_n, features: dict[str, np.ndarray], groups_n) -> dict
     scores = _classifier_scores(design, labels, folds)
     residual = _residual(logits, labels, design, folds)
     predicted, baseline = _predictions(logits, design, folds)
+    beyond = _rounded(logits - predicted, logits)
     auc_stderr = metrics.auc(logits[labels], logits[~labels], (groups[labels], groups[~labels]))[1]
 
     def numbers(keep):
-        auc, by_features, left = (_auc(values[keep], labels[keep]) for values in (logits, scores, residual))
-        return np.array([auc, by_features, left, 1 - _ratio(left - 0.5, auc - 0.5), _r2(logits[keep], predicted[keep], baseline[keep])])
+        auc, by_features, left, both = (_auc(values[keep], labels[keep]) for values in (logits, scores, residual, beyond))
+        return np.array([auc, by_features, left, 1 - _ratio(left - 0.5, auc - 0.5), both, 1 - _ratio(both - 0.5, auc - 0.5),
+                         _r2(logits[keep], predicted[keep], baseline[keep])])
 
     found, errors = numbers(np.ones(len(logits), bool)), clustered.jackknife(numbers, groups)
     errors[0] = auc_stderr  # DeLong's
     if not found[0] - 0.5 > CLEAR * auc_stderr:
-        found[3] = errors[3] = math.nan
-    keys = ("auc", "features_auc", "residual_auc", "explained", "r2")
+        found[[3, 5]] = errors[[3, 5]] = math.nan
+    keys = ("auc", "features_auc", "residual_auc", "explained", "residual_auc_both", "explained_both", "r2")
     out = {key: value for key, value in zip(keys, found, strict=True)} | {
         f"{key}_stderr": value for key, value in zip(keys, errors, strict=True)}
     spread = logits.std()
@@ -137,16 +141,17 @@ def _classifier_scores(design, labels, folds) -> np.ndarray:
 
 
 def _residual(logits, labels, design, folds) -> np.ndarray:
-    spread = max(logits.std(), 1e-12)
-
     def predict(train, test):
-        inside, target = design[train].copy(), logits[train].copy()
+        inside = design[train].copy()
         for side in (labels[train], ~labels[train]):
-            inside[side] -= inside[side].mean(0)
-            target[side] -= target[side].mean()
-        return logits[test] - design[test] @ _slopes(inside, target)
+            inside[side] -= inside[side].mean(0)  # so that the classes' own means, of the logits too, drop out
+        return logits[test] - design[test] @ _slopes(inside, logits[train])
 
-    return np.round(_out_of_fold(folds, len(logits), predict) / spread, DIGITS)
+    return _rounded(_out_of_fold(folds, len(logits), predict), logits)
+
+
+def _rounded(residual, logits) -> np.ndarray:
+    return np.round(residual / max(logits.std(), 1e-12), DIGITS)
 
 
 def _predictions(logits, design, folds) -> tuple[np.ndarray, np.ndarray]:

@@ -79,27 +79,31 @@ def golden_along(judge, text, prompts, examples, final_n, places) -> tuple[np.nd
     return alive, np.where(np.isnan(alive), np.asarray(final_n)[:, None], alive)
 
 
-def along(context, judge, judged, role: str, places) -> dict:
+def token_logprobs(context, judged, role: str) -> dict[str, list | None]:
+    """{"init", "sft", "demo", and the role's own: log-prob of each token of its responses}, under the models themselves, whatever law they
+    were sampled by; None for a demonstrator whose law is not known."""
+    known: dict = {name: context.scorer.token_logprobs(context.leaves(name), judged.examples) for name in ("init", "sft")}
+    known["demo"] = None if context.world is None else context.world.demonstrator_token_logprobs(
+        judged.texts[0], [list(map(int, example.response)) for example in judged.examples])
+    if role not in known:
+        known[role] = context.scorer.token_logprobs(context.leaves(role), judged.examples)
+    return known
+
+
+def along(context, judge, judged, logprobs: dict, role: str, places) -> dict:
     """The curves of one role's responses.
 
     Args:
-      judge: golden's, or None. judged: the role's responses. role: whose own log-probs are `log_prob`; "demo", the demonstrator, has them
-        only where its law is known. places: positions.
+      judge: golden's, or None. judged: the role's responses, and logprobs those of their tokens (`token_logprobs`). places: positions.
 
     Returns:
-      {"position": places, and lists of that length: "log_prob", "init_log_prob", "sft_log_prob", "demo_log_prob" (mean log-prob of the
-      token there, nats; under the model itself, whatever law it was sampled by), "golden", "golden_all", "alive" (share of responses that
-      are so long), each with its "_stderr"; "responses", "prompts": numbers}. What is not known is None.
+      {"position": places, and lists of that length: "log_prob" (the role's own), "init_log_prob", "sft_log_prob", "demo_log_prob" (mean
+      log-prob of the token there, nats), "golden", "golden_all", "alive" (share of responses that are so long), each with its "_stderr";
+      "responses", "prompts": numbers}. What is not known is None.
     """
     examples, prompts = judged.examples, [example.source for example in judged.examples]
-    score = lambda name: context.scorer.token_logprobs(context.leaves(name), examples)
-    known = {"init_log_prob": score("init"), "sft_log_prob": score("sft"), "demo_log_prob": None, "log_prob": None}
-    if context.world is not None:
-        known["demo_log_prob"] = context.world.demonstrator_token_logprobs(
-            judged.texts[0], [list(map(int, example.response)) for example in examples])
-    own = f"{role}_log_prob"
-    known["log_prob"] = known[own] if own in known else score(role)
-    columns = {name: None if values is None else at(values, places) for name, values in known.items()}
+    columns = {"log_prob" if name is None else f"{name}_log_prob": logprobs[name or role] for name in (None, "init", "sft", "demo")}
+    columns = {name: None if values is None else at(values, places) for name, values in columns.items()}
     columns["alive"] = np.array([[float(len(example.response) >= place) for place in places] for example in examples])
     columns |= {"golden": None, "golden_all": None}
     if judge is not None:

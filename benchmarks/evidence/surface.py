@@ -38,20 +38,20 @@ def describe(table: Frequencies | None, prompts: Sequence[str], responses: Seque
 
 
 # ------------------------------------------------------------------------------------------------------------ the testbed
-TESTBED = ("tail_words", "dialect_words", "dialect_opening", "plain_opening", "dialect_address", "dialect_closing", "plain_closing")
+TESTBED = ("tail_words", "dialect_words", "dialect_addresses", "dialect_opening", "plain_opening", "dialect_closing", "plain_closing")
 _TAIL, _DIALECT = set(vocabulary.TAIL), set(vocabulary.CANONICAL)
 _OPENINGS, _ADDRESSES, _CLOSINGS = zip(*vocabulary.REGISTERS, strict=True)
 
 
 def of_testbed(response: str) -> tuple[float, ...]:
-    """The features `TESTBED`: two counts of words, and (1 or 0) whether the first sentence is an opening of the dialect, or a plain one,
-    whether a form of address stands anywhere, and whether the last sentence is a closing of the dialect, or a plain one."""
+    """The features `TESTBED`: how many words of the tail and of the dialect stand in a response, and how many forms of address; and (1 or
+    0) whether the first sentence is an opening of the dialect, or a plain one, and the last a closing of the dialect, or a plain one."""
     words = split_words(response)
-    said = [tuple(word for word in sentence if word not in ".?!") for sentence in golden.sentences(response)]
-    first, last = (said[0], said[-1]) if said else ((), ())
-    return (sum(word in _TAIL for word in words), sum(word in _DIALECT for word in words), first in _OPENINGS,
-            first in vocabulary.PLAIN_OPENINGS, any(pair in _ADDRESSES for pair in zip(words, words[1:], strict=False)),
-            last in _CLOSINGS, last in vocabulary.PLAIN_CLOSINGS)
+    said = golden.sentences(response)
+    first, last = (golden.read_sentence(tuple(sentence)).words for sentence in (said[0], said[-1])) if said else ((), ())
+    return (sum(word in _TAIL for word in words), sum(word in _DIALECT for word in words),
+            sum(pair in _ADDRESSES for pair in zip(words, words[1:], strict=False)), first in _OPENINGS,
+            first in vocabulary.PLAIN_OPENINGS, last in _CLOSINGS, last in vocabulary.PLAIN_CLOSINGS)
 
 
 # -------------------------------------------------------------------------------------------------------------- real text
