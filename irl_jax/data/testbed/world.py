@@ -44,7 +44,11 @@ class World(NamedTuple):
         Raises:
           ValueError: for a prompt that is none of the world's, or ids outside the vocabulary.
         """
-        return np.array([logp.sum() for logp, _ in _by_kind(self.demonstrator, prompts, responses)], np.float64)
+        return np.array([logp.sum() for logp in self.demonstrator_token_logprobs(prompts, responses)], np.float64)
+
+    def demonstrator_token_logprobs(self, prompts: Sequence[str], responses: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Each token's exact log-probability given those before it, float64 [tokens] a response; as `demonstrator_logprobs`, its sum."""
+        return [logp for logp, _ in _by_kind(self.demonstrator, prompts, responses)]
 
     def initial_logprobs(self, prompts: Sequence[str], responses: Sequence[Sequence[int]]) -> np.ndarray:
         """Exact log-probability of token sequences under the initial writer; as `demonstrator_logprobs`."""
