@@ -38,9 +38,9 @@ def fit_similarity(texts: Sequence[str]) -> Similarity:
         parts.append((counter, TfidfTransformer(sublinear_tf=True).fit(counter.transform(texts))))
 
     def similarity(one: Sequence[str], other: Sequence[str]) -> np.ndarray:
-        cosines = [np.asarray(weights.transform(counter.transform(one)).multiply(weights.transform(counter.transform(other))).sum(axis=1))
+        cosines = [weights.transform(counter.transform(one)).multiply(weights.transform(counter.transform(other))).sum(axis=1)
                    for counter, weights in parts]
-        return np.clip(np.mean(cosines, axis=0, dtype=np.float64)[:, 0], 0.0, 1.0)
+        return np.clip(np.asarray(np.hstack(cosines), np.float64).mean(axis=1), 0.0, 1.0)
 
     return similarity
 
