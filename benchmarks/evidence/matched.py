@@ -66,7 +66,7 @@ def of_equal_surface(features_FxPxM, golden_PxM, least: float) -> tuple[Pairs, f
     rows = []
     for prompt, golden in enumerate(golden_PxM):
         gap = golden[upper[1]] - golden[upper[0]]
-        near = np.flatnonzero((distances[prompt] <= largest) & (np.abs(gap) >= least))
+        near = np.flatnonzero((distances[prompt] <= largest) & (np.abs(gap) >= least) & (gap != 0))
         taken: set[int] = set()
         for i in near[np.argsort(distances[prompt][near], kind="stable")]:
             ends = upper[0][i], upper[1][i]
@@ -84,8 +84,9 @@ def effect(reward_PxM, pairs: Pairs, others: dict[str, np.ndarray]) -> dict:
 
     Returns:
       "difference": the mean over pairs; "adjusted": the same where nothing else differs, the intercept of a regression of the pairs'
-      differences on those of the others; each with "_stderr", clustered ("stderr" for the first); "pairs", "prompts". Numbers are None
-      where there are fewer than `FEWEST` pairs, or the reward never varies; "adjusted" also where the others outnumber the prompts.
+      differences on those of the others (the pairs alike in all else, which may differ less in what is compared); each with "_stderr",
+      clustered ("stderr" for the first); "pairs", "prompts". Numbers are None where there are fewer than `FEWEST` pairs, or the
+      reward never varies; "adjusted" also where the others outnumber the prompts.
     """
     spread, groups = clustered.within_std(reward_PxM), pairs.prompt
     out = {"difference": None, "stderr": None, "adjusted": None, "adjusted_stderr": None, "pairs": len(groups),

@@ -16,6 +16,7 @@ from benchmarks.evidence import clustered
 from irl_jax.evaluation import metrics
 
 FOLDS = 5
+ROWS = 4  # samples a column of the design, at least, that a fit is trusted on
 DIGITS = 9  # of a residual, in standard deviations of the logit: what is left of an exactly linear one is rounding, and ties
 CLEAR = 2.0  # standard errors that an AUC lies above 1/2 for a share of it to be said
 
@@ -40,11 +41,12 @@ def probe(logits_n, labels_n, features: dict[str, np.ndarray], groups_n) -> dict
 
     Returns:
       The numbers above with their `_stderr` over prompts (a jackknife that holds the fits), {name: coefficient} with
-      "coefficients_stderr" (clustered), and "n", "prompts".
+      "coefficients_stderr" (clustered), and "n", "prompts". What is fitted fold by fold is None where the folds have fewer than `ROWS`
+      samples a feature.
     """
     logits, labels, groups = np.asarray(logits_n, np.float64), np.asarray(labels_n).astype(bool), np.asarray(groups_n)
     names, design = standardised(features)
-    folds = _folds(groups)
+    folds = _folds(groups, design)
     scores = _classifier_scores(design, labels, folds)
     residual = _residual(logits, labels, design, folds)
     predicted, baseline = _predictions(logits, design, folds)
@@ -88,7 +90,7 @@ def within_prompts(values_PxM, features: dict[str, np.ndarray]) -> dict:
     spread = centred.std()
     target = centred / spread if spread > 1e-12 else np.full(len(centred), math.nan)
     coefficients, errors = clustered.least_squares(design, target, prompts)
-    predicted = _out_of_fold(_folds(prompts), len(target), lambda train, test: design[test] @ _slopes(design[train], target[train]))
+    predicted = _out_of_fold(_folds(prompts, design), len(target), lambda train, test: design[test] @ _slopes(design[train], target[train]))
     r2 = lambda keep: np.array([_r2(target[keep], predicted[keep], 0.0)])
     return metrics.jsonable({"r2": r2(slice(None))[0], "r2_stderr": clustered.jackknife(r2, prompts)[0],
                              **_coefficients(features, names, coefficients, errors), "n": values.size, "prompts": len(values)})
@@ -110,10 +112,11 @@ def _coefficients(features, names, values, errors) -> dict:
             "coefficients_stderr": nothing | dict(zip(names, errors, strict=True))}
 
 
-def _folds(groups) -> list:
-    """(train, test) indices of each fold; no prompt is in both. Of a single prompt, none."""
+def _folds(groups, design) -> list:
+    """(train, test) indices of each fold; no prompt is in both. None where there is one prompt, or a fold has too little to fit on."""
     count = min(FOLDS, len(np.unique(groups)))
-    return list(GroupKFold(count).split(groups, groups=groups)) if count > 1 else []
+    folds = list(GroupKFold(count).split(groups, groups=groups)) if count > 1 else []
+    return folds if all(len(train) >= ROWS * (design.shape[1] + 1) for train, _ in folds) else []
 
 
 def _out_of_fold(folds, n: int, predict) -> np.ndarray:
