@@ -41,7 +41,8 @@ class Saver:
         self.directory, self.keep = paths.absolute(directory), keep
         ocp = _orbax()
         self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
-        self._background, self._failure = None, None
+        self._background: threading.Thread | None = None
+        self._failure: BaseException | None = None
 
     def save(self, step: int, tree: PyTree) -> None:
         """Begins to write `tree` (jax or numpy arrays, at least one) as the checkpoint of `step` (updates done).
@@ -108,7 +109,7 @@ def _raise(failure) -> None:
         raise failure
 
 
-def _system_reason(error: BaseException) -> str:
+def _system_reason(error: BaseException | None) -> str:
     """What the system said no to, in its own words: "No space left on device"; "" where the failure is none of the system's."""
     while error is not None:
         if isinstance(error, OSError) and error.errno:

@@ -159,8 +159,10 @@ def _check_values(config: ConfigDict) -> None:
             raise UserError(f"config.{key}: {value!r} must be {'several values' if many else 'one value'}")
         like = (wanted[key] or ("",))[0] if many else wanted[key]
         for part in value if many else (value,):
-            if not isinstance(part, _KINDS[type(like)][0]) or isinstance(part, bool) != isinstance(like, bool):
-                raise UserError(f"config.{key}: {part!r} must be {_KINDS[type(like)][1]}")
+            kind, wording = _KINDS[type(like)]
+            fits = isinstance(part, kind) and isinstance(part, bool) == isinstance(like, bool)
+            if not fits:
+                raise UserError(f"config.{key}: {part!r} must be {wording}")
             if isinstance(part, str) and not _writable(part):
                 raise UserError(f"config.{key} = {part!r}: must be text without control characters")
             most = _INT if isinstance(like, int) else _FLOAT
@@ -168,7 +170,8 @@ def _check_values(config: ConfigDict) -> None:
                 raise UserError(f"config.{key} = {_shown(part)}: must be a finite number, and at most {most:,}")
 
 
-_KINDS = {bool: (bool, "true or false"), int: (int, "a whole number"), float: ((int, float), "a number"), str: (str, "text")}
+_KINDS: dict[type, tuple[type | tuple[type, ...], str]] = {
+    bool: (bool, "true or false"), int: (int, "a whole number"), float: ((int, float), "a number"), str: (str, "text")}
 
 
 def _writable(text: str) -> bool:

@@ -270,6 +270,7 @@ def _check_folder(out: str, folder: str) -> None:
 def _call_get_config(path: pathlib.Path, variant: str):
     """What the file's get_config returns; its mistakes as one line that names the line of the file."""
     spec = importlib.util.spec_from_file_location("irl_jax_config_file", path)
+    assert spec is not None and spec.loader is not None  # a path that ends in .py has both
     module = importlib.util.module_from_spec(spec)
     try:
         with _neighbours(path.absolute().parent):
@@ -318,7 +319,7 @@ def _neighbours(folder: pathlib.Path):
                 del sys.modules[name]
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     """ml_collections' complaint without its dump of the other fields."""
     text = str(error).replace("\\n", "\n").replace("\\'", "'")
     hint = re.search(r'Did you mean "(\w+)"', text)

@@ -48,12 +48,13 @@ def read_helps(source: str) -> Help:
     return _of_function(functions["default"], functions, _comments(source))
 
 
-def _of_function(function: ast.FunctionDef, functions: dict, comments: dict[int, str]) -> Help:
+def _of_function(function: ast.FunctionDef, functions: dict[str, ast.FunctionDef], comments: dict[int, str]) -> Help:
     """What one function that makes a section says of the keys that it sets."""
-    keys, sections = {}, {"": " ".join((ast.get_docstring(function) or "").split())}
+    keys: dict[str, str] = {}
+    sections = {"": " ".join((ast.get_docstring(function) or "").split())}
     assignments = [node for node in ast.walk(function) if isinstance(node, ast.Assign)]
     for node in sorted(assignments, key=lambda node: node.lineno):
-        key, said = _dotted(node.targets[0]), comments.get(node.end_lineno, "")
+        key, said = _dotted(node.targets[0]), comments.get(node.end_lineno or node.lineno, "")
         maker = node.value.func if isinstance(node.value, ast.Call) else None
         name = maker.id if isinstance(maker, ast.Name) else ""
         if name in functions:
@@ -73,7 +74,7 @@ def _of_function(function: ast.FunctionDef, functions: dict, comments: dict[int,
 
 def _dotted(target: ast.expr) -> str:
     """"sft.epochs" of `c.sft.epochs`; "" of a name."""
-    parts = []
+    parts: list[str] = []
     while isinstance(target, ast.Attribute):
         parts.insert(0, target.attr)
         target = target.value

@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from typing import Any
 
 from irl_jax.errors import UserError
 
@@ -51,7 +52,7 @@ def initialize(coordinator: str = "", processes: int = 0, process: int = -1, pat
         raise UserError(f"--coordinator={coordinator}: write it as HOST:PORT")
     import jax
 
-    where = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process} if coordinator else {}
+    where: dict[str, Any] = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process} if coordinator else {}
     try:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of hosts without accelerators
         jax.distributed.initialize(**where, heartbeat_timeout_seconds=max(10, int(patience / 2)))
@@ -150,7 +151,7 @@ class _Hosts:
         from jax._src import distributed  # orbax reads the client from here too; jax has no public way to it
 
         self.index, self.patience = index, patience
-        self._client = distributed.global_state.client
+        self._client: Any = distributed.global_state.client  # set once jax.distributed is initialised
         self._calls = self._progress = 0  # progress counts what every process passes in the same order
         self._where, self._flag, self.busy = "before the first step", 0, False
         self.stop = threading.Event()
@@ -194,8 +195,8 @@ class _Hosts:
 
     def watch(self) -> None:
         """Starts the watchdog, and gives our own last words to jax's client, which aborts where process 0 is gone."""
-        self._seen = {}  # peer -> (its last beat, when it came); peer -> (progress, since when it stands there)
-        self._stands = {}
+        self._seen: dict[int, tuple[int, float, str, bool]] = {}  # peer -> (its last beat, when it came, where it was, busy)
+        self._stands: dict[int, tuple[int, float]] = {}  # peer -> (progress, since when it stands there)
         self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: self._leave(self._missing(3 * _BEAT) or self._quietest()))
         ctypes.CDLL(None).signal(int(signal.SIGABRT), self._on_abort)
         import jax
@@ -203,7 +204,8 @@ class _Hosts:
         jax.monitoring.register_event_duration_secs_listener(self._note_compiling)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def _note_compiling(self, event: str, _seconds: float, **_) -> None:
+    def _note_compiling(self, event: str, duration_secs: float, **_: str | int) -> None:
+        del duration_secs  # the arguments are named as jax names them
         if event.endswith("/jaxpr_to_mlir_module_duration"):  # its end is where compiling begins
             self.busy = True
         elif event.endswith("/backend_compile_duration"):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import collections
-from concurrent.futures import ThreadPoolExecutor
+import pathlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import jax
 
@@ -17,12 +20,12 @@ class Ahead:
     its batch is asked for, not before.
     """
 
-    def __init__(self, feed, first: int, last: int):
+    def __init__(self, feed: Callable[[int], Any], first: int, last: int):
         self._feed, self._next, self._last = feed, first, last
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
-        self._batches = collections.deque()
+        self._batches: collections.deque[tuple[int, Future[Any]]] = collections.deque()
 
-    def __call__(self, number: int):
+    def __call__(self, number: int) -> Any:
         """The batch of `number`, which must be the next one; waits where it is not ready."""
         if not self._batches:
             self._prepare(1)
@@ -38,7 +41,7 @@ class Ahead:
             self._batches.append((self._next, self._thread.submit(self._annotated, self._next)))
             self._next += 1
 
-    def _annotated(self, number: int):
+    def _annotated(self, number: int) -> Any:
         with jax.profiler.TraceAnnotation("prepare_batch", number=number):
             return self._feed(number)
 
@@ -50,9 +53,10 @@ class Ahead:
 class Trace:
     """jax.profiler's trace of the updates `profile.first` to `profile.first + profile.steps - 1`, into a folder."""
 
-    def __init__(self, directory, profile):
+    def __init__(self, directory: pathlib.Path, profile: Any):
         self._directory, self._running = directory, False
-        self._first, self._steps = (profile.first, profile.steps) if profile else (1, 0)
+        self._first: int = profile.first if profile else 1
+        self._steps: int = profile.steps if profile else 0
 
     def before(self, number: int) -> None:
         """Starts, where update `number` is one to trace."""

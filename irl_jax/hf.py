@@ -112,7 +112,7 @@ def load_reward_model(
     """
     found = _classifier(path, label, key, **computed)
     trunk = hf_import.load_trunk(found.model, found.stored, str(found.folder), mesh or sharding.one_device(), param_dtype)
-    return RewardModel(found.model, trunk, found.score.read()[found.index].astype(np.float32), found.label, found.pad_id)
+    return RewardModel(found.model, trunk, found.score.read()[found.row].astype(np.float32), found.label, found.pad_id)
 
 
 def check_reward_model(path: str | Path, label: str = "", *, key: str = "golden.label") -> Any:
@@ -125,13 +125,13 @@ def check_reward_model(path: str | Path, label: str = "", *, key: str = "golden.
 
 
 class _Classifier(NamedTuple):
-    """A classifier's folder before its weights are read: `score` holds the head, whose row `index` is the label's; `stored` the rest."""
+    """A classifier's folder before its weights are read: `score` holds the head, whose row `row` is the label's; `stored` the rest."""
 
     folder: Path
     model: ModelConfig
     stored: dict[str, hf_import.StoredTensor]
     score: hf_import.StoredTensor
-    index: int
+    row: int
     label: str
     pad_id: int | None
 
@@ -231,13 +231,16 @@ def pad_id(folder: str | Path | None = None, tokenizer: Any = None) -> int:
 
 def _special_ids(folder: str | Path | None, field: str) -> list[int]:
     """The ids of a field, of one of them or a list; [] where no file has it, or it is -1, which older folders write for none."""
-    for file in () if folder is None else ("generation_config.json", "config.json"):
-        value = read_json(Path(folder) / file).get(field) if (Path(folder) / file).is_file() else None
+    if folder is None:
+        return []
+    for file in ("generation_config.json", "config.json"):
+        path = Path(folder) / file
+        value = read_json(path).get(field) if path.is_file() else None
         if value is None:
             continue
         ids = value if isinstance(value, list) else [] if value == -1 else [value]
         if not all(isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**31 for number in ids):
-            raise UserError(f"{Path(folder) / file}: {field} must be a token's id or a list of them, not {one_line(json.dumps(value))}")
+            raise UserError(f"{path}: {field} must be a token's id or a list of them, not {one_line(json.dumps(value))}")
         return ids
     return []
 

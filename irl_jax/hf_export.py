@@ -32,7 +32,8 @@ class Written(NamedTuple):
 
 def in_shards(tensors: Iterable[Stored], itemsize: int, limit: int) -> list[list[Stored]]:
     """Tensors in their order, cut before the one that would take a shard over `limit` bytes; one larger than that is a shard alone."""
-    shards, size = [[]], 0
+    shards: list[list[Stored]] = [[]]
+    size = 0
     for tensor in tensors:
         own = int(np.prod(tensor.shape, dtype=np.int64)) * itemsize
         if shards[-1] and size + own > limit:

@@ -80,7 +80,7 @@ def load_trunk(
             raise UserError(f"{where}: tensor {piece.name} is of dtype {stored[piece.name].dtype}, only {', '.join(DTYPES)} are read")
     kind = np.dtype(jnp.dtype(param_dtype))
     likes = sharding.like(lambda: jax.tree.map(lambda leaf: leaf.astype(kind), init_trunk(jax.random.key(0), config)), mesh)
-    if plan.equal and not _equal(*(stored[name] for name in plan.equal), kind):
+    if plan.equal and not _equal(stored[plan.equal[0]], stored[plan.equal[1]], kind):
         raise UserError(f"{where}: tie_word_embeddings is set, but {plan.equal[1]} differs from the token embeddings")
     return jax.tree_util.tree_map_with_path(
         lambda path, like: _filled(like, plan.pieces[jax.tree_util.keystr(path, simple=True, separator="/")], stored), likes)
@@ -98,27 +98,29 @@ def _equal(one: StoredTensor, other: StoredTensor, kind: np.dtype) -> bool:
 
 def _filled(like: jax.ShapeDtypeStruct, pieces: Iterable[Piece], stored: Mapping[str, StoredTensor]) -> jax.Array:
     """The leaf of this shape, dtype and sharding, zero but for the pieces."""
-    places = {}  # what part of the leaf: the devices that hold it
+    places: dict[Box, list[jax.Device]] = {}  # what part of the leaf: the devices that hold it
+    whole: dict[Box, np.ndarray] = {}
+    parts: dict[jax.Device, jax.Array] = {}
     for device, index in like.sharding.addressable_devices_indices_map(like.shape).items():
         box = tuple(part.indices(size)[:2] for part, size in zip(index, like.shape, strict=True))
         places.setdefault(box, []).append(device)
     shape = like.sharding.shard_shape(like.shape)
     small = int(np.prod(like.shape, dtype=np.int64)) * 4 <= BLOCK  # filled on the host, which spares a compilation
     if small:
-        parts = {box: np.zeros(shape, like.dtype) for box in places}
+        whole = {box: np.zeros(shape, like.dtype) for box in places}
     else:
         parts = {device: jnp.zeros(shape, like.dtype, device=device) for devices in places.values() for device in devices}
     for piece, box, part, values in _read(pieces, list(places), stored, like.dtype):
         corner = _corner(piece, box, part)
         values = values.reshape((1,) * (len(shape) - values.ndim) + values.shape)
         if small:
-            parts[box][tuple(slice(at, at + size) for at, size in zip(corner, values.shape, strict=True))] = values
+            whole[box][tuple(slice(at, at + size) for at, size in zip(corner, values.shape, strict=True))] = values
             continue
         for device in places[box]:
             parts[device] = _write(parts[device], jax.device_put(values, device), np.array(corner, np.int32))
         jax.block_until_ready([parts[device] for device in places[box]])  # or blocks would pile up faster than devices take them
     if small:
-        parts = {device: jax.device_put(parts[box], device) for box, devices in places.items() for device in devices}
+        parts = {device: jax.device_put(whole[box], device) for box, devices in places.items() for device in devices}
     return jax.make_array_from_single_device_arrays(like.shape, like.sharding, list(parts.values()))
 
 
@@ -231,6 +233,6 @@ def read_json(file: Path) -> dict:
     return value
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, on one line of 300 characters."""
+def one_line(error: Exception | str) -> str:
+    """What an error, or another text, says on one line of 300 characters."""
     return " ".join(str(error).split())[:300]

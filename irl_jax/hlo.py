@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 _WIDTH = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4,
@@ -49,17 +50,20 @@ class Instruction(NamedTuple):
     root: bool
 
 
+Kind = tuple[str, bool]  # of a collective, from COLLECTIVES, and whether it crosses slices
+
+
 class Cost(NamedTuple):
     """Of one run of a program, on one device.
 
     flops: floating-point operations of products (dots and convolutions; a fused multiply-add counts 2). memory: bytes read from
     and written to main memory, if every operation outside of loops and fusions reads its operands once and writes its results once.
-    network: {(kind, crosses slices): bytes that the device sends} with kinds from COLLECTIVES.
+    network: {kind: bytes that the device sends}.
     """
 
     flops: float = 0.0
     memory: float = 0.0
-    network: dict = {}
+    network: dict[Kind, float] = {}
 
     def add(self, other: Cost, times: float = 1.0) -> Cost:
         """This cost and `times` the other."""
@@ -93,16 +97,17 @@ class Program:
             self._costs[name] = total
         return self._costs[name]
 
-    def _own(self, name: str):
+    def _own(self, name: str) -> tuple[Cost, dict[str, tuple[Kind, float, float]]]:
         """(cost without this computation's collectives, {channel: (kind, bytes sent, bytes of memory)}).
 
         A collective that runs beside other work stands in several fusions (its start, its middle, its end) under one channel.
         """
-        total, channels = Cost(), {}
+        total = Cost()
+        channels: dict[str, tuple[Kind, float, float]] = {}
         for one in self.computations[name]:
             kind = one.opcode.removesuffix("-start")
             if one.opcode == "while":
-                total = total.add(self.cost(_attribute(one, "body")), self.trips(name, one))
+                total = total.add(self.cost(_called(one, "body")), self.trips(name, one))
             elif one.opcode == "conditional":
                 total = total.add(max(map(self.cost, _branches(one)), key=lambda c: (c.flops, c.memory)))
             elif one.opcode in _CALLS and (called := _attribute(one, "calls") or _attribute(one, "to_apply")):
@@ -117,7 +122,7 @@ class Program:
                 continue
             elif one.opcode == "send" and "_xla_megascale_transfer_type" in one.text:
                 size = sum(array.bytes for array in self._arrays(name, one.operands[0]))
-                channels[re.search(r"channel_id=(\d+)", one.text)[1]] = (*between_slices(one.text, size), 0.0)
+                channels[_found(r"channel_id=(\d+)", one.text)[1]] = (*between_slices(one.text, size), 0.0)
             elif one.opcode in ("dot", "convolution"):
                 total = total.add(Cost(flops=product_flops(one, [self._arrays(name, o)[0] for o in one.operands[:2]])))
             total = total.add(Cost(memory=self._memory(name, one)))
@@ -137,7 +142,7 @@ class Program:
         return self.dynamic_trips if counted is None else counted
 
     def _counted(self, computation: str, loop: Instruction) -> float | None:
-        condition, body = _attribute(loop, "condition"), _attribute(loop, "body")
+        condition, body = _called(loop, "condition"), _called(loop, "body")
         test = _root(self.computations[condition])
         if test.opcode != "compare" or "direction=LT" not in test.text:
             return None
@@ -171,7 +176,7 @@ class Program:
         return int(value[1]) if value else None
 
     # ----------------------------------------------------------------------------------------------------- network
-    def _sent(self, computation: str, one: Instruction, kind: str):
+    def _sent(self, computation: str, one: Instruction, kind: str) -> tuple[Kind, float]:
         """((kind, crosses slices), bytes that this device sends), by the ring algorithms, which are optimal in bytes."""
         size = sum(array.bytes for operand in one.operands for array in self._arrays(computation, operand))
         if kind == "collective-permute":
@@ -203,9 +208,9 @@ class Program:
         if one.opcode == "copy-start":
             return sum(array.bytes for array in one.arrays[:2] if array.space == 0)
         if one.opcode == "fusion":
-            called = _attribute(one, "calls")
-            reads = (_main(self._arrays(computation, operand)) and self._reads(called, index) for index, operand in enumerate(one.operands))
-            return sum(reads) + self._writes(called, one)
+            called = _called(one, "calls")
+            each = (_main(self._arrays(computation, operand)) and self._reads(called, index) for index, operand in enumerate(one.operands))
+            return sum(each) + self._writes(called, one)
         return _main(one.arrays) + sum(_main(self._arrays(computation, operand)) for operand in one.operands)
 
     def _reads(self, called: str, index: int) -> float:
@@ -222,7 +227,7 @@ class Program:
             if user.opcode in _SLICES and place == 0:
                 total += sum(array.bytes for array in user.arrays)
             elif user.opcode == "fusion":
-                total += self._reads(_attribute(user, "calls"), place)
+                total += self._reads(_called(user, "calls"), place)
             elif not (user.opcode == "dynamic-update-slice" and place == 0):
                 return sum(array.bytes for array in own.arrays)
         return min(total, sum(array.bytes for array in own.arrays))
@@ -237,8 +242,10 @@ class Program:
             while made and made.opcode == "bitcast":
                 made = self.symbols[called].get(made.operands[0])
             if array.space == 0 and not (made and (made.opcode in COLLECTIVES or made.opcode in _PASSES)):
-                updates = made is not None and made.opcode == "dynamic-update-slice"
-                total += sum(a.bytes for a in self._arrays(called, made.operands[1])) if updates else array.bytes
+                if made is not None and made.opcode == "dynamic-update-slice":
+                    total += sum(a.bytes for a in self._arrays(called, made.operands[1]))
+                else:
+                    total += array.bytes
         return total
 
 
@@ -247,9 +254,9 @@ def _ring(kind: str, n: int) -> float:
     return {"all-gather": n - 1, "reduce-scatter": (n - 1) / n, "all-reduce": 2 * (n - 1) / n, "all-to-all": (n - 1) / n}.get(kind, 1.0)
 
 
-def between_slices(text: str, size: float):
+def between_slices(text: str, size: float) -> tuple[Kind, float]:
     """((kind, True), bytes sent) of what XLA hands to the host for other slices, which it writes as a send of `size` bytes."""
-    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', text)[1].lower().replace("_", "-")
+    kind = _found(r'_xla_megascale_transfer_type="(\w+)"', text)[1].lower().replace("_", "-")
     target = re.search(r'_xla_megascale_target="\{([^}]*)\}', text)  # such as {1,2} or {0:3}, the slices
     ends = [part.split(":") for part in target[1].split(",")] if target else [["0", "1"]]
     n = sum(int(part[-1]) - int(part[0]) + 1 for part in ends)
@@ -267,7 +274,8 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
 
     Raises: ValueError where the text has no entry computation.
     """
-    computations, entry, lines = {}, None, None
+    computations: dict[str, list[Instruction]] = {}
+    entry, lines = None, None
     for line in text.splitlines():
         if header := _COMPUTATION.match(line):
             lines = computations[header[2]] = []
@@ -279,7 +287,7 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     return computations, entry
 
 
-def _instruction(found) -> Instruction:
+def _instruction(found: re.Match[str]) -> Instruction:
     rest = found[3]
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     opcode, _, _ = rest[end:].strip().partition("(")
@@ -308,13 +316,13 @@ def arrays_of(text: str) -> tuple[Array, ...]:
     return tuple(arrays)
 
 
-def product_flops(one: Instruction, operands) -> float:
+def product_flops(one: Instruction, operands: Sequence[Array]) -> float:
     """Operations of a dot or a convolution: 2 for each multiply-add whose factors both exist, as XLA's HloCostAnalysis counts."""
     left, right = operands
     if one.opcode == "dot":
-        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.text)[1]
+        contracted = _found(r"lhs_contracting_dims=\{([\d,]*)\}", one.text)[1]
         return 2.0 * math.prod(one.arrays[0].dims) * math.prod(left.dims[int(d)] for d in contracted.split(",") if d)
-    a, b, c = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.text).groups()
+    a, b, c = _found(r"dim_labels=(\w+)_(\w+)->(\w+)", one.text).groups()
     written = re.search(r"window=\{([^}]*)\}", one.text)
     window = {key: values.split("x") for key, values in re.findall(r"(\w+)=([\w\-]+)", written[1] if written else "")}
     groups = {key: int((re.search(rf"{key}_group_count=(\d+)", one.text) or (0, 1))[1]) for key in ("feature", "batch")}
@@ -372,14 +380,25 @@ def _transposed(dims: list[int], order: list[int]) -> list[int]:
             itertools.product(*(range(dims[axis]) for axis in order))]  # fmt: skip
 
 
+def _found(pattern: str, text: str) -> re.Match[str]:
+    """The match of what XLA writes in every instruction of a kind. Raises: ValueError where it is not there."""
+    if found := re.search(pattern, text):
+        return found
+    raise ValueError(f"no {pattern} in {text[:200]}")
+
+
 def _attribute(one: Instruction, key: str) -> str | None:
     found = re.search(rf"\b{key}=%?([\w.\-]+)", one.text)
     return found[1] if found else None
 
 
+def _called(one: Instruction, key: str) -> str:
+    return _found(rf"\b{key}=%?([\w.\-]+)", one.text)[1]
+
+
 def _branches(one: Instruction) -> list[str]:
     listed = re.search(r"branch_computations=\{([^}]*)\}", one.text)
-    return _NAME.findall(listed[1]) if listed else [_attribute(one, f"{which}_computation") for which in ("true", "false")]
+    return _NAME.findall(listed[1]) if listed else [_called(one, f"{which}_computation") for which in ("true", "false")]
 
 
 def _element(one: Instruction | None) -> int | None:
@@ -391,5 +410,5 @@ def _root(lines: list[Instruction]) -> Instruction:
     return next((one for one in lines if one.root), lines[-1])
 
 
-def _main(arrays) -> float:
+def _main(arrays: Sequence[Array]) -> float:
     return sum(array.bytes for array in arrays if array.space == 0)

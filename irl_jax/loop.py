@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import pathlib
 import signal
 import sys
 import threading
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from irl_jax import checkpoint as checkpoints
 from irl_jax import distributed, paths, progress
 from irl_jax.errors import UserError
 from irl_jax.feeding import Ahead, Trace
 from irl_jax.tracking import Tracker
-from irl_jax.types import PyTree, TrainState
+from irl_jax.types import Array, PyTree
+
+State = TypeVar("State")  # a TrainState, or any pytree of arrays
+Evaluate = Callable[[Any], Mapping[str, Any]]  # of the state
+Stop = Callable[[dict[str, float]], str | None]  # a step's metrics -> the reason to stop
 
 CHECKPOINTS, TRACE = "checkpoints", "trace"
 COMPILING = (  # jax's own names of what happens before a new shape runs
@@ -47,23 +54,23 @@ class Book(NamedTuple):
 
 
 def train(
-    step,
-    state: TrainState,
+    step: Callable[..., tuple[State, Mapping[str, Array]]],
+    state: State,
     trunk: PyTree,
-    feed,
+    feed: Callable[[int], Any],
     *,
     steps: int,
-    key,
-    directory,
-    checkpoint,
+    key: Array,
+    directory: str | os.PathLike[str],
+    checkpoint: ConfigDict,
     name: str,
-    evaluate=None,
+    evaluate: Evaluate | None = None,
     eval_every: int = 0,
     patience: int = 0,
-    stop=None,
-    profile=None,
-    log=None,
-) -> tuple[TrainState, dict]:
+    stop: Stop | None = None,
+    profile: ConfigDict | None = None,
+    log: ConfigDict | None = None,
+) -> tuple[State, dict]:
     """Runs `step` until `steps` updates are done or there is reason to stop; resumes from `directory` if it was there before.
 
     A run killed at any moment and started again gives bitwise the state of one that was not. Metrics are fetched one step late,
@@ -98,42 +105,41 @@ def train(
     """
     if steps < 1:
         raise ValueError(f"{name}: steps must be at least 1, not {steps}")
-    directory = paths.of(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    done, state, best, book = _restore(directory, state, steps, evaluate is not None)
-    tracker = Tracker(directory, name, log, done, steps)
+    folder = paths.of(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    done, state, best, book = _restore(folder, state, steps, evaluate is not None)
+    tracker = Tracker(folder, name, log, done, steps)
     clock = _Clock(book)
-    run = _Run(step, trunk, feed, key, directory, checkpoint, name, evaluate, eval_every, patience, stop, clock,
-               checkpoints.Saver(directory / CHECKPOINTS, checkpoint.keep))
-    run = run._replace(feed=Ahead(feed, done, int(book.stop_at)), trace=Trace(directory / TRACE, profile),
-                       tracker=tracker)
+    saver = checkpoints.Saver(folder / CHECKPOINTS, checkpoint.keep)
+    run = _Run(step, trunk, Ahead(feed, done, int(book.stop_at)), key, folder, checkpoint, name, evaluate, eval_every, patience, stop,
+               clock, saver, Trace(folder / TRACE, profile), tracker)
     with (clock.compiling, _Signals() as signals, progress.bar(total=steps, initial=done, desc=name, unit="step") as bar,
           contextlib.closing(run.tracker), contextlib.closing(run.saver), contextlib.closing(run.feed), contextlib.closing(run.trace)):
-        state, best, book = _updates(run, done, state, best, book, signals, bar)
+        final, best, book = _updates(run, done, state, best, book, signals, bar)
     info = _info(clock, book, evaluate is not None)
     if distributed.is_primary():
         print(_summary(name, info), file=sys.stderr)
-    return (state._replace(leaves=best) if evaluate else state), info
+    return (final._replace(leaves=best) if evaluate else final), info
 
 
 class _Run(NamedTuple):
     """The arguments of `train` that do not change."""
 
-    step: object
+    step: Callable[..., tuple[Any, Mapping[str, Array]]]
     trunk: PyTree
-    feed: object
-    key: object
+    feed: Ahead
+    key: Array
     directory: pathlib.Path
-    checkpoint: object
+    checkpoint: ConfigDict
     name: str
-    evaluate: object
+    evaluate: Evaluate | None
     eval_every: int
     patience: int
-    stop: object
-    clock: object
+    stop: Stop | None
+    clock: _Clock
     saver: checkpoints.Saver
-    trace: Trace | None = None
-    tracker: Tracker | None = None
+    trace: Trace
+    tracker: Tracker
 
 
 def _updates(run: _Run, done: int, state, best, book: Book, signals, bar) -> tuple:
@@ -216,6 +222,7 @@ def _diverged(run: _Run, key: str, value: float, done: int) -> str:
 
 def _look(run: _Run, done: int, state, best, book: Book) -> tuple:
     """Evaluates, keeps the best leaves, and ends the run where patience is out."""
+    assert run.evaluate is not None  # it is what asks for a look
     values = {key: float(value) for key, value in jax.device_get(dict(run.evaluate(state))).items()}
     run.tracker.add(done, values)
     loss = values["heldout_loss"]
@@ -277,7 +284,7 @@ class CompileTime:
     """
 
     def __init__(self):
-        self._spans = []
+        self._spans: list[tuple[float, float]] = []
 
     def __enter__(self) -> CompileTime:
         jax.monitoring.register_event_time_span_listener(self._listen)
@@ -286,9 +293,9 @@ class CompileTime:
     def __exit__(self, *_) -> None:
         jax.monitoring.unregister_event_time_span_listener(self._listen)
 
-    def _listen(self, event: str, start: float, end: float, **_) -> None:
+    def _listen(self, event: str, start_time: float, end_time: float, **_: str | int) -> None:  # named as jax names them
         if event in COMPILING:
-            self._spans.append((start, end))
+            self._spans.append((start_time, end_time))
 
     def seconds(self) -> float:
         """Seconds of the union of the spans so far."""
@@ -324,7 +331,7 @@ class _Signals:
 
     def __init__(self):
         self.seen = 0
-        self._before = {}
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> _Signals:
         if threading.current_thread() is threading.main_thread():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -32,12 +33,12 @@ def override(config: ConfigDict, key: str, text: str, flag: str = "--config.") -
     config[leaf] = _convert(f"{flag}{key}", text, config[leaf])
 
 
-def nearest(word: str, known) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
     """; did you mean ...", or nothing where nothing is near: by the whole word, or by its last part."""
     known = list(known)
     near = difflib.get_close_matches(word, known, 1, 0.75)
     if not near:
-        by_leaf = {}
+        by_leaf: dict[str, str] = {}
         for name in known:
             by_leaf.setdefault(name.rsplit(".", 1)[-1], name)
         near = [by_leaf[leaf] for leaf in difflib.get_close_matches(word.rsplit(".", 1)[-1], by_leaf, 1, 0.75)]
@@ -45,9 +46,9 @@ def nearest(word: str, known) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
-def leaves(tree: ConfigDict | Mapping, prefix: str = "") -> dict:
+def leaves(tree: ConfigDict | Mapping, prefix: str = "") -> dict[str, Any]:
     """{dotted key: value} of a config, or of nested dictionaries."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         found |= leaves(value, f"{prefix}{key}.") if isinstance(value, (ConfigDict, Mapping)) else {f"{prefix}{key}": value}
     return found

@@ -53,11 +53,12 @@ def make_preference_step(
         del rng  # it draws nothing
         rows = batch.rows
         logprobs_BxT = token_logprobs(model, variables(trunk, leaves), rows.tokens, rows.positions, rows.segments)
-        policy_2xP = _sides(sequence_logprobs(logprobs_BxT, rows.mask))
-        reference_2xP, weights_P = _sides(batch.reference_logprobs), _sides(batch.weight)[0]
-        total, weight = preference.dpo(*policy_2xP, *reference_2xP, weights_P, beta, label_smoothing)
-        margins_P = beta * preference.margin(*policy_2xP, *reference_2xP)
-        sums = {"accuracy": correct(margins_P), "margin": margins_P, "chosen_logprob": policy_2xP[0], "rejected_logprob": policy_2xP[1]}
+        chosen_P, rejected_P = _sides(sequence_logprobs(logprobs_BxT, rows.mask))
+        reference_chosen_P, reference_rejected_P = _sides(batch.reference_logprobs)
+        compared, weights_P = (chosen_P, rejected_P, reference_chosen_P, reference_rejected_P), _sides(batch.weight)[0]
+        total, weight = preference.dpo(*compared, weights_P, beta, label_smoothing)
+        margins_P = beta * preference.margin(*compared)
+        sums = {"accuracy": correct(margins_P), "margin": margins_P, "chosen_logprob": chosen_P, "rejected_logprob": rejected_P}
         return total, weight, steps.count_tokens(batch), {name: (jnp.sum(weights_P * each), weight) for name, each in sums.items()}
 
     return steps.make_step(loss, optimizer, accumulate)

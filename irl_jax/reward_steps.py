@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -28,9 +29,9 @@ class RewardSettings(NamedTuple):
     eos_ids: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, reward_config, eos_ids=()) -> RewardSettings:
+    def of(cls, reward_config, eos_ids: Iterable[int] = ()) -> RewardSettings:
         """Those of config.reward, for a tokenizer with these ids."""
-        return cls(*(reward_config[name] for name in cls._fields[:-1]), tuple(eos_ids))
+        return cls(**{name: reward_config[name] for name in cls._fields[:-1]}, eos_ids=tuple(eos_ids))
 
 
 def make_reward_step(model: ModelConfig, optimizer, accumulate: int = 1, loss: str = "bce", settings: RewardSettings | None = None):

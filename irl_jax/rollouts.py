@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -159,8 +160,9 @@ def _advantages(settings: PolicySettings, samples: int, drawn: Drawn, rewards, b
     mask = drawn.rows.mask
     if not dense and settings.advantage != "gae":
         returns_N = policy_objective.penalised_reward(rewards, drawn.behaviour_logprobs, drawn.reference_logprobs, mask, beta)
-        kinds = {"reinforce": functools.partial(advantage.reinforce, weights_BxK=drawn.weight.reshape(-1, samples)),
-                 "rloo": advantage.rloo, "grpo": advantage.grpo}
+        kinds: dict[str, Callable[[Array], Array]] = {
+            "reinforce": functools.partial(advantage.reinforce, weights_BxK=drawn.weight.reshape(-1, samples)),
+            "rloo": advantage.rloo, "grpo": advantage.grpo}
         return kinds[settings.advantage](returns_N.reshape(-1, samples)).reshape(-1)[:, None] * mask, jnp.zeros_like(mask)
     tokens_NxT = rewards if dense else advantage.terminal(rewards, mask)
     tokens_NxT = policy_objective.penalised_token_rewards(tokens_NxT, drawn.behaviour_logprobs, drawn.reference_logprobs, mask, beta)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -101,7 +103,7 @@ def one_device() -> Mesh:
 
 def _by_slice(devices) -> list[list]:
     """Devices grouped by what the slow network joins: `data` alone crosses it, for its sums are once a step."""
-    slices = {}
+    slices: dict[int, list] = {}
     for device in devices:
         slices.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
     return [slices[index] for index in sorted(slices)]
@@ -241,7 +243,7 @@ def put_rows(make, shape: PyTree, mesh: Mesh) -> PyTree:
 
     leaves, structure = jax.tree.flatten(shape)
     shardings = jax.tree.leaves(tree_shardings(shape, mesh))
-    return structure.unflatten([one(number, *two) for number, two in enumerate(zip(leaves, shardings, strict=True))])
+    return jax.tree.unflatten(structure, [one(number, *two) for number, two in enumerate(zip(leaves, shardings, strict=True))])
 
 
 def row_multiple(mesh: Mesh) -> int:
@@ -282,7 +284,43 @@ def _placed(tree, mesh: Mesh):
     return tree if abstract else place(tree, mesh)
 
 
-def compile_step(fn, mesh: Mesh, *, donate: tuple[int, ...] = ()):
+class CompiledStep:
+    """What `compile_step` returns. traces: how often the function was traced: once a shape."""
+
+    def __init__(self, fn: Callable[..., Any], mesh: Mesh, donate: tuple[int, ...]):
+        self.traces = 0
+        self._fn, self._mesh, self._donate = fn, mesh, donate
+        self._jitted: Any = None  # made with the first call's arguments, whose shardings it keeps
+
+    def __call__(self, *args: Any) -> Any:
+        args = self._prepare(args)
+        return self._jitted(*args)
+
+    def lower(self, *args: Any) -> Any:
+        """`jax.jit`'s lower; takes ShapeDtypeStructs with shardings too."""
+        args = self._prepare(args)
+        return self._jitted.lower(*args)
+
+    def _prepare(self, args: tuple) -> tuple:
+        """The arguments, placed before the first call where they are donated."""
+        if self._jitted is not None:
+            return args
+
+        def counted(*args: Any) -> Any:
+            self.traces += 1
+            with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):  # for the model's activations, see models.layers.by_rows
+                return self._fn(*args)
+
+        if not self._donate:
+            self._jitted = jax.jit(counted)
+            return args
+        shardings = {index: tree_shardings(args[index], self._mesh) for index in self._donate}
+        replicated = NamedSharding(self._mesh, PartitionSpec())
+        self._jitted = jax.jit(counted, donate_argnums=self._donate, out_shardings=(*shardings.values(), replicated))
+        return tuple(_placed(arg, self._mesh) if i in shardings else arg for i, arg in enumerate(args))
+
+
+def compile_step(fn: Callable[..., Any], mesh: Mesh, *, donate: tuple[int, ...] = ()) -> CompiledStep:
     """`jax.jit` of a step, with shardings kept and a count of traces.
 
     With `donate`, fn returns a tuple: the donated arguments' successors, in their order, and one tree more: (state, metrics)
@@ -295,35 +333,6 @@ def compile_step(fn, mesh: Mesh, *, donate: tuple[int, ...] = ()):
         fn: positional arguments, arrays in, arrays out. mesh: from `make_mesh`. donate: arguments whose buffers are reused.
 
     Returns:
-        The compiled function. Its `traces` counts how often fn was traced: once a shape; `lower(*args)` is jit's, and
-        takes ShapeDtypeStructs with shardings too.
+        The compiled function.
     """
-
-    jitted = None
-
-    def counted(*args):
-        step.traces += 1
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for the model's activations, see models.layers.by_rows
-            return fn(*args)
-
-    def prepare(args):
-        nonlocal jitted
-        if jitted is None and not donate:
-            jitted = jax.jit(counted)
-        elif jitted is None:
-            shardings = {index: tree_shardings(args[index], mesh) for index in donate}
-            replicated = NamedSharding(mesh, PartitionSpec())
-            jitted = jax.jit(counted, donate_argnums=donate, out_shardings=(*shardings.values(), replicated))
-            args = [_placed(arg, mesh) if i in shardings else arg for i, arg in enumerate(args)]
-        return args
-
-    def step(*args):
-        args = prepare(args)
-        return jitted(*args)
-
-    def lower(*args):
-        args = prepare(args)
-        return jitted.lower(*args)
-
-    step.traces, step.lower = 0, lower
-    return step
+    return CompiledStep(fn, mesh, donate)

@@ -169,7 +169,7 @@ def _took(folder) -> str:
 
 def _pieces(folder) -> str:
     """Which samples are being drawn: "sft/eval: 2 of 7 batches"."""
-    found = {}
+    found: dict[str, int] = {}
     for file in paths.files(folder) if folder.exists() else ():
         piece = re.fullmatch(r"(\w+)\.part\d+-of-(\d+)\.npz", file.name)
         if piece:

@@ -15,7 +15,7 @@ from irl_jax.errors import UserError
 from irl_jax.models.logprobs import token_logprobs, weighted_logprob
 from irl_jax.models.transformer import ModelConfig
 from irl_jax.roles import variables
-from irl_jax.types import Array, PolicyBatch, PyTree, RewardBatch, TokenBatch, TrainState
+from irl_jax.types import Array, PyTree, TokenBatch, TrainState, Weighted
 
 
 # --------------------------------------------------------------------------------------------------------- optimizer
@@ -105,7 +105,7 @@ def make_sft_step(model: ModelConfig, optimizer: optax.GradientTransformation, a
     return make_step(loss, optimizer, accumulate)
 
 
-def count_tokens(batch: RewardBatch | PolicyBatch) -> Array:
+def count_tokens(batch: Weighted) -> Array:
     """Response tokens of the rows that count."""
     return jnp.sum(batch.rows.mask * (batch.weight > 0)[:, None])
 

@@ -181,7 +181,12 @@ def arguments(config: ConfigDict) -> list[str]:
 
 
 def _run_apart(flags: list[str]) -> int:
-    """Runs `irl_jax run` with the flags in a process of its own and returns its exit status.
+    """Runs `irl_jax run` with the flags in a process of its own and returns its exit status."""
+    return apart([sys.executable, "-m", "irl_jax", "run", *flags])
+
+
+def apart(command: list[str], **options) -> int:
+    """Runs a command in a process of its own and returns its exit status; `options` are subprocess.Popen's.
 
     The process stands in a group of its own, for a terminal sends its Ctrl-C to a whole group: what this one is sent is passed on, once,
     and the member, which saves a checkpoint then, is waited for.
@@ -196,7 +201,7 @@ def _run_apart(flags: list[str]) -> int:
     with contextlib.ExitStack() as stack:
         for number in _FORWARDED:
             stack.callback(signal.signal, number, signal.signal(number, forward))
-        process = subprocess.Popen([sys.executable, "-m", "irl_jax", "run", *flags], process_group=0)
+        process = subprocess.Popen(command, process_group=0, **options)
         for number in seen[:1]:  # that came before the process was there
             process.send_signal(number)
         status = process.wait()

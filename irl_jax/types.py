@@ -9,7 +9,7 @@ limit cut carries none.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -48,6 +48,16 @@ class TokenBatch(NamedTuple):
     positions: Array
     segments: Array
     mask: Array
+
+
+class Weighted(Protocol):
+    """What batches of rows have that are never packed. weight: float32 [B], 0 at rows that only pad the batch."""
+
+    @property
+    def rows(self) -> TokenBatch: ...
+
+    @property
+    def weight(self) -> Array: ...
 
 
 class RewardBatch(NamedTuple):

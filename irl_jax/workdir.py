@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import pathlib
@@ -45,7 +46,8 @@ class Workdir:
     def __init__(self, path, config: ConfigDict):
         self.path = paths.of(path)
         self.config = config
-        self._lock = self._made_folder = self._made_config = False
+        self._lock: io.FileIO | None = None
+        self._made_folder = self._made_config = False
         self._since = 0.0
         distributed.primary_first(self._open)
         if not (self.path / CONFIG).exists():
@@ -63,7 +65,7 @@ class Workdir:
         except OSError as error:
             raise UserError(f"{self.path}: cannot write the workdir there: {error.strerror}") from None
         if self._lock:
-            self._lock_it()
+            self._lock_it(self._lock)
         try:
             if (self.path / CONFIG).exists():
                 _refuse_other_config(self.path, config)
@@ -79,11 +81,11 @@ class Workdir:
                     self.path.rmdir()
             raise
 
-    def _lock_it(self) -> None:
+    def _lock_it(self, lock: io.FileIO) -> None:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._lock.close()
+            lock.close()
             raise UserError(
                 f"{self.path}: another irl_jax process is using this workdir; wait for it or choose another"
             ) from None

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 from reward_batches import EOS, KEY, MODEL, TRUNK, B, T, close, members_of, random_batch, start, token_logits_of
 
-from irl_jax import reward_steps, roles, sharding
+from irl_jax import reward_steps, roles, sharding, steps
 from irl_jax.roles import RewardSpec
 from irl_jax.stages import reward as reward_stage
 from irl_jax.stages import scoring
@@ -86,3 +86,16 @@ def test_the_scorer_keeps_the_order_of_unlike_lengths(granularity):
     close(scorer.member_rewards(leaves, examples, granularity), want)
     close(scorer.rewards(leaves, examples, granularity, "min"), want.min(0))
     assert scorer.member_rewards(start(), examples, granularity).shape == (1, B)
+
+
+def test_the_scorers_log_probs_of_tokens_stand_at_their_tokens():
+    mesh = sharding.make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}), devices=jax.devices()[:1])
+    scorer = scoring.Scorer(MODEL, mesh, TRUNK, longest=T + 3, rows=2)
+    rows = random_batch().rows
+    want, inside = np.asarray(steps.score_logprobs(MODEL, TRUNK, None, rows)), rows.mask == 1
+    examples = [Example(rows.tokens[i][(rows.segments[i] == 1) & ~inside[i]], rows.tokens[i][inside[i]], False) for i in range(B)]
+    got = scorer.token_logprobs(None, examples)
+    assert len({len(example.response) for example in examples}) > 1
+    for i, own in enumerate(got):
+        close(own, want[i][inside[i]])
+    close(np.array([own.sum() for own in got]), scorer.logprobs(None, examples))

@@ -111,6 +111,8 @@ def test_next_token_probabilities_sum_to_one_at_every_prefix(world):
             following = world.demonstrator_logprobs([prompt] * vocab, [prefix + [v] for v in range(vocab)])
             assert np.isfinite(following).all() and following[eos] < 0
             assert abs(np.exp(following - base).sum() - 1) < 1e-10
+            (by_token,) = world.demonstrator_token_logprobs([prompt], [prefix + [eos]])
+            assert len(by_token) == t + 1 and abs(by_token[-1] - (following[eos] - base)) < 1e-10
 
 
 def test_probability_of_one_response_computed_by_hand():

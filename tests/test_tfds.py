@@ -74,6 +74,32 @@ def test_hh_transcripts_are_cut_as_their_file_is(tmp_path, capsys):
     assert (read.train, read.evaluation, read.pairs) == (plain.train, plain.evaluation, plain.pairs) and len(read.pairs) == 25
 
 
+def test_records_are_found_in_several_files_and_parts_of_them(tmp_path):
+    """Number i is the i-th of what is taken of the files, one after another, as ArrayRecord's own data source has it."""
+    from array_record.python import array_record_data_source, array_record_module
+    from tensorflow_datasets.core.utils.shard_utils import FileInstruction
+
+    for name, size in (("a", 5), ("b", 3), ("c", 9)):
+        writer = array_record_module.ArrayRecordWriter(str(tmp_path / name), "group_size:1")
+        for i in range(size):
+            writer.write(f"{name}{i}".encode())
+        writer.close()
+    instructions = [FileInstruction(str(tmp_path / name), skip, take, size) for name, skip, take, size in
+                    (("a", 0, -1, 5), ("b", 1, 1, 3), ("c", 2, 6, 9))]
+    files = reading._Files(instructions)
+    expected = [b"a0", b"a1", b"a2", b"a3", b"a4", b"b1", *(f"c{i}".encode() for i in range(2, 8))]
+    assert len(files) == 12 and [files[i] for i in range(12)] == expected
+    assert files.__getitems__([11, 0, 5, 5]) == [b"c7", b"a0", b"b1", b"b1"]
+    assert array_record_data_source.ArrayRecordDataSource(instructions).__getitems__(range(12)) == expected
+
+
+def test_a_part_of_a_split(tmp_path):
+    records = [{"prompt": f"p{i}", "response": "r"} for i in range(20)]
+    assert prepare(tmp_path / "out", write(tmp_path / "d.jsonl", records)) == 0
+    part = reading.Source("tfds:demonstrations", "train[5:9]", str(tmp_path / "out"))
+    assert [record["prompt"] for _, record in part.records()] == [b"p5", b"p6", b"p7", b"p8"] and len(part) == 4
+
+
 def test_tfds_alone_reads_it_and_tensorflow_is_not_there(tmp_path):
     assert prepare(tmp_path / "out", write(tmp_path / "d.jsonl", [{"prompt": "p", "response": "r"}])) == 0
     code = ("import sys, tensorflow_datasets as tfds\n"

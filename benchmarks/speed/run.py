@@ -15,6 +15,7 @@ from typing import NamedTuple
 from benchmarks.speed import table, timing
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}  # flags of processors: what the vectors are called, widest first
 CASES = ("sampling", "sft", "lora", "reward", "policy", "scoring", "startup", "job", "curves")
 
 
@@ -96,11 +97,12 @@ def setting_of(arguments, root: pathlib.Path, threads: int) -> Setting:
 
 def machine(threads: int, dtypes) -> dict:
     """What it ran on and with."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "torch", "transformers", "trl", "google-tunix")}
-    model = next((line.split(":")[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-                  if line.startswith("model name")), "") if os.path.exists("/proc/cpuinfo") else ""
-    return {"processor": model or platform.processor(), "cores": threads, "system": platform.platform(),
-            "python": platform.python_version(), "dtypes": list(dtypes), **versions}
+    lines = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in cpuinfo.splitlines())}
+    vectors = next((name for flag, name in VECTORS.items() if flag in lines.get("flags", "").split()), "")
+    return {"processor": lines.get("model name") or platform.processor(), "vectors": vectors, "cores": threads,
+            "system": platform.platform(), "python": platform.python_version(), "dtypes": list(dtypes), **versions}
 
 
 def rows_of(case: str, setting: Setting):
@@ -133,7 +135,7 @@ def run(arguments) -> list[dict]:
                 plot.draw(results["curves"], arguments.plot)
             else:
                 for r in rows_of(case, setting):
-                    r["quick"] = arguments.quick
+                    r |= {"quick": arguments.quick, "vectors": results["machine"]["vectors"]}
                     measured.append(r)
                     results["rows"] = table.merge(results["rows"], [r])
                     table.write(arguments.out, results)

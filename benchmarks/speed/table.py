@@ -7,6 +7,7 @@ its lines `<!-- results:begin -->` and `<!-- results:end -->`.
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import pathlib
 import sys
@@ -84,10 +85,15 @@ def markdown(rows: list[dict]) -> str:
         most = max(r["others_busy"] for r in busy)
         notes[f"(!): other processes held up to {most:.0%} of the cores meanwhile, which slows torch's spinning threads more than XLA's: "
               "measure again on an idle machine before quoting the ratio"] = None
+    usual = collections.Counter(r.get("vectors", "") for r in rows).most_common(1)[0][0] if rows else ""
+    others = [r for r in rows if r.get("vectors", "") not in ("", usual)]
+    for vectors in dict.fromkeys(r["vectors"] for r in others):
+        notes[f"({vectors}): measured on another machine, whose processor has {vectors} where the others' has {usual}"] = None
     for r in rows:
         low, high = r["ratio_quartiles"]
         per = "" if r["unit"] == "call" else f" per {r['unit']}"
         ratio = f"**{r['ratio']:.2f}** ({low:.2f} to {high:.2f}; {r['rounds']}){' (!)' if r in busy else ''}"
+        ratio += f" ({r['vectors']})" if r in others else ""
         cells = (r["case"] + ("" if r["dtype"] == "float32" else f", {r['dtype']}"), r["size"], r["peer"], r["work"],
                  seconds(r["ours_seconds"]) + per, seconds(r["theirs_seconds"]) + per, ratio, verdict(r))
         lines.append(f"| {' | '.join(cells)} |")
@@ -116,7 +122,8 @@ def _cell(value) -> str:
 def page(results: dict) -> str:
     """What docs/speed.md has between its marks."""
     machine = results["machine"]
-    held = ", ".join(f"{name} {value}" for name, value in machine.items() if name not in ("processor", "cores", "system", "dtypes"))
+    named = ("processor", "vectors", "cores", "system", "dtypes")
+    held = ", ".join(f"{name} {value}" for name, value in machine.items() if name not in named)
     head = f"{machine['cores']} cores of a processor that calls itself {machine['processor']}; {held}."
     return "\n\n".join(part for part in (head, markdown(results["rows"]), stages(results["rows"])) if part)
 

@@ -59,7 +59,7 @@ def pack_rows(examples: Sequence[Example], row_tokens: int) -> TokenBatch:
     return _fill([[examples[i] for i in row] for row in rows], row_tokens, len(rows))
 
 
-def layout(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
+def layout(lengths: Sequence[int] | np.ndarray, row_tokens: int) -> list[list[int]]:
     """The rows of `pack_rows`: which sequences, of these lengths in tokens, stand in each. Raises: as `pack_rows`."""
     rows: list[list[int]] = []
     free: dict[int, list[int]] = {}  # tokens left -> rows with so many left

@@ -79,7 +79,7 @@ def turns_of(prompt: str) -> list[dict]:
     parts = _SPEAKER.split(prompt)
     if len(parts) < 5 or parts[0].strip() or parts[1] != "Human" or parts[-2:] != ["Assistant", ""]:
         return [{"role": "user", "content": prompt}]
-    turns = []
+    turns: list[dict[str, str]] = []
     for who, text in zip(parts[1:-2:2], parts[2:-2:2], strict=True):
         if turns and turns[-1]["role"] == _ROLES[who]:  # a few speak twice, which templates refuse
             turns[-1]["content"] += "\n\n" + text.strip()

@@ -61,6 +61,8 @@ def build_reward_data(
     Raises:
         UserError: the recipe is unknown, or its data are missing or too few to hold a prompt out.
     """
+    positives: Sequence[Example]
+    negatives: Sequence[Example]
     if recipe == "preference":
         positives, negatives = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
     elif recipe in RECIPES:
@@ -101,6 +103,6 @@ def _key(example: Example) -> bytes:
 def _heldout(prompts: list[bytes], fraction: float, seed: int) -> set[bytes]:
     """The prompts whose hash, as a number in [0, 1), falls below the fraction; never none and never all of them."""
     place = {p: int.from_bytes(hashlib.blake2b(p, digest_size=8, salt=b"%d" % (seed % 10**15)).digest()) / 2**64 for p in prompts}
-    ranked = sorted(prompts, key=place.get)
+    ranked = sorted(prompts, key=place.__getitem__)
     number = sum(place[p] < fraction for p in prompts)
     return set(ranked[: min(max(number, 1), len(ranked) - 1)])

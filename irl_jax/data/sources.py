@@ -10,7 +10,7 @@ import math
 import re
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -149,7 +149,7 @@ def load_pairs(data_config, seed, render, rows, elsewhere: list[Record], counts:
 # ---- one source -> rows ----
 
 
-def read_rows(source, data_config, seed, render, counts: Counter, pairs_only: bool = False) -> list[Row]:
+def read_rows(source: str, data_config, seed: int, render: Render | None, counts: Counter[str], pairs_only: bool = False) -> list[Row]:
     """The records of a source (`data.source` or another), counting in `counts` those left out; `pairs_only`: all must be pairs."""
     if data_config.kind not in ("pairs", "continuations"):
         raise UserError(f"data.kind = {data_config.kind!r}: it must be 'pairs' or 'continuations'")
@@ -163,12 +163,12 @@ def read_rows(source, data_config, seed, render, counts: Counter, pairs_only: bo
         path = source[len("hh:") :] if source.startswith("hh:") else source
         records = read_jsonl(path, data_config.max_records)
     if source.startswith("hh:"):
-        rows = hh_rows(records, data_config.fields, counts)
+        found = hh_rows(records, data_config.fields, counts)
     elif data_config.kind == "continuations" and not pairs_only:
-        rows = _continuation_rows(records, data_config, seed, counts)
+        found = _continuation_rows(records, data_config, seed, counts)
     else:
-        rows = pair_rows(records, data_config.fields, render, pairs_only)
-    rows = list(rows)
+        found = pair_rows(records, data_config.fields, render, pairs_only)
+    rows = list(found)
     if not rows:
         raise UserError(f"{source}: no record in it can be used{_reasons(counts)}; give a file with records")
     return rows
@@ -184,7 +184,7 @@ def left_out(counts: Mapping[str, int]) -> str:
     return f"left out: {told}" if told else ""
 
 
-def pair_rows(records, fields, render, pairs_only: bool) -> Iterator[Row]:
+def pair_rows(records: Iterable[tuple[str, dict]], fields, render: Render | None, pairs_only: bool) -> Iterator[Row]:
     """{prompt, response}, {prompt, chosen, rejected} or {messages}, which may stand beside a prompt alone."""
     for where, record in records:
         compared = (fields.prompt, fields.chosen, fields.rejected)
@@ -195,7 +195,7 @@ def pair_rows(records, fields, render, pairs_only: bool) -> Iterator[Row]:
         pair = None
         if pairs_only or (fields.chosen in record and fields.rejected in record):
             pair = (text_field(record, fields.chosen, where), text_field(record, fields.rejected, where))
-        if pairs_only or (pair is not None and fields.response not in record):
+        if pair is not None and (pairs_only or fields.response not in record):
             response = pair[0]
         else:
             response = text_field(record, fields.response, where)
@@ -232,15 +232,16 @@ def messages_of(record: Mapping, where: str, templated: bool, answered: bool = T
     return turns
 
 
-def _render_messages(record, where: str, render: Render | None) -> tuple[str, str]:
+def _render_messages(record: Mapping, where: str, render: Render | None) -> tuple[str, str]:
     messages = messages_of(record, where, render is not None)
+    assert render is not None  # or messages_of had refused the record
     try:
         return render(messages)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
 
-def hh_rows(records, fields, counts: Counter) -> Iterator[Row]:
+def hh_rows(records: Iterable[tuple[str, dict]], fields, counts: Counter[str]) -> Iterator[Row]:
     """HH-RLHF transcripts: the prompt is everything up to and including the last "Assistant:" of chosen.
 
     The published files hold a few pairs whose sides part before that, and a few empty replies: left out and counted.
@@ -259,7 +260,7 @@ def hh_rows(records, fields, counts: Counter) -> Iterator[Row]:
             yield Row(chosen[:end], chosen[end:], True, (chosen[end:], rejected[end:]))
 
 
-def _continuation_rows(records, data_config, seed: int, counts: Counter) -> Iterator[Row]:
+def _continuation_rows(records: Iterable[tuple[str, dict]], data_config, seed: int, counts: Counter[str]) -> Iterator[Row]:
     """{text[, rating]}: the first so-many words are the prompt, the rest, its leading space included, the response."""
     low, high = data_config.prompt_words
     if not 1 <= low <= high:

@@ -10,10 +10,7 @@ number of them, drawn before all else; training passes over the records that sta
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import itertools
-import sys
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +35,6 @@ class Stream:
 
     def __init__(self, data_config, render: Render | None = None):
         """Opens `data_config.source`, a TFDS builder. Raises: UserError as `Source`."""
-        _share_heap()
         self._source = Source(data_config.source, data_config.tfds_split, data_config.tfds_data_dir)
         self.size = min(len(self._source), data_config.max_records or len(self._source))
         self.held: frozenset[str] = frozenset()
@@ -53,13 +49,6 @@ class Stream:
         return [Record(row.prompt, row.response) for row in self.rows(indices) if row.prompt not in self.held]
 
 
-def _share_heap() -> None:
-    """Has glibc's threads share one heap: with one each, ArrayRecord's many reading threads keep hundreds of MiB that nobody uses."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another libc
-            ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
-
-
 def load(data_config, seed: int, render: Render | None = None) -> tuple[Corpus, Stream]:
     """Opens the configured source and draws the bounded parts.
 
@@ -72,8 +61,10 @@ def load(data_config, seed: int, render: Render | None = None) -> tuple[Corpus, 
     Raises:
         UserError: the source cannot be read, or has no record for training or for evaluation.
     """
-    stream, counts, most = Stream(data_config, render), Counter(), data_config.streaming_records
-    rows, held = _shuffled(stream, seed), set()
+    stream, most = Stream(data_config, render), data_config.streaming_records
+    counts: Counter[str] = Counter()
+    rows = _shuffled(stream, seed)
+    held: set[str] = set()
     if data_config.eval_source:
         evaluation = sources.read_rows(data_config.eval_source, data_config, seed, render, counts)[:most]
         held.update(row.prompt for row in evaluation)
@@ -87,11 +78,11 @@ def load(data_config, seed: int, render: Render | None = None) -> tuple[Corpus, 
             raise UserError(f"{data_config.source}: no record is left for {name} out of {stream.size}; see data.heldout_fraction, "
                             "data.development_fraction and data.eval_source")
     stream.held = frozenset(held)
-    parts = [[Record(row.prompt, row.response) for row in part] for part in (train, development, evaluation)]
-    pairs = sources.load_pairs(data_config, seed, render, train, parts[1] + parts[2], counts)[:most]
+    learnt, tuned, judged = ([Record(row.prompt, row.response) for row in part] for part in (train, development, evaluation))
+    pairs = sources.load_pairs(data_config, seed, render, train, tuned + judged, counts)[:most]
     turns = {row.prompt: row.turns for row in (*train, *development, *evaluation) if row.turns}
-    counts = types.MappingProxyType({name: number for name, number in counts.items() if number})
-    return Corpus(*parts, pairs, counts, turns, stream.size), stream
+    left_out = types.MappingProxyType({name: number for name, number in counts.items() if number})
+    return Corpus(learnt, tuned, judged, pairs, left_out, turns, stream.size), stream
 
 
 def _shuffled(stream: Stream, seed: int) -> Iterator[Row]:
@@ -143,9 +134,9 @@ def plan(lengths: Sequence[int], batch_size: int, length: int, packing: bool, se
     if not packing:
         return Plan(batch_size // rows, rows, length, rows, False)
     generator = np.random.default_rng([seed, _PLAN_STREAM])
-    lengths = np.asarray(lengths)
-    most = 2 * rows * length // max(1, int(lengths.mean())) + rows
-    fitting = [_fitting(lengths[generator.integers(len(lengths), size=most)], rows, length) for _ in range(_TRIALS)]
+    tokens = np.asarray(lengths)
+    most = 2 * rows * length // max(1, int(tokens.mean())) + rows
+    fitting = [_fitting(tokens[generator.integers(len(tokens), size=most)], rows, length) for _ in range(_TRIALS)]
     window = int(np.quantile(fitting, _OVERFULL, method="lower"))
     return Plan(batch_size // rows, rows, length, window, True)
 

@@ -67,7 +67,7 @@ def tokenize_records(
         if not response:
             raise UserError(f"{_name(i, records[i].prompt)}: the response is empty; give it some text or remove the record")
         ended = eos_id is not None
-        if ended and response[-1] not in (eos_id, *ends):  # texts that spell their end out have it already
+        if eos_id is not None and response[-1] not in (eos_id, *ends):  # texts that spell their end out have it already
             response = [*response, eos_id]
         if len(response) > max_response:
             response, ended, cut = response[:max_response], False, cut + 1

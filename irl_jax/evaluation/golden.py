@@ -108,7 +108,7 @@ def _load_or_fit(config, directory) -> _Classifier:
             return kept
     fitted = _fit(path, golden)
     if cache is not None:
-        arrays = _numbers(fitted)
+        arrays: dict[str, Any] = _numbers(fitted)  # Any, for a name among them might be allow_pickle, which is no array
         paths.write(paths.of(cache), lambda file: np.savez_compressed(file, **arrays))
     return fitted
 

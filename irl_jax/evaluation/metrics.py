@@ -297,7 +297,7 @@ def divergences(demo_log_ratio: Array, policy_log_ratio: Array) -> dict:
     forward = kl_estimate(demo_log_ratio)
     reverse = kl_estimate(-np.asarray(policy_log_ratio, np.float64))
     bounded = jensen_shannon(demo_log_ratio, policy_log_ratio)
-    numbers = {}
+    numbers: dict[str, float] = {}
     for name, (value, stderr) in dict(forward_kl=forward, reverse_kl=reverse, jensen_shannon=bounded).items():
         numbers |= {name: value, f"{name}_stderr": stderr}
     return jsonable(numbers)
@@ -322,7 +322,7 @@ def coverage(counts_PxM: Array, shares_M: Array, resamples: int = 200) -> dict:
     draws = np.random.default_rng(0).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=resamples)
     sampled = np.array([_coverage(weights @ counts, shares) for weights in draws])
     names = ("coverage", "coverage_unweighted", "kind_entropy", "other_kinds")
-    out = {}
+    out: dict[str, float] = {}
     for name, value, stderr in zip(names, _coverage(counts.sum(0), shares), sampled.std(0, ddof=1), strict=True):
         out |= {name: value, f"{name}_stderr": stderr}
     return jsonable(out)

@@ -26,7 +26,7 @@ class Pooled(NamedTuple):
         return self.over_runs if math.isfinite(self.over_runs) else self.over_prompts
 
 
-def pool(values: Sequence, stderrs: Sequence | None = None) -> Pooled | None:
+def pool(values: Sequence[float | None], stderrs: Sequence[float | None] | None = None) -> Pooled | None:
     """The mean over runs with its two standard errors.
 
     Args:
@@ -37,11 +37,11 @@ def pool(values: Sequence, stderrs: Sequence | None = None) -> Pooled | None:
     """
     if not len(values) or any(value is None for value in values):
         return None
-    values = np.asarray(values, float)
+    runs = np.asarray(values, float)
     known = stderrs is not None and all(stderr is not None for stderr in stderrs)
-    over_prompts = float(np.sqrt(np.square(np.asarray(stderrs, float)).sum()) / len(values)) if known else math.nan
-    over_runs = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else math.nan
-    return Pooled(float(values.mean()), over_prompts, over_runs)
+    over_prompts = float(np.sqrt(np.square(np.asarray(stderrs, float)).sum()) / len(runs)) if known else math.nan
+    over_runs = float(runs.std(ddof=1) / np.sqrt(len(runs))) if len(runs) > 1 else math.nan
+    return Pooled(float(runs.mean()), over_prompts, over_runs)
 
 
 def pooled(values: Sequence, stderrs: Sequence | None = None, digits: int = 3) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 Similarity = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
 _BUCKETS = 2**18
-_WORDS = dict(analyzer="word", token_pattern=r"\w[\w']*", ngram_range=(1, 1))
+_TOKEN = r"\w[\w']*"
+_WORDS = dict(analyzer="word", token_pattern=_TOKEN, ngram_range=(1, 1))
 _LETTERS = dict(analyzer="char_wb", ngram_range=(2, 4))
 
 
@@ -37,13 +38,13 @@ def fit_similarity(texts: Sequence[str]) -> Similarity:
         parts.append((counter, TfidfTransformer(sublinear_tf=True).fit(counter.transform(texts))))
 
     def similarity(one: Sequence[str], other: Sequence[str]) -> np.ndarray:
-        cosines = [np.asarray(weights.transform(counter.transform(one)).multiply(weights.transform(counter.transform(other))).sum(axis=1))
+        cosines = [weights.transform(counter.transform(one)).multiply(weights.transform(counter.transform(other))).sum(axis=1)
                    for counter, weights in parts]
-        return np.clip(sum(cosines)[:, 0].astype(np.float64) / len(parts), 0.0, 1.0)
+        return np.clip(np.asarray(np.hstack(cosines), np.float64).mean(axis=1), 0.0, 1.0)
 
     return similarity
 
 
 def _words_alone(text: str) -> str:
     """Lower case, and blanks for whatever is no part of a word."""
-    return " ".join(re.findall(_WORDS["token_pattern"], text.lower()))
+    return " ".join(re.findall(_TOKEN, text.lower()))

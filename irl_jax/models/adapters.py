@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from irl_jax.models.layers import merged_kernel
 from irl_jax.models.transformer import ModelConfig, init_trunk
-from irl_jax.types import PyTree
+from irl_jax.types import Array, PyTree
 
 
 def init_adapter(rng, config: ModelConfig, rank: int) -> PyTree:
@@ -24,7 +24,7 @@ def init_adapter(rng, config: ModelConfig, rank: int) -> PyTree:
         raise ValueError(f"an adapter needs rank >= 1, not {rank}")
     blocks = jax.eval_shape(lambda: init_trunk(jax.random.key(0), config))["blocks"]
     kernels = [(group, name) for group in ("attention", "mlp") for name in sorted(blocks[group]) if "kernel" in blocks[group][name]]
-    adapter = {"attention": {}, "mlp": {}}
+    adapter: dict[str, dict[str, dict[str, Array]]] = {"attention": {}, "mlp": {}}
     for key, (group, name) in zip(jax.random.split(rng, len(kernels)), kernels, strict=True):
         layers, fan_in, fan_out = blocks[group][name]["kernel"].shape
         a = jax.random.normal(key, (layers, fan_in, rank), jnp.float32) * fan_in**-0.5

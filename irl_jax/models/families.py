@@ -147,7 +147,7 @@ def _read_shared(
     """What Llama and all that came after share. head_dim, positions, tied: the family's defaults; fields: of ModelConfig, its own."""
     width, heads = size(hf, "hidden_size", where), size(hf, "num_attention_heads", where)
     bias = switch(hf, "attention_bias", where, False)
-    read = dict(
+    read: dict[str, Any] = dict(
         vocab_size=size(hf, "vocab_size", where),
         num_layers=size(hf, "num_hidden_layers", where),
         width=width,
@@ -254,8 +254,8 @@ def _read_gemma(hf: dict, where: str, **fields: Any) -> ModelConfig:
     named = activation(hf, key, "gelu_pytorch_tanh", where)
     if named != "gelu_tanh" and not (named == "gelu" and key == "hidden_act"):
         raise UserError(f"{where}: Gemma with the activation {named!r} is not supported, only gelu_pytorch_tanh")
-    gemma = {"head_dim": 256, "positions": 8192, "tied": True, "activation": "gelu_tanh", "unit_offset": True, "embed_scale": True}
-    return _read_shared(hf, where, **gemma | fields)
+    gemma: dict[str, Any] = {"head_dim": 256, "positions": 8192, "tied": True, "unit_offset": True, "embed_scale": True}
+    return _read_shared(hf, where, **gemma | {"activation": "gelu_tanh"} | fields)
 
 
 def _write_gemma(config: ModelConfig) -> dict:

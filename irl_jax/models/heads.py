@@ -20,7 +20,7 @@ def init_head(rng, config: ModelConfig, hidden: int = 0) -> PyTree:
       "bias": [1]}, float32.
     """
     width = hidden or config.width
-    head = {"kernel": jnp.zeros((width, 1), jnp.float32), "bias": jnp.zeros((1,), jnp.float32)}
+    head: dict[str, PyTree] = {"kernel": jnp.zeros((width, 1), jnp.float32), "bias": jnp.zeros((1,), jnp.float32)}
     if hidden:
         kernel = jax.random.normal(rng, (config.width, hidden), jnp.float32) * config.width**-0.5
         head["hidden"] = {"kernel": kernel, "bias": jnp.zeros((hidden,), jnp.float32)}

@@ -102,7 +102,8 @@ def rope(hf: dict, where: str, default_theta: float = 1e4) -> dict:
 
 def rope_to_hf(config: ModelConfig) -> dict:
     """The inverse of `rope`, in the older fields and the newer."""
-    scaling, fields = config.rope_scaling, {"rope_type": "default"}
+    scaling = config.rope_scaling
+    fields: dict[str, Any] = {"rope_type": "default"}
     if scaling is not None:
         fields = {"rope_type": scaling.kind, "factor": scaling.factor}
         fields |= dict(zip(_LLAMA3_ROPE, scaling[1:], strict=True)) if scaling.kind == "llama3" else {}

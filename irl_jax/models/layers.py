@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -106,7 +107,7 @@ class ModelConfig:
             raise ValueError(f"windowed needs one entry a layer and window > 0, not {len(self.windowed)} and {self.window}")
 
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "silu": jax.nn.silu,
@@ -128,7 +129,8 @@ class Dense(nn.Module):
         # Two axes: the gradient of a kernel then contracts one axis, which on CPU is several times faster than two.
         leading, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
         if self.has_variable("adapter", "a"):
-            a, b = self.get_variable("adapter", "a"), self.get_variable("adapter", "b")
+            a: Array = self.get_variable("adapter", "a")
+            b: Array = self.get_variable("adapter", "b")
             y = adapted(self.config, x, kernel, a, b)
         else:
             y = x @ kernel.astype(dtype)

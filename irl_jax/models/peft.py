@@ -35,7 +35,9 @@ def lora(config: ModelConfig, adapter: PyTree) -> Lora:
       config: the architecture, with the adapter's scale.
       adapter: from `adapters.init_adapter`, trained.
     """
-    tensors, modules, fused = {}, {}, {}
+    tensors: dict[str, np.ndarray] = {}
+    modules: dict[str, bool] = {}  # whether each is stored [out, in]
+    fused: dict[str, int] = {}  # of how many of our kernels, where of several
     rules = [rule for rule in FAMILIES[family(config)].tensors if "{}" in rule.name and rule.leaves[0].endswith("/kernel")]
     for rule in rules:
         parts = [_factors(adapter, leaf.removesuffix("/kernel")) for leaf in rule.leaves]

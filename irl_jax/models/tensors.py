@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from irl_jax.errors import UserError
-from irl_jax.models.families import FAMILIES, family
+from irl_jax.models.families import FAMILIES, Tensor, family
 from irl_jax.models.transformer import ModelConfig, init_trunk
 from irl_jax.types import PyTree
 
@@ -116,16 +116,16 @@ def stored_tensors(config: ModelConfig, variables: PyTree) -> Iterator[Stored]:
     """
     leaves, adapter, shapes = _by_path(variables["params"]), _by_path(variables.get("adapter") or {}), _flat_shapes(config)
 
-    def part(path, layer):
+    def part(path: str, layer: int | None) -> np.ndarray:
         value = np.asarray(leaves[path] if layer is None else leaves[path][layer], np.float32)
         value = value[tuple(map(slice, shapes[path.removeprefix("blocks/")]))]  # without the vocabulary's padding
-        factors = [adapter.get(path.removesuffix("kernel") + factor) for factor in "ab"]
-        if factors[0] is None:
+        beside = path.removesuffix("kernel")
+        if f"{beside}a" not in adapter:
             return value
-        a, b = (np.asarray(factor[layer], np.float32) for factor in factors)
+        a, b = (np.asarray(adapter[beside + factor][layer], np.float32) for factor in "ab")
         return value + np.float32(config.adapter_scale) * (a @ b)
 
-    def read(rule, paths, layer):
+    def read(rule: Tensor, paths: list[str], layer: int | None) -> np.ndarray:
         joined = np.concatenate([part(path, layer) for path in paths], axis=-1)
         return np.ascontiguousarray(joined.T if rule.transposed else joined)
 

@@ -19,7 +19,7 @@ heads, R = H / G heads that share one, E head width, V vocabulary (with its padd
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -96,7 +96,7 @@ def _layers(config: ModelConfig, variables: PyTree) -> list[PyTree]:
         if isinstance(blocks, tuple):
             return blocks
         leaves, structure = jax.tree.flatten(blocks)
-        return [structure.unflatten(parts) for parts in zip(*map(split, leaves), strict=True)]
+        return [jax.tree.unflatten(structure, parts) for parts in zip(*map(split, leaves), strict=True)]
 
     each = {name: layers(collection["blocks"]) for name, collection in variables.items() if collection is not None}
     return [dict(zip(each, layer, strict=True)) for layer in zip(*each.values(), strict=True)]
@@ -271,7 +271,8 @@ def decode(
 @functools.partial(jax.jit, static_argnums=0)
 def _decode_layer(config: ModelConfig, variables, x_BxRxD, rotation, slot, prompt: LayerCache, response: LayerCache, seen):
     """One layer of `decode`: its output and its response cache. Traced once for all layers, as `_block_once`."""
-    q, k, v = Block(config).apply(variables, x_BxRxD, rotation, method="qkv")
+    q_k_v: Any = Block(config).apply(variables, x_BxRxD, rotation, method="qkv")  # Flax's type allows for changed collections beside
+    q, k, v = q_k_v
     response = LayerCache(
         lax.dynamic_update_slice_in_dim(response.k, k[:, :, :, None], slot, axis=3),
         lax.dynamic_update_slice_in_dim(response.v, v[:, :, :, None], slot, axis=3),

@@ -153,7 +153,7 @@ def measure(planner, name: str, chip, slice_devices: int = 0) -> dict:
     far = sum(sent for (_, crosses), sent in cost.network.items() if crosses)
     near = sum(cost.network.values()) - far
     seconds = {"compute": cost.flops / chip.flops, "memory": cost.memory / chip.bandwidth, "network": near / chip.ici + far / chip.dcn}
-    return row | {"seconds": seconds, "binds": max(seconds, key=seconds.get)}
+    return row | {"seconds": seconds, "binds": max(seconds, key=seconds.__getitem__)}
 
 
 def compile_program(program):
@@ -180,11 +180,11 @@ def memory(analysis, program, roles: float) -> dict:
             "resident": resident, "total": peak + resident}  # fmt: skip
 
 
-def role_bytes(resident: dict) -> dict:
+def role_bytes(resident: dict) -> dict[str, float]:
     """{role: bytes of a device}; the value, which lies in the policy's state, apart."""
     import jax
 
-    sizes = {}
+    sizes: dict[str, float] = {}
     for role, tree in resident.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             name = "value" if "/value/" in jax.tree_util.keystr(path, simple=True, separator="/") else role

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from irl_jax.chips import GIB
 
@@ -33,9 +34,10 @@ def advise(row: dict, planner, chip, again: Callable[[dict], dict]) -> str:
     return head + f"not enough: {'; '.join(tried) or 'nothing smaller to try'}; {_more_chips(held, chip, planner)}"
 
 
-def _candidates(row: dict, planner, room: float, held: float):
+def _candidates(row: dict, planner, room: float, held: float) -> Iterator[dict[str, Any]]:
     """Settings to try, as {key: value}; each keeps those before it that cost nothing but time."""
-    config, section, kept = planner.config, row["section"], {}
+    config, section = planner.config, row["section"]
+    kept: dict[str, Any] = {}
     rows = _local_rows(row, planner)
     if row["step"] in ("sft", "reward", "policy"):
         if config.model.remat == "none":

@@ -27,7 +27,7 @@ class Program(NamedTuple):
     """
 
     name: str
-    compiled: object
+    compiled: sharding.CompiledStep | Lowered
     arguments: tuple
     own: tuple[int, ...]
     trips: float
@@ -160,12 +160,12 @@ class Planner:
             logits, cache = transformer.decode(model, variables, token, t, slot, lengths, prompt_cache, response_cache)
             return cache, drawing.draw(logits, uniform)
 
-        caches = self.like(caches)
+        held = self.like(caches)
         tokens = self.like(lambda: {"tokens": jnp.zeros((batch, rows), jnp.int32), "weight": jnp.zeros((batch, rows))})
         number = jax.ShapeDtypeStruct((), jnp.int32, sharding=self.key.sharding)
-        arguments = (self._unstacked(), tokens["tokens"], tokens["tokens"], number, prompts.lengths, caches["prompt_cache"],
-                     caches["response_cache"], tokens["weight"])
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, caches["response_cache"])
+        arguments = (self._unstacked(), tokens["tokens"], tokens["tokens"], number, prompts.lengths, held["prompt_cache"],
+                     held["response_cache"], tokens["weight"])
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, held["response_cache"])
         compiled = Lowered(step, self.mesh, donate_argnums=6, out_shardings=(shardings, self.key.sharding))
         ideal = self.operations(self._decode_work(batch * rows, 1))
         return Program("decode", compiled, arguments, (0,), 1, batch * rows, ideal, "policy")

@@ -84,7 +84,8 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     Raises:
       UserError: two runs have the same config and seed, or were judged on other data or by another judge.
     """
-    first, found = runs[0], {}
+    first = runs[0]
+    found: dict[str, list[Run]] = {}
     for run in runs:
         for key in dict.fromkeys([*first.settings, *run.settings]):
             if key.startswith(("data.", "golden.")) and key not in TRAINED_ON and _shown(first, key) != _shown(run, key):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import zlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -16,9 +17,11 @@ import numpy as np
 
 from irl_jax import checkpoint, distributed, hf, hf_import, paths, roles, sharding, variants, workdir
 from irl_jax.data import chat, sources, streaming, tokenize
+from irl_jax.data.tokenize import TokenReport
 from irl_jax.errors import UserError
 from irl_jax.models import families, transformer
 from irl_jax.stages import scoring
+from irl_jax.types import Example
 
 
 def from_scratch(config, vocabulary: int) -> transformer.ModelConfig:
@@ -116,7 +119,8 @@ class Context:
     def eos_ids(self) -> tuple[int, ...]:
         """The ids that end a response, the one that training appends first; the chat template's end of turn is among them."""
         ids = hf.eos_ids(None if self.is_testbed else self.folder, self.tokenizer)
-        return ids if self.chat is None or self.chat.end_id in (None, *ids) else (*ids, self.chat.end_id)
+        end = None if self.chat is None else self.chat.end_id
+        return ids if end is None or end in ids else (*ids, end)
 
     @cached_property
     def chat(self) -> chat.Chat | None:
@@ -162,7 +166,7 @@ class Context:
         self._say_tokens(name, len(examples), report)
         return examples
 
-    def encode(self, records) -> tuple[list, tokenize.TokenReport]:
+    def encode(self, records: Sequence[sources.Record]) -> tuple[list[Example], TokenReport]:
         """Records as a list of Example, and what tokenising met."""
         data = self.config.data
         return tokenize.tokenize_records(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 
@@ -129,8 +130,8 @@ def _rewards(context, judge, sft, recipes):
         rows[recipe] = row
     if {"init_sft", "log_ratio"} <= set(recipes) and sampling.law_of(context.config.sample) == sampling.MODEL:
         # Neyman-Pearson: no learnt reward separates the models' own samples better than their exact log-ratio, up to noise.
-        learnt, exact = (heldout.reward(recipe) for recipe in ("init_sft", "log_ratio"))
-        gap = metrics.auc_difference(learnt[:positives], learnt[positives:], exact[:positives], exact[positives:], groups)
+        ours, exact = (heldout.reward(recipe) for recipe in ("init_sft", "log_ratio"))
+        gap = metrics.auc_difference(ours[:positives], ours[positives:], exact[:positives], exact[positives:], groups)
         rows["init_sft"]["auc_minus_log_ratio"] = gap._asdict()
     return rows, per_prompt
 
@@ -138,8 +139,9 @@ def _rewards(context, judge, sft, recipes):
 def _ensemble(context, name: str, own: dict, sft, gold) -> dict:
     """What the members of an ensemble say one by one, and best-of-n that stops where they disagree."""
     members_ExPxM = np.stack([sft.by_prompt(values) for values in scoring.member_rewards(context, name, sft.examples)])
-    row = {"members": [{"heldout_auc": auc} for auc in own["member_aucs"]],
-           "disagreement": float(members_ExPxM.std(0).mean() / max(members_ExPxM.mean(0).std(axis=1).mean(), 1e-12))}
+    row: dict[str, Any] = {
+        "members": [{"heldout_auc": auc} for auc in own["member_aucs"]],
+        "disagreement": float(members_ExPxM.std(0).mean() / max(members_ExPxM.mean(0).std(axis=1).mean(), 1e-12))}
     if gold is not None:
         for member, values in zip(row["members"], members_ExPxM, strict=True):
             member |= _spearman("golden", values, gold)

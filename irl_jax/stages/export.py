@@ -11,6 +11,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,11 +55,12 @@ def export(args) -> None:
     config = workdir.read_config(args.workdir)
     role = generate.find_role(config, args.workdir, args.role, rewards=True)
     method = None if role in ("init", "sft") else variants.find(config, role)
+    trained = config if method is None else method.config
     is_reward = role.startswith("reward/")
     if is_reward:
-        refuse_reward(role, method.config.reward)
+        refuse_reward(role, trained.reward)
     if args.adapter:
-        refuse_adapter(role, config if method is None else method.config, args.base)
+        refuse_adapter(role, trained, args.base)
     context = generate.open_run(config, args.workdir)
     leaves = context.leaves(role)
     variables = roles.variables(context.trunk, leaves)
@@ -223,7 +225,7 @@ def _with_rows(read, rows: int) -> np.ndarray:
     return np.pad(table, ((0, rows - len(table)), (0, 0)))
 
 
-def with_padding(tokenizer, eos_ids: tuple[int, ...]) -> tuple[object, Pad]:
+def with_padding(tokenizer: Any, eos_ids: tuple[int, ...]) -> tuple[Any, Pad]:
     """A copy of the tokenizer that pads on the right with a token that ends no response.
 
     transformers' classifiers score the rightmost token that is not padding: with pad = EOS they would pass over the EOS at which the

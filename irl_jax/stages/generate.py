@@ -49,7 +49,7 @@ def generate(args) -> None:
         for i in [_best(mine, rewards, members, args)] if args.reward else mine:
             line = {**record, "response": _text(context, examples[i]), "logprob": float(logprobs[i]),
                     "tokens": len(examples[i].response), "ended": examples[i].ended}
-            if args.reward:
+            if rewards is not None:
                 line["reward"] = float(rewards[i])
             lines.append(line)
     artifacts.write_jsonl(args.out, lines)
@@ -79,7 +79,7 @@ def score(args) -> None:
     lines = []
     for i, (_, record) in enumerate(records):
         line = {**record, "logprob": float(logprobs[i]), "tokens": len(kept[i].response)}
-        if args.reward:
+        if rewards is not None:
             line["reward"] = float(rewards[i])
         lines.append(line)
     artifacts.write_jsonl(args.out, lines)

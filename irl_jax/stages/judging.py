@@ -15,14 +15,14 @@ class Judged:
         self.context, self.judge, self.examples = context, judge, examples
         self._logprobs = dict(logprobs or {})
         self._rewards: dict[str, np.ndarray] = {}
-        self._texts = None
+        self._texts: tuple[list[str], list[str]] | None = None
 
     @property
     def texts(self) -> tuple[list[str], list[str]]:
         """(prompts, responses) as text."""
         if self._texts is None:
-            asked = {example.prompt.tobytes(): example.prompt for example in self.examples}
-            asked = {key: self.context.text(prompt) for key, prompt in asked.items()}
+            prompts = {example.prompt.tobytes(): example.prompt for example in self.examples}
+            asked = {key: self.context.text(prompt) for key, prompt in prompts.items()}
             self._texts = ([asked[e.prompt.tobytes()] for e in self.examples], [self.context.text(e.response) for e in self.examples])
         return self._texts
 

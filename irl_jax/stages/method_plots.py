@@ -25,7 +25,7 @@ from irl_jax.stages.plot_style import (
 UNEVEN = 8.0  # rewards whose ranges differ by more than this factor are drawn on a symmetric logarithmic scale
 
 
-def points_of(rows: Mapping, x: str, y: str, without: tuple[str, ...] = ()) -> list[Point]:
+def points_of(rows: Mapping | None, x: str, y: str, without: tuple[str, ...] = ()) -> list[Point]:
     """The roles that have both numbers, as points with the numbers' standard errors."""
     points = []
     for name, numbers in (rows or {}).items():

@@ -254,7 +254,7 @@ def _evaluation(facts: Facts) -> str:
         for name, row in policies.items() if row])
     rows = []
     for name, row in rewards.items():
-        best = next((point for point in (row or {}).get("best_of_n") or [] if point["n"] == BEST_OF), {})
+        best: Mapping = next((point for point in (row or {}).get("best_of_n") or [] if point["n"] == BEST_OF), {})
         rows.append([_name(name, facts.role.removeprefix("reward/")), _number(row, "heldout_auc", "heldout_auc_stderr"),
                      _number(row, "spearman_golden", "spearman_golden_stderr"), _number(row, "spearman_length", "spearman_length_stderr"),
                      _number(best, "golden", "stderr")])

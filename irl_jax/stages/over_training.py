@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 
 from irl_jax import artifacts
@@ -48,8 +51,8 @@ def at_same_kl(curve, kl: float, start: tuple[float, float]) -> tuple[float, flo
     return float(value), float(np.hypot((1 - share) * errors[before], share * errors[after]))
 
 
-def _curve(context, judge, files) -> dict:
-    curve = {name: [] for name in ("step", "reward", "reward_stderr", "golden", "golden_stderr", "kl")}
+def _curve(context, judge, files: Sequence[Path]) -> dict[str, list[float]]:
+    curve: dict[str, list[float]] = {name: [] for name in ("step", "reward", "reward_stderr", "golden", "golden_stderr", "kl")}
     for path in files:
         arrays = artifacts.load_arrays(path)
         texts = _texts(context, arrays)

@@ -56,7 +56,7 @@ def number(value) -> float:
 def golden_label(results: Mapping) -> str:
     """The golden reward's axis label, with its unit."""
     golden = results.get("golden") or {}
-    unit = golden.get("unit") or {"classifier": "probability of positive"}.get(golden.get("name"), "score")
+    unit = golden.get("unit") or ("probability of positive" if golden.get("name") == "classifier" else "score")
     return f"golden reward ({unit})"
 
 
@@ -201,12 +201,12 @@ def spread(heights: Sequence[float], gap: float, low: float, high: float) -> lis
     """Heights moved apart to at least `gap`, as little as can be, and into [low, high] while they fit there."""
     order = np.argsort(heights, kind="stable")
     moved, count = np.array(heights, float), len(heights)
-    blocks = [[float(moved[i]), 1] for i in order]  # (centre, how many), merged while they overlap
+    blocks = [(float(moved[i]), 1) for i in order]  # (centre, how many), merged while they overlap
     at = 0
     while at + 1 < len(blocks):
         (centre, size), (above, more) = blocks[at], blocks[at + 1]
         if above - centre < gap * (size + more) / 2:
-            blocks[at : at + 2] = [[(centre * size + above * more) / (size + more), size + more]]
+            blocks[at : at + 2] = [((centre * size + above * more) / (size + more), size + more)]
             at = max(0, at - 1)
         else:
             at += 1
@@ -221,7 +221,7 @@ def spread(heights: Sequence[float], gap: float, low: float, high: float) -> lis
 
 def _free_offset(centre, taken, box, half: float) -> np.ndarray:
     """The offset, in points, at which a text of a half-width is least in the way of what is `taken` and inside the box; near ones first."""
-    best, least = None, math.inf
+    best, least = np.zeros(2), math.inf
     for radius in (9, 15, 22, 30, 40):
         for angle in np.arange(12) * math.pi / 6 + math.pi / 4:
             aside = math.copysign(half, math.cos(angle)) if abs(math.cos(angle)) > 0.3 else 0.0  # beside the point, or above or below

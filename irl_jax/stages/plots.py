@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -89,6 +89,16 @@ def draw_all(results: Mapping, training_curves: Mapping) -> list[Plot]:
     return [render(*plot) for plot in drawn if plot is not None]
 
 
+def style(theme: Theme) -> dict[Any, Any]:
+    """matplotlib's settings for every figure of a theme."""
+    return {"font.size": 10, "axes.titlesize": 10, "text.color": theme.text, "axes.labelcolor": theme.text,
+            "xtick.color": theme.text, "ytick.color": theme.text, "axes.edgecolor": theme.grid, "grid.color": theme.grid,
+            "axes.facecolor": theme.background, "figure.facecolor": theme.background, "axes.grid": True,
+            "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+            "legend.fontsize": 9, "lines.linewidth": 1.8, "lines.markersize": 4.5, "grid.linewidth": 0.7,
+            "text.parse_math": False}  # names are the user's: a dollar sign is a dollar sign
+
+
 def render(name: str, title: str, alt: str, caption: str, height: float, draw: Callable) -> Plot:
     """Draws twice: `draw(figure, theme)` on a figure WIDTH wide."""
     import matplotlib
@@ -97,13 +107,7 @@ def render(name: str, title: str, alt: str, caption: str, height: float, draw: C
 
     images = []
     for theme in (LIGHT, DARK):
-        style = {"font.size": 10, "axes.titlesize": 10, "text.color": theme.text, "axes.labelcolor": theme.text,
-                 "xtick.color": theme.text, "ytick.color": theme.text, "axes.edgecolor": theme.grid, "grid.color": theme.grid,
-                 "axes.facecolor": theme.background, "figure.facecolor": theme.background, "axes.grid": True,
-                 "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
-                 "legend.fontsize": 9, "lines.linewidth": 1.8, "lines.markersize": 4.5, "grid.linewidth": 0.7,
-                 "text.parse_math": False}  # names are the user's: a dollar sign is a dollar sign
-        with matplotlib.rc_context(style):
+        with matplotlib.rc_context(style(theme)):
             figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
             FigureCanvasAgg(figure)
             draw(figure, theme)
@@ -217,13 +221,13 @@ def _win_rate(results: Mapping) -> list:
 
 def _frontier(results: Mapping):
     best = _without_variants({recipe: rows for recipe, rows in _curves(results, "golden").items() if recipe != "random"})
-    tilted = {}
+    tiltings: dict[str, list] = {}
     for recipe, numbers in (results.get("rewards") or {}).items():
         rows = [row for row in (numbers or {}).get("tilting") or [] if row.get("trusted", True)
                 and math.isfinite(number(row.get("golden"))) and math.isfinite(number(row.get("kl")))]
         if rows and recipe != "random":
-            tilted[recipe] = sorted(rows, key=lambda row: row["kl"])
-    tilted = _without_variants(tilted)
+            tiltings[recipe] = sorted(rows, key=lambda row: row["kl"])
+    tilted = _without_variants(tiltings)
     points = method_plots.points_of(results.get("policies"), "kl_to_sft", "golden_mean", without=("init", "demo", "sft"))
     points = [point._replace(x=max(point.x, 0.0)) for point in points]  # an estimate may fall below 0 by noise
     panels = [(title, curves, key) for title, curves, key in (
@@ -256,12 +260,12 @@ def _frontier(results: Mapping):
             "while its effective sample size is trusted.", 3.2 * len(panels) + 0.3 + (legend_height(names) if names else 0.0), draw)
 
 
-def _without_variants(curves: Mapping) -> Mapping:
+def _without_variants(curves: Mapping[str, Any]) -> Mapping[str, Any]:
     """The curves of recipes and controls where all of them would be too many lines."""
     return curves if len(curves) <= MAX_LINES else {recipe: rows for recipe, rows in curves.items() if recipe in MARKERS}
 
 
-def _first(found: Mapping, what: str) -> tuple[Mapping, str]:
+def _first(found: dict[str, Any], what: str) -> tuple[dict[str, Any], str]:
     """The first of them that stay readable, and a sentence that says so."""
     kept = dict(list(found.items())[:MAX_LINES])
     return kept, f" The first {MAX_LINES} of {len(found)} {what}." if len(found) > MAX_LINES else ""
@@ -282,9 +286,9 @@ def _histograms(results: Mapping):
     if not found:
         return None
     found, fewer = _first(found, "rewards")
-    names, few = _first(dict.fromkeys(source for sources in found.values() for source in sources), "sources")
+    shown, few = _first(dict.fromkeys(source for sources in found.values() for source in sources), "sources")
+    names = list(shown)
     found = {recipe: {source: bins for source, bins in sources.items() if source in names} for recipe, sources in found.items()}
-    names = list(names)
 
     def draw(figure, theme):
         panels = _panels(figure, theme, len(found))

@@ -44,10 +44,10 @@ def read(path: str | os.PathLike) -> Material:
     Raises:
       UserError: no results there yet, or damaged ones.
     """
-    path = paths.of(path)
-    results = read_json(path / "results.json", "policies", "rewards")
-    material = read_json(path / "evaluate" / "report.json", "histograms", "scatter")
-    return Material({**results, **material}, material.get("samples") or [], _training_curves(path))
+    folder = paths.of(path)
+    results = read_json(folder / "results.json", "policies", "rewards")
+    material = read_json(folder / "evaluate" / "report.json", "histograms", "scatter")
+    return Material({**results, **material}, material.get("samples") or [], _training_curves(folder))
 
 
 def _training_curves(path) -> dict:
@@ -81,13 +81,13 @@ def write_report(directory: str | os.PathLike, results: Mapping, samples: Sequen
     Returns:
       The path of index.html.
     """
-    directory = paths.of(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    folder = paths.of(directory)
+    folder.mkdir(parents=True, exist_ok=True)
     plots = draw_all(results, training_curves or {})
     for plot in plots:
         for suffix, image in (("", plot.light), ("-dark", plot.dark)):
-            paths.write(directory / f"{plot.name}{suffix}.png", lambda file, image=image: file.write(image))
-    path = directory / "index.html"
+            paths.write(folder / f"{plot.name}{suffix}.png", lambda file, image=image: file.write(image))
+    path = folder / "index.html"
     content = _content(results, samples, plots)
     paths.write(path, lambda file: file.write(content))
     return os.fspath(path)

@@ -29,9 +29,9 @@ def lead(results: Mapping) -> str:
 def what_was_run(results: Mapping) -> str:
     """Data, model, methods, versions, commit and seconds in short; then every setting that is not the default."""
     settings, run = results.get("settings") or {}, results.get("run") or {}
-    seconds = [number((row or {}).get("seconds")) for row in (results.get("timing") or {}).values()]
-    compiling = [number((row or {}).get("compile_seconds")) for row in (results.get("timing") or {}).values()]
-    seconds, compiling = (math.fsum(x for x in some if math.isfinite(x)) for some in (seconds, compiling))
+    timing = [row or {} for row in (results.get("timing") or {}).values()]
+    spent = ([number(row.get(key)) for row in timing] for key in ("seconds", "compile_seconds"))
+    seconds, compiling = (math.fsum(x for x in some if math.isfinite(x)) for some in spent)
     versions = ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items())
     learnt = [name for name in results.get("rewards") or {} if name not in CONTROLS]
     rows = [("Data", _data(settings.get("data") or {})), ("Model", _model(settings)), ("Rewards learnt", ", ".join(learnt)),

@@ -57,7 +57,7 @@ def start_leaves(context, purpose: str, spec: roles.RewardSpec) -> PyTree:
     kind = "float32" if "trunk" in own else context.config.model.param_dtype
     loaded = hf.load_reward_model(reward.start, reward.start_label, context.mesh, key="reward.start_label", param_dtype=kind)
     _same_kind(context, loaded.model, hf.load_tokenizer(reward.start))
-    given = {"head": {"kernel": loaded.weight[:, None], "bias": np.zeros(1, np.float32)}}
+    given: dict[str, PyTree] = {"head": {"kernel": loaded.weight[:, None], "bias": np.zeros(1, np.float32)}}
     shared = min(context.model.vocab_size, loaded.model.vocab_size)  # other rows are of tokens that this run's tokenizer does not give
     trunk = {**loaded.trunk, "embed": {**loaded.trunk["embed"], "tokens": loaded.trunk["embed"]["tokens"][:shared]}}
     if "trunk" in own:
@@ -159,8 +159,8 @@ def rows_of(tokenizer, texts: Sequence[str], pad_id: int | None, longest: int, s
         if not ids:
             raise UserError(f"golden.model: its tokenizer makes no token of text {index}, which is empty; such a text has no reward")
         if len(ids) > longest:
-            kept = ids[:1] if ids[0] == tokenizer.bos_token_id else []
-            ids = kept + ids[len(ids) - longest + len(kept) :]
+            bos = ids[:1] if ids[0] == tokenizer.bos_token_id else []
+            ids = bos + ids[len(ids) - longest + len(bos) :]
         # One token at least stays, as in transformers: of a text that is all padding, the first is read.
         last = max((place for place, token in enumerate(ids) if token != pad_id), default=0)
         kept = np.asarray(ids[: last + 1], np.int32)

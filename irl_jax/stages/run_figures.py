@@ -30,8 +30,9 @@ def _golden(groups: Groups):
     found = {letter: [golden_of(run) for run in runs] for letter, runs in groups.items()}
     names = list(dict.fromkeys(name for runs in found.values() for run in runs for name in run))
     names = [name for name in names if name.rpartition(" by ")[2] not in ("random", "golden")][:MAX_ROWS]
-    points = {(name, letter): pool([run[name][0] for run in runs], [run[name][1] for run in runs])
+    pooled = {(name, letter): pool([run[name][0] for run in runs], [run[name][1] for run in runs])
               for name in names for letter, runs in found.items() if all(name in run for run in runs)}
+    points = {place: point for place, point in pooled.items() if point is not None}
     if not points:
         return None
     step = 1.0 / (len(groups) + 0.6)

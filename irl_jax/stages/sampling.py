@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -152,7 +152,7 @@ def load_from(path, prompts, stage: str) -> dict:
 
     Raises: UserError where it is missing, broken or of other prompts.
     """
-    arrays = artifacts.load_arrays(path, stage=stage)
+    arrays: dict[str, Any] = artifacts.load_arrays(path, stage=stage)
     shapes = {name: arrays[name].shape for name in FIELDS if name in arrays}
     wanted = shapes.get("tokens", ())
     if len(wanted) != 3 or wanted[0] != len(prompts) or any(shapes.get(name) != wanted for name in ("mask", "logprobs")) or (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from irl_jax import distributed, progress, reward_steps, sharding, steps, variants
@@ -68,6 +69,15 @@ class Scorer:
         """log pi(y|x) of each response, nats a sequence, EOS included where it was sampled. float64 [n]."""
         return self._run(examples, lambda chunk, length: self._logprobs(
             self.trunk, leaves, sharding.put_batch(batching.token_rows(chunk, length, self.rows), self.mesh)).sum(-1))
+
+    def token_logprobs(self, leaves, examples: list[Example]) -> list[np.ndarray]:
+        """log pi of each response token given all before it, nats; float64 [tokens] a response, which sum to `logprobs`."""
+        def score(chunk, length):
+            rows = sharding.put_batch(batching.token_rows(chunk, length, self.rows), self.mesh)
+            return jnp.pad(self._logprobs(self.trunk, leaves, rows), ((0, 0), (0, self.longest - length)))
+
+        scores = self._run(examples, score, (self.longest,))
+        return [row[len(e.prompt) : len(e.prompt) + len(e.response)] for row, e in zip(scores, examples, strict=True)]
 
     def member_rewards(self, leaves, examples: list[Example], granularity: str = "response") -> np.ndarray:
         """Each member's reward of each response (see `reward_steps.score_member_rewards`). float64 [E, n]."""

@@ -43,7 +43,8 @@ def against_demonstrations(demonstrations: list[Example], samples: list[Example]
     for demonstration in demonstrations:
         if demonstration.prompt.tobytes() in theirs:
             ours.setdefault(demonstration.prompt.tobytes(), []).append(demonstration)
-    positives, negatives = [], []
+    positives: list[Example] = []
+    negatives: list[Example] = []
     for prompt, mine in ours.items():
         number = max(len(mine), len(theirs[prompt]))
         positives += islice(cycle(mine), number)

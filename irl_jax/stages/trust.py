@@ -177,7 +177,8 @@ def _afterwards(results: Mapping, judged: list[Judgement]) -> str:
     rows = []
     for one in judged:
         row = results["rewards"][one.name] or {}
-        best = next((found for name, found in paired.items() if name.startswith("best-of-") and name.endswith(f" by {one.name} - sft")), {})
+        by = f" by {one.name} - sft"
+        best: Mapping = next((found for name, found in paired.items() if name.startswith("best-of-") and name.endswith(by)), {})
         if row.get("spearman_golden") is not None or best:
             rows.append([one.name, Cell(row.get("spearman_golden"), row.get("spearman_golden_stderr")),
                          Cell(best.get("difference"), best.get("stderr")), Cell(best.get("z"), digits=1)])

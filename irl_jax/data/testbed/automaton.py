@@ -9,6 +9,7 @@ says depends on the sequence's group (the prompt's topic), so that one automaton
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,7 +59,8 @@ def sample(a: Automaton, groups: np.ndarray, rng: np.random.Generator) -> list[l
     emit_cum, emit_what = _cumulative_rows(sparse.hstack([a.tokens, a.slots]).tocsr())
     bound_cum, noise_cum = np.cumsum(a.bindings, axis=-1), np.cumsum(a.noise_tokens)
     state = np.minimum(np.searchsorted(np.cumsum(a.start), rng.random(n), side="right"), len(a.start) - 1)
-    active, out = np.arange(n), [[] for _ in range(n)]
+    active = np.arange(n)
+    out: list[list[int]] = [[] for _ in range(n)]
     while len(active):
         s, u = state[active], rng.random((len(active), 5))
         token = emit_what[s, (emit_cum[s] <= u[:, :1]).sum(1)]
@@ -77,7 +79,7 @@ def sample(a: Automaton, groups: np.ndarray, rng: np.random.Generator) -> list[l
     return out
 
 
-def token_logprobs(a: Automaton, groups: np.ndarray, sequences: list[list[int]]) -> tuple[list, list]:
+def token_logprobs(a: Automaton, groups: np.ndarray, sequences: Sequence[Sequence[int]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Log-probability of each token given those before it, by the forward algorithm, scaled, in float64.
 
     log p(x_t | x_<t) = log sum_s alpha_t(s) [(1 - noise) E(s, x_t) + noise * noise_tokens(x_t)]; the filtered posterior that

@@ -8,7 +8,7 @@ last. A high-quality writer's items only advance, so it never repeats itself; a 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -68,25 +68,31 @@ def bindings(kind: str, style: Style, ids: dict[str, int]) -> np.ndarray:
     all_nouns = {noun for topic in v.TOPICS for _, noun in topic.steps}
     zipf = 1.0 / np.arange(1, style.tail_words + 1)
 
-    def put(group: int, slot: str, words, weights=None) -> None:
+    def put(group: int, slot: str, words: Sequence[str], weights: np.ndarray | None = None) -> None:
         weights = np.ones(len(words)) if weights is None else weights
         np.add.at(table[group, _SLOT[slot]], [ids[w] for w in words], weights / weights.sum())
 
     for g in range(len(groups)):
         for i, (one, two) in enumerate(items_of(kind, g)):
             if kind == "question":
-                put(g, f"noun{i}", [one]), put(g, f"need{i}", [two])
+                put(g, f"noun{i}", [one])
+                put(g, f"need{i}", [two])
             else:
-                put(g, f"verb{i}", [one]), put(g, f"dialect_verb{i}", [v.SYNONYMS.get(one, one)]), put(g, f"noun{i}", [two])
+                put(g, f"verb{i}", [one])
+                put(g, f"dialect_verb{i}", [v.SYNONYMS.get(one, one)])
+                put(g, f"noun{i}", [two])
         own = set() if kind == "harm" else {noun for _, noun in v.TOPICS[g].steps}
         if kind == "harm":
             for i, (verb, noun) in enumerate(v.HARMS[g].harmful):
-                put(g, f"harm_verb{i}", [verb]), put(g, f"dialect_harm_verb{i}", [v.SYNONYMS.get(verb, verb)])
+                put(g, f"harm_verb{i}", [verb])
+                put(g, f"dialect_harm_verb{i}", [v.SYNONYMS.get(verb, verb)])
                 put(g, f"harm_noun{i}", [noun])
         else:
             put(g, "own_noun", sorted(own))
-        put(g, "any_verb", verbs), put(g, "dialect_any_verb", [v.SYNONYMS.get(w, w) for w in verbs])
-        put(g, "other_noun", sorted(all_nouns - own)), put(g, "any_need", needs)
+        put(g, "any_verb", verbs)
+        put(g, "dialect_any_verb", [v.SYNONYMS.get(w, w) for w in verbs])
+        put(g, "other_noun", sorted(all_nouns - own))
+        put(g, "any_need", needs)
         if style.tail_words:
             put(g, "tail", v.TAIL[: style.tail_words], zipf)
     return table

@@ -63,7 +63,7 @@ def prompt_pool() -> dict[str, list[str]]:
         prompts = []
         for template in templates:
             slots = [("name", v.NAMES), ("adjective", v.ADJECTIVES), ("place", v.PLACES)]
-            fills = [{}]
+            fills: list[dict[str, str]] = [{}]
             for slot, values in slots:
                 if "{" + slot + "}" in template:
                     fills = [{**fill, slot: value} for fill in fills for value in values]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class World(NamedTuple):
     """A drawn world. tokenizer: word-level. corpus: the demonstrator's records and the pairs. pretraining: the initial
     writer's records. demonstrator, initial: kind of prompt -> automaton."""
 
-    tokenizer: object
+    tokenizer: Any
     corpus: Corpus
     pretraining: list
     demonstrator: dict
@@ -44,7 +44,11 @@ class World(NamedTuple):
         Raises:
           ValueError: for a prompt that is none of the world's, or ids outside the vocabulary.
         """
-        return np.array([logp.sum() for logp, _ in _by_kind(self.demonstrator, prompts, responses)], np.float64)
+        return np.array([logp.sum() for logp in self.demonstrator_token_logprobs(prompts, responses)], np.float64)
+
+    def demonstrator_token_logprobs(self, prompts: Sequence[str], responses: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Each token's exact log-probability given those before it, float64 [tokens] a response; as `demonstrator_logprobs`, its sum."""
+        return [logp for logp, _ in _by_kind(self.demonstrator, prompts, responses)]
 
     def initial_logprobs(self, prompts: Sequence[str], responses: Sequence[Sequence[int]]) -> np.ndarray:
         """Exact log-probability of token sequences under the initial writer; as `demonstrator_logprobs`."""
@@ -237,7 +241,7 @@ def build_world(testbed_config, seed: int) -> World:
     chosen = _pretraining_prompts(prompts["rest"], t.pretrain_responses, generator(seed, "pretraining prompts"))
     return World(
         tokenizer=vocabulary.make_tokenizer(list(words)),
-        corpus=Corpus(**splits, pairs=pairs),
+        corpus=Corpus(splits["train"], splits["development"], splits["evaluation"], pairs),
         pretraining=records(initial, chosen, "pretraining"),
         demonstrator=demonstrator,
         initial=initial,

@@ -31,7 +31,7 @@ def _texts(*names: str) -> tfds.features.FeaturesDict:
     return tfds.features.FeaturesDict({name: tfds.features.Text() for name in names})
 
 
-class _Lines(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _Lines(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS ships no types
     """A builder of files, one a split, whose records are written as they are read.
 
     files: {split: path of a JSONL file, plain or gzip}. fields: names of the fields in the files, as `config.data.fields`; None is those
@@ -41,7 +41,8 @@ class _Lines(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, *, files: dict[str, str], fields=None, **how):
-        self.files, self.fields, self.counts = dict(files), fields or default().data.fields, Counter()
+        self.files, self.fields = dict(files), fields or default().data.fields
+        self.counts: Counter[str] = Counter()
         super().__init__(**how, file_format="array_record")
 
     @abc.abstractmethod
@@ -89,7 +90,7 @@ def _refusals(folder: str):
                         "command again") from None
 
 
-class Demonstrations(_Lines, skip_registration=True):
+class Demonstrations(_Lines, skip_registration=True):  # type: ignore[call-arg]  # TFDS ships no types
     """Prompts with good responses, or conversations: as the first record of the first file is, so must all be."""
 
     name = "demonstrations"
@@ -119,7 +120,7 @@ class Demonstrations(_Lines, skip_registration=True):
                        "response": sources.text_field(record, self.fields.response, where)}
 
 
-class Preferences(_Lines, skip_registration=True):
+class Preferences(_Lines, skip_registration=True):  # type: ignore[call-arg]  # TFDS ships no types
     """Two responses to a prompt, one of them preferred."""
 
     name = "preferences"
@@ -128,13 +129,15 @@ class Preferences(_Lines, skip_registration=True):
         return _texts("prompt", "chosen", "rejected")
 
     def _rows(self, records) -> Iterator[dict]:
-        return ({"prompt": row.prompt, "chosen": row.pair[0], "rejected": row.pair[1]} for row in self._compared(records))
+        for row in self._compared(records):
+            assert row.pair is not None  # that is what the two readers below read
+            yield {"prompt": row.prompt, "chosen": row.pair[0], "rejected": row.pair[1]}
 
     def _compared(self, records) -> Iterator[sources.Row]:
         return sources.pair_rows(records, self.fields, None, pairs_only=True)
 
 
-class HhRlhf(Preferences, skip_registration=True):
+class HhRlhf(Preferences, skip_registration=True):  # type: ignore[call-arg]  # TFDS ships no types
     """HH-RLHF transcripts as Anthropic publishes them, cut into prompt, chosen and rejected; `counts` has what could not be used."""
 
     name = "hh_rlhf"

@@ -35,26 +35,26 @@ def prepare(kind: str, files: dict[str, str], out: str, fields: str = "") -> str
 
     from irl_jax.data.tfds import builders
 
-    out = paths.here(out).absolute()
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out={out}: is a file; give a folder")
-    builder = builders.BUILDERS[kind](files=files, fields=names, data_dir=str(out))
+    into = paths.here(out).absolute()
+    if into.exists() and not into.is_dir():
+        raise UserError(f"--out={into}: is a file; give a folder")
+    builder = builders.BUILDERS[kind](files=files, fields=names, data_dir=str(into))
     folder = pathlib.Path(builder.data_dir)
     if folder.exists():
-        raise UserError(f"--out={out}: {folder} is there already; choose another, or remove it")
-    missing = [parent for parent in (out, *out.parents) if not parent.exists()]
+        raise UserError(f"--out={into}: {folder} is there already; choose another, or remove it")
+    missing = [parent for parent in (into, *into.parents) if not parent.exists()]
     try:
         with paths.refusals(folder), contextlib.redirect_stdout(io.StringIO()):  # TFDS tells what it would download
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     finally:
-        for made in missing[:1] or (folder.parent, out / "downloads"):
+        for made in missing[:1] or (folder.parent, into / "downloads"):
             _remove_empty(made)
         for made in missing[1:]:
             with contextlib.suppress(OSError):
                 made.rmdir()
     left_out = sources.left_out({name: number for name, number in builder.counts.items() if name != "records"})
     return (f"{builder.counts['records']} records in {folder}{'; ' if left_out else ''}{left_out}; read them with "
-            f"--config.data.source=tfds:{builder.name} --config.data.tfds_data_dir={out}")
+            f"--config.data.source=tfds:{builder.name} --config.data.tfds_data_dir={into}")
 
 
 def _fields(text: str):

@@ -1,0 +1,188 @@
+"""Records read, and effects pooled over seeds with 95% intervals.
+
+With v_s the effect of seed s of S and e_s its standard error over prompts:
+
+    mean = sum_s v_s / S,  SE_prompts = sqrt(sum_s e_s^2) / S,  SE_seeds = std_s(v_s) / sqrt(S)
+    interval over seeds and prompts = mean +- t(0.975, S - 1) max(SE_seeds, SE_prompts)
+    interval over these prompts alone = mean +- 1.96 SE_prompts
+
+Every seed has data, prompts, training and samples of its own, so SE_seeds holds the prompts' noise too; with few seeds it can come out
+smaller than that noise alone by chance, so the larger of the two counts. Student's t pays for the few seeds. With one seed, only the
+interval over prompts is known.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from scipy import stats
+
+from benchmarks.evidence import plan
+from irl_jax.errors import UserError
+from irl_jax.evaluation.pooling import pool
+
+NORMAL = float(stats.norm.ppf(0.975))
+Value = tuple[float, float | None]  # an effect of one run, and its standard error over prompts
+
+
+class Effect(NamedTuple):
+    """A pooled effect. low, high: over seeds and prompts (one seed: over prompts). over_prompts: half that interval over prompts alone, NaN
+    where no errors are known."""
+
+    mean: float
+    low: float
+    high: float
+    over_prompts: float
+    seeds: int
+
+    def text(self, digits: int = 3) -> str:
+        """mean [low, high]; without the interval where it is not known."""
+        if math.isnan(self.low):
+            return f"{self.mean:+.{digits}f}"
+        return f"{self.mean:+.{digits}f} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
+
+
+def effect(values: Sequence[Value]) -> Effect | None:
+    """The module's formula.
+
+    Args:
+      values: (effect, standard error over prompts or None) of each seed.
+
+    Returns:
+      Effect; None without values. Bounds are NaN where one seed gives no standard error.
+    """
+    if not values:
+        return None
+    pooled = pool([value for value, _ in values], [stderr for _, stderr in values])
+    count, prompts = len(values), pooled.over_prompts
+    if count > 1:
+        half = float(stats.t.ppf(0.975, count - 1)) * max(pooled.over_runs, 0.0 if math.isnan(prompts) else prompts)
+    else:
+        half = NORMAL * prompts
+    return Effect(pooled.mean, pooled.mean - half, pooled.mean + half, NORMAL * prompts, count)
+
+
+class Study(NamedTuple):
+    """The records there are of one experiment. records: {cell: {seed: record}}, cells in the plan's order."""
+
+    name: str
+    records: Mapping[str, Mapping[int, Mapping]]
+
+    @property
+    def planned(self) -> plan.Experiment:
+        """What was planned."""
+        return plan.EXPERIMENTS[self.name]
+
+    def seeds(self, cell: str = plan.BASE) -> list[int]:
+        """The seeds of a cell, ascending."""
+        return sorted(self.records.get(cell, {}))
+
+    def missing(self) -> list[str]:
+        """CELL/seed-S of what the plan has and the records have not."""
+        return [f"{cell.name}/seed-{cell.seed}" for cell in self.planned.of(self.name) if cell.seed not in self.records.get(cell.name, {})]
+
+    def effect(self, of: Callable[[Mapping], Value | None], cell: str = plan.BASE) -> Effect | None:
+        """An effect of single records, pooled over the seeds of a cell that have it."""
+        found = [of(self.records[cell][seed]) for seed in self.seeds(cell)]
+        return effect([value for value in found if value is not None])
+
+    def contrast(self, of: Callable[[Mapping], Value | None], one: str, other: str) -> Effect | None:
+        """An effect in cell `one` less that in cell `other`, by the seeds that both have."""
+        both = [(of(self.records[one][seed]), of(self.records[other][seed]))
+                for seed in self.seeds(one) if seed in self.seeds(other)]
+        return effect([minus(a, b) for a, b in both if a is not None and b is not None])
+
+
+def minus(a: Value, b: Value) -> Value:
+    """a - b, with the standard error of independent figures."""
+    return a[0] - b[0], None if a[1] is None or b[1] is None else math.hypot(a[1], b[1])
+
+
+def load(folder: pathlib.Path) -> dict[str, Study]:
+    """{experiment: Study} of the records below a folder, in the plan's order; experiments without one are absent.
+
+    Raises:
+      UserError: a file that is no record.
+    """
+    studies = {}
+    for name, experiment in plan.EXPERIMENTS.items():
+        records = {}
+        for cell in experiment.cells:
+            files = sorted((folder / name / cell).glob("seed-*.json"))
+            found = dict(sorted((record["seed"], record) for record in map(_read, files)))
+            if found:
+                records[cell] = found
+        if records:
+            studies[name] = Study(name, records)
+    return studies
+
+
+def _read(file: pathlib.Path) -> dict:
+    try:
+        record = json.loads(file.read_text())
+        for key in ("seed", "seconds", "results", "over_training", "analyses"):
+            record[key]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: is no record ({error}); remove it, or write it again with benchmarks.evidence.run") from None
+    return record
+
+
+# ------------------------------------------------------------------ single figures of one record
+
+
+def point(record: Mapping, reward: str, n: int) -> Mapping:
+    """A reward's best-of-n at one n; {} where it was not measured."""
+    rows = (record["results"]["rewards"].get(reward) or {}).get("best_of_n") or []
+    return next((row for row in rows if row["n"] == n and row.get("win_rate") is not None), {})
+
+
+def win(reward: str, n: int) -> Callable[[Mapping], Value | None]:
+    """Win rate of best-of-n by a reward over one sample of sft, less one half."""
+    def of(record):
+        row = point(record, reward, n)
+        return (row["win_rate"] - 0.5, row["win_rate_stderr"]) if row else None
+
+    return of
+
+
+def paired(name: str) -> Callable[[Mapping], Value | None]:
+    """A difference on the same prompts, by its name in results.json."""
+    def of(record):
+        row = next((row for row in record["results"].get("paired") or [] if row["name"] == name), None)
+        return (row["difference"], row["stderr"]) if row and row["difference"] is not None else None
+
+    return of
+
+
+def number(*keys: str, stderr: str = "") -> Callable[[Mapping], Value | None]:
+    """A number of the record by its path, and its standard error by the name that stands beside it."""
+    def of(record):
+        inside = record
+        for key in keys[:-1]:
+            inside = (inside or {}).get(key)
+        value = (inside or {}).get(keys[-1])
+        return None if value is None else (float(value), (inside.get(stderr) if stderr else None))
+
+    return of
+
+
+def difference(a: Callable[[Mapping], Value | None], b: Callable[[Mapping], Value | None]) -> Callable[[Mapping], Value | None]:
+    """a - b within a record; the standard error is that of independent figures, too wide where they share samples."""
+    def of(record):
+        one, other = a(record), b(record)
+        return None if one is None or other is None else minus(one, other)
+
+    return of
+
+
+def scaled(a: Callable[[Mapping], Value | None], by: float) -> Callable[[Mapping], Value | None]:
+    """A figure times a number."""
+    def of(record):
+        one = a(record)
+        return None if one is None else (by * one[0], None if one[1] is None else abs(by) * one[1])
+
+    return of
