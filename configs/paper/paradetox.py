@@ -37,14 +37,15 @@ def get_config(name: str = ""):
     c.sft.batch_size = 16
     c.sft.learning_rate = 1e-3
     c.sft.row_tokens = 256
-    c.adapter.rank = 16
-    c.adapter.alpha = 32.0
+    c.adapter.rank = 0  # whole trunks: copying is new to this model, and adapters take twice the steps to learn it
     c.sample.reward_prompts = 750
     c.sample.policy_samples = 8
     c.reward.steps = 100
+    c.reward.learning_rate = 3e-4  # of whole trunks
     c.reward.batch_size = 48
     c.policy.recipes = ("init_sft", "init_demo", "sft_demo", "preference")
     c.policy.batch_size = 8
+    c.policy.learning_rate = 2e-4
     c.policy.keep_rollouts_every = 5
     c.eval.best_of = (1, 2, 4, 5, 8, 10, 16, 30, 32, 50, 64)
     if name == "smoke":
