@@ -343,23 +343,6 @@ def test_the_files_are_looked_for_where_they_are_made(name):
         assert f"--out={folder.parent}" in (ROOT / "configs" / "paper" / f"{name}.py").read_text()
 
 
-@pytest.mark.slow
-@pytest.mark.shared
-@pytest.mark.parametrize("name", PAPER)
-def test_miniatures(name, tmp_path, shared, monkeypatch):
-    monkeypatch.setenv("IRL_JAX_SHARED", str(shared))
-    config = paper_config(name, "smoke", tmp_path, shared)
-    stages.run_pipeline(config, tmp_path / "w")
-    results = artifacts.read_json(tmp_path / "w" / "results.json")
-    assert {*config.reward.recipes, *config.reward.controls} - {"golden"} <= set(results["rewards"])
-    assert {f"policy/{recipe}" for recipe in config.policy.recipes} <= set(results["policies"])
-    if name == "hh":
-        found = hh.baselines(tmp_path / "w")
-        assert found["rewards"]["preference"]["accuracy"] == results["rewards"]["preference"]["pair_accuracy"]
-    else:
-        assert results["policies"]["demo"]["golden_mean"] > results["policies"]["init"]["golden_mean"]
-
-
 def test_the_paths_of_a_spec():  # configs/paper/imdb.py starts from configs/imdb.py whatever the folder it is called from
     spec = importlib.util.spec_from_file_location("paper_imdb", ROOT / "configs" / "paper" / "imdb.py")
     module = importlib.util.module_from_spec(spec)

@@ -62,7 +62,8 @@ def _smoke(c):
     c.sample.reward_samples = 1
     c.sample.eval_samples = 4
     c.sample.policy_samples = 2
-    c.reward.steps = 6
-    c.reward.batch_size = 16
-    c.reward.eval_every = 3
+    c.reward.recipes = ("init_sft", "preference")
+    c.reward.steps = 4
+    c.reward.batch_size = 8
+    c.reward.eval_every = 2
     c.eval.prompts = 8

@@ -39,6 +39,7 @@ def get_config(name: str = ""):
 
 def _smoke(c):
     """What configs/imdb.py:smoke leaves large, or lacks."""
+    c.policy.recipes = ("init_sft",)
     c.policy.keep_rollouts_every = 1
     c.adversarial.rounds = 3
     c.adversarial.warmup_rounds = 1

@@ -61,9 +61,11 @@ def _smoke(c):
     c.sample.reward_samples = 2
     c.sample.policy_samples = 2
     c.sample.eval_samples = 8
-    c.reward.steps = 6
-    c.reward.batch_size = 16
-    c.reward.eval_every = 3
+    c.reward.recipes = ("init_sft", "preference")
+    c.reward.steps = 4
+    c.reward.batch_size = 8
+    c.reward.eval_every = 2
+    c.policy.recipes = ("init_sft",)
     c.policy.steps = 3
     c.policy.batch_size = 4
     c.policy.samples = 4
