@@ -6,7 +6,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -40,11 +39,8 @@ def refusal(capsys, *arguments) -> str:
     return err
 
 
-def test_help_is_quick_and_loads_no_jax():
-    command("--help")  # compiles the bytecode
-    started = time.monotonic()
+def test_help_loads_no_jax():  # which is what makes it quick; benchmarks/run.sh --cases=startup times it
     assert "generate" in command("--help").stdout
-    assert time.monotonic() - started < 1
     script = "import sys, irl_jax.cli as c; c.parse(['run', '--workdir=w']); c.load_config(''); sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
     assert "--config.SECTION.KEY=VALUE" in command("run", "--help").stdout

@@ -180,13 +180,10 @@ def test_what_is_no_workdir_is_one_line(make, words, tmp_path, capsys):
     assert out == "" and err.count("\n") == 1 and words in err and snapshot(tmp_path) == before
 
 
-def test_it_answers_within_a_second_and_loads_no_jax(tmp_path):
+def test_it_loads_no_jax(tmp_path):
     path = begun(tmp_path / "w", ["pretrain"])
     command = [sys.executable, "-c", f"import sys, irl_jax.cli as c; c.main(['status', {str(path)!r}]); sys.exit('jax' in sys.modules)"]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    started = time.monotonic()
     assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
-    assert time.monotonic() - started < 1
 
 
 @pytest.mark.slow
