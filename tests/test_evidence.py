@@ -180,13 +180,13 @@ def test_intervals_by_hand():
     found = effects.effect([(1.0, 0.3), (2.0, 0.4), (3.0, 0.0)])
     assert found.mean == 2 and found.seeds == 3 and found.high - 2 == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
     assert found.over_prompts == pytest.approx(1.959964 * 0.5 / 3, rel=1e-6) and 2 - found.low == pytest.approx(found.high - 2)
-    close = effects.effect([(1.0, 0.3), (1.0, 0.4)])  # the seeds agree by chance: the prompts' error counts; t(0.975, 1) = 12.7062
-    assert close.high - 1 == pytest.approx(12.7062 * 0.25, rel=1e-5)
+    close = effects.effect([(1.0, 0.3), (1.0, 0.4)])  # the seeds agree by chance: the prompts' error counts
+    assert close.high - 1 == pytest.approx(1.959964 * 0.25, rel=1e-6) == close.over_prompts
     one = effects.effect([(1.0, 0.3)])
     assert (one.low, one.high) == pytest.approx((1 - 1.959964 * 0.3, 1 + 1.959964 * 0.3)) and one.seeds == 1
     unknown = effects.effect([(1.0, None)])
     assert math.isnan(unknown.low) and math.isnan(unknown.over_prompts) and effects.effect([]) is None
-    assert effects.effect([(1.0, None), (2.0, 0.1)]).high == pytest.approx(1.5 + 12.7062 * 0.5, rel=1e-5)
+    assert effects.effect([(1.0, None), (2.0, 0.1)]).high == pytest.approx(1.5 + 12.7062 * 0.5, rel=1e-5)  # t(0.975, 1)
     assert effects.minus((3.0, 0.3), (1.0, 0.4)) == (2.0, pytest.approx(0.5)) and effects.minus((3.0, 0.3), (1.0, None)) == (2.0, None)
 
 

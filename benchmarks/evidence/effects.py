@@ -3,12 +3,12 @@
 With v_s the effect of seed s of S and e_s its standard error over prompts:
 
     mean = sum_s v_s / S,  SE_prompts = sqrt(sum_s e_s^2) / S,  SE_seeds = std_s(v_s) / sqrt(S)
-    interval over seeds and prompts = mean +- t(0.975, S - 1) max(SE_seeds, SE_prompts)
     interval over these prompts alone = mean +- 1.96 SE_prompts
+    interval over seeds and prompts = mean +- max(t(0.975, S - 1) SE_seeds, 1.96 SE_prompts)
 
-Every seed has data, prompts, training and samples of its own, so SE_seeds holds the prompts' noise too; with few seeds it can come out
-smaller than that noise alone by chance, so the larger of the two counts. Student's t pays for the few seeds. With one seed, only the
-interval over prompts is known.
+Every seed has data, prompts, training and samples of its own, so SE_seeds holds the prompts' noise too, and Student's t pays for the few
+seeds it is estimated from; where the seeds lie closer by chance than their prompts allow, the wider interval counts. With one seed, only
+the interval over prompts is known.
 """
 
 from __future__ import annotations
@@ -59,10 +59,9 @@ def effect(values: Sequence[Value]) -> Effect | None:
         return None
     pooled = pool([value for value, _ in values], [stderr for _, stderr in values])
     count, prompts = len(values), pooled.over_prompts
+    half = NORMAL * prompts
     if count > 1:
-        half = float(stats.t.ppf(0.975, count - 1)) * max(pooled.over_runs, 0.0 if math.isnan(prompts) else prompts)
-    else:
-        half = NORMAL * prompts
+        half = max(float(stats.t.ppf(0.975, count - 1)) * pooled.over_runs, 0.0 if math.isnan(half) else half)
     return Effect(pooled.mean, pooled.mean - half, pooled.mean + half, NORMAL * prompts, count)
 
 

@@ -38,11 +38,11 @@ Each goes on where it was stopped. Golden rewards reach no training step and no 
 same kind of machine gives every number again, the seconds aside.
 """
 
-RULES = f"""An interval is 95%. With v the effect of each of S seeds and e its standard error over prompts, the mean has
-t(0.975, S - 1) max(std(v) / sqrt(S), sqrt(sum e²) / S) on either side: every seed has data, prompts, training and samples of its own, so
-that the spread over seeds holds the prompts' noise as well, and the larger of the two is taken since a few seeds may lie close by chance.
-Beside it stands 1.96 sqrt(sum e²) / S, what the prompts of these very runs leave open; with one seed that is all there is. The error of a
-difference of two rewards' win rates takes them for independent (they share samples, so it is too wide).
+RULES = f"""An interval is 95%. With v the effect of each of S seeds and e its standard error over prompts, 1.96 sqrt(sum e²) / S on either
+side of the mean is what the prompts of these very runs leave open; the interval over seeds and prompts is the wider of that and
+t(0.975, S - 1) std(v) / sqrt(S): every seed has data, prompts, training and samples of its own, so that the spread over seeds holds the
+prompts' noise as well, but a few seeds may lie close by chance. With one seed the prompts' is all there is. The error of a difference of
+two rewards' win rates takes them for independent (they share samples, so it is too wide).
 
 Effects are positive where they agree with the claim. A claim **holds** where the interval lies above 0; it **does not hold** where the
 interval lies below {claims.MARGIN} (of a win rate, of golden, of a share, of a correlation, nats), which is what we call worth having; else
