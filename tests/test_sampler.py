@@ -140,6 +140,34 @@ def test_filters(temperature, top_k, top_p):
     np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(("logits", "top_k", "top_p", "kept"), [
+    ([1.0, 3.0, 3.0, 0.0], 1, 1.0, [1, 2]),  # ties stay
+    ([1.0, 3.0, 3.0, 0.0], 0, 0.3, [1, 2]),
+    ([0.0, -0.0, -1.0], 1, 1.0, [0, 1]),
+    ([-3.0, -0.0, 0.0, 5.0], 2, 1.0, [1, 2, 3]),
+    ([-np.inf, 2.0, -np.inf], 2, 1.0, [1]),  # what was impossible stays so
+    ([-np.inf, 2.0, -np.inf, 2.0], 0, 0.99, [1, 3]),
+    ([3e38, -3e38, 1e-40, -1e-40], 1, 1.0, [0]),
+    ([-200.0, -100.0, -300.0], 0, 0.5, [1]),
+    ([-200.0, -100.0, -300.0], 2, 1.0, [0, 1]),
+    ([7.0], 3, 0.5, [0]),
+])  # fmt: skip
+def test_filters_at_the_edges(logits, top_k, top_p, kept):
+    ours = np.asarray(filter_logits(jnp.asarray(logits, jnp.float32), 1.0, top_k, top_p))
+    assert np.flatnonzero(np.isfinite(ours)).tolist() == kept and (ours[kept] == np.float32(logits)[kept]).all()
+
+
+def test_filters_of_a_large_vocabulary_keep_what_sorting_does():
+    logits = np.random.default_rng(3).normal(size=(3, 30_000)).astype(np.float32) * 3
+    for row, by_k, by_p in zip(logits, *(np.asarray(filter_logits(jnp.asarray(logits), **only)) for only in ({"top_k": 700}, {"top_p": 0.9})),
+                               strict=True):
+        assert set(np.flatnonzero(np.isfinite(by_k))) == set(np.argsort(-row)[:700])
+        mass = np.sort(np.exp(np.float64(row)))[::-1].cumsum()
+        count = int(np.searchsorted(mass, 0.9 * mass[-1])) + 1
+        kept = np.isfinite(by_p)
+        assert abs(int(kept.sum()) - count) <= 2 and row[kept].min() > row[~kept].max()  # float32 sums of 30,000 round
+
+
 # ---- whole samples ----
 
 
