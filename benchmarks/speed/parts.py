@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from benchmarks.speed import sizes, timing
-from irl_jax.drawing import draw
+from irl_jax.drawing import draw, filter_logits
 from irl_jax.models import families, transformer
 
 SAMPLES, STEPS, REPEATS = 16, 32, 5
@@ -30,7 +30,8 @@ def parts(size) -> dict[str, float]:
     found = {f"decode, {length} response tokens in the cache": _milliseconds(_decode(config, length), variables)
              for length in (8, size.response)}
     found["matrix products alone"] = _milliseconds(_products(config, rows), variables["params"])
-    found["draws alone"] = _milliseconds(_draws, logits)
+    for name, top_p in (("draws alone", 1.0), ("draws alone, top-p 0.95", 0.95)):
+        found[name] = _milliseconds(_draws(top_p), logits)
     return found
 
 
@@ -71,12 +72,15 @@ def _products(config, rows: int):
     return run
 
 
-def _draws(logits):
-    def body(step, total):
-        tokens, logprobs = draw(logits + 1e-9 * total, jnp.full(logits.shape[:-1], 0.5))
-        return total + logprobs.sum() + tokens.sum()
+def _draws(top_p: float):
+    def run(logits):
+        def body(step, total):
+            tokens, logprobs = draw(filter_logits(logits + 1e-9 * total, top_p=top_p), jnp.full(logits.shape[:-1], 0.5))
+            return total + logprobs.sum() + tokens.sum()
 
-    return lax.fori_loop(0, STEPS, body, 0.0)
+        return lax.fori_loop(0, STEPS, body, 0.0)
+
+    return run
 
 
 def _milliseconds(function, argument) -> float:
