@@ -4,8 +4,9 @@
   python -m irl_jax run --config=configs/imdb.py:smoke --workdir=runs/imdb-smoke  # under 3 minutes
 
 init: a GPT-2-architecture model pretrained on unlabelled reviews; `--config.model.path=gpt2` takes the hub's GPT-2 instead.
-Elsewhere, set IRL_JAX_SHARED or the three paths below. Data: the Large Movie Review Dataset as JSONL of {rating, text}; `--config.data.source=tfds:imdb_reviews
---config.data.fields.rating=label --config.data.min_rating=1` reads TensorFlow Datasets' copy where it is prepared.
+Elsewhere, set IRL_JAX_SHARED or the three paths below. Data: the Large Movie Review Dataset as JSONL of {rating, text};
+`--config.data.source=tfds:imdb_reviews --config.data.fields.rating=label --config.data.min_rating=1` reads TensorFlow Datasets' copy where
+it is prepared.
 Golden: a text classifier fitted to the human stars of the other split, on windows as long as the responses.
 """
 

@@ -73,9 +73,10 @@ def test_bad_records_are_one_line_and_bind_no_workdir(tmp_path, capsys, stage, l
     good = source.read_text().splitlines()
     source.write_text("\n".join([*good[:2], line, *good[2:]]) + "\n")
     file = tmp_path / "config.py"
-    file.write_text("import sys\nsys.path.insert(0, %r)\nfrom tiny import tiny_config\ndef get_config(name=''):\n    return tiny_config(**%r)\n" % (
-        str(ROOT / "tests"), {"model__path": config.model.path, "data__source": config.data.source, "golden__kind": "none",
-                              "data__max_prompt_tokens": 8, "data__max_response_tokens": 8, "reward__recipes": ("init_sft",)}))
+    settings = {"model__path": config.model.path, "data__source": config.data.source, "golden__kind": "none",
+                "data__max_prompt_tokens": 8, "data__max_response_tokens": 8, "reward__recipes": ("init_sft",)}
+    file.write_text(f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nfrom tiny import tiny_config\n"
+                    f"def get_config(name=''):\n    return tiny_config(**{settings!r})\n")
     status = cli.main(["run", f"--config={file}", f"--workdir={tmp_path / 'w'}"])
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert status == 2 and error.startswith("irl_jax: error:") and message in error
