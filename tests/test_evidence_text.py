@@ -329,7 +329,7 @@ def paper_config(name, variant, out, shared):
 @pytest.mark.parametrize("name", PAPER)
 def test_the_configs_pass_the_check(name, tmp_path, shared, monkeypatch):
     monkeypatch.setenv("IRL_JAX_SHARED", str(shared))
-    for variant in ("", "smoke"):
+    for variant in ("", "smoke", *(("top_p", "top_p_smoke") if name != "hh" else ())):
         check(paper_config(name, variant, tmp_path, shared))
 
 

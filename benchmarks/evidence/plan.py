@@ -107,7 +107,7 @@ def _baselines_hh(folder: pathlib.Path) -> dict:
 
 
 def _text(file: str, top_p: bool = False) -> dict:
-    return {BASE: (f"configs/paper/{file}.py", {"sample.top_p": "0.95"} if top_p else {})}
+    return {BASE: (f"configs/paper/{file}.py" + ":top_p" * top_p, {})}
 
 
 _STARS = "a classifier fitted to the human stars of other films' reviews"

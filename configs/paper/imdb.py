@@ -1,11 +1,13 @@
 """The paper's comparison on movie reviews: every recipe's reward and policy, an ensemble, the adversarial loop, DPO and rejection.
 
   python -m irl_jax run --config=configs/paper/imdb.py --workdir=runs/paper/imdb --config.seed=0
-  python -m irl_jax run --config=configs/paper/imdb.py:smoke --workdir=runs/paper/imdb-smoke
+  python -m irl_jax run --config=configs/paper/imdb.py:top_p --workdir=runs/paper/imdb_top_p --config.seed=0   # another sampling law
+  python -m irl_jax run --config=configs/paper/imdb.py:smoke --workdir=runs/paper/imdb-smoke                    # and :top_p_smoke
 
 Data, models, golden and paths are those of configs/imdb.py. The seed draws everything but the judge: the split into training, development
 and evaluation prompts, which words of a review are its prompt, which reviews are demonstrations, all training and all samples.
-`--config.sample.top_p=0.95` makes the same run under another sampling law.
+":top_p" asks whether the order of the recipes turns on the sampling law: every sample is drawn at top-p 0.95; the recipes' rewards and
+the policies of init_sft and init_demo are all it has.
 """
 
 import pathlib
@@ -21,18 +23,23 @@ VARIANTS = (
 
 
 def get_config(name: str = ""):
-    if name not in ("", "smoke"):
-        raise ValueError(f"configs/paper/imdb.py: unknown variant '{name}'; only 'smoke'")
-    c = load_config(f"{pathlib.Path(__file__).resolve().parent.parent / 'imdb.py'}:{name}")
-    c.variants = VARIANTS
-    c.policy.recipes = ("init_sft", "init_demo", "sft_demo", "log_ratio")
+    law, _, size = name.rpartition("_") if name.endswith("smoke") else (name, "", "")
+    if law not in ("", "top_p") or size not in ("", "smoke"):
+        raise ValueError(f"configs/paper/imdb.py: unknown variant '{name}'; one of 'top_p', 'smoke', 'top_p_smoke'")
+    c = load_config(f"{pathlib.Path(__file__).resolve().parent.parent / 'imdb.py'}:{size}")
     c.policy.keep_rollouts_every = 5
-    c.dpo.recipes = ("init_sft",)
-    c.rejection.recipes = ("init_sft",)
-    c.adversarial.rounds = 50
-    c.adversarial.reward_rows = 32
     c.eval.best_of = (1, 2, 4, 5, 8, 10, 16, 30, 32, 50, 64)
-    if name == "smoke":
+    if law:
+        c.sample.top_p = 0.95
+        c.policy.recipes = ("init_sft", "init_demo")
+    else:
+        c.variants = VARIANTS
+        c.policy.recipes = ("init_sft", "init_demo", "sft_demo", "log_ratio")
+        c.dpo.recipes = ("init_sft",)
+        c.rejection.recipes = ("init_sft",)
+        c.adversarial.rounds = 50
+        c.adversarial.reward_rows = 32
+    if size:
         _smoke(c)
     return c
 

@@ -2,11 +2,14 @@
 
   python -m benchmarks.evidence.paradetox --tsv=PATH/paradetox.tsv --out=runs/paper/paradetox      # makes the files named below
   python -m irl_jax run --config=configs/paper/paradetox.py --workdir=runs/paper/paradetox/seed-0 --config.seed=0
-  python -m irl_jax run --config=configs/paper/paradetox.py:smoke --workdir=runs/paper/paradetox/smoke
+  python -m irl_jax run --config=configs/paper/paradetox.py:top_p --workdir=runs/paper/paradetox_top_p/seed-0 --config.seed=0
+  python -m irl_jax run --config=configs/paper/paradetox.py:smoke --workdir=runs/paper/paradetox/smoke        # and :top_p_smoke
 
 Golden is the probability of a toxicity classifier, fitted to sentences that are in no demonstration, that the response is polite, times how
 much of the toxic sentence's content it keeps. Labels, for the recipe `preference`: the rewrite over the toxic sentence itself, which is a
 pair by nature and not by a rater. The seed draws the split, all training and all samples; the judge's sentences are always the same.
+":top_p" asks whether the order of the recipes turns on the sampling law: every sample is drawn at top-p 0.95; the recipes' rewards and the
+policies of init_sft and init_demo are all it has.
 """
 
 import os
@@ -17,8 +20,9 @@ FOLDER = os.path.join("runs", "paper", "paradetox", "data")  # of benchmarks/evi
 
 
 def get_config(name: str = ""):
-    if name not in ("", "smoke"):
-        raise ValueError(f"configs/paper/paradetox.py: unknown variant '{name}'; only 'smoke'")
+    law, _, size = name.rpartition("_") if name.endswith("smoke") else (name, "", "")
+    if law not in ("", "top_p") or size not in ("", "smoke"):
+        raise ValueError(f"configs/paper/paradetox.py: unknown variant '{name}'; one of 'top_p', 'smoke', 'top_p_smoke'")
     c = default()
     shared = os.environ.get("IRL_JAX_SHARED", os.path.join("..", "shared"))
     c.model.path = os.path.join(shared, "models", "imdb-gpt2-6m")
@@ -43,12 +47,14 @@ def get_config(name: str = ""):
     c.reward.steps = 100
     c.reward.learning_rate = 3e-4  # of whole trunks
     c.reward.batch_size = 48
-    c.policy.recipes = ("init_sft", "init_demo", "sft_demo", "preference")
+    if law:
+        c.sample.top_p = 0.95
+    c.policy.recipes = ("init_sft", "init_demo") if law else ("init_sft", "init_demo", "sft_demo", "preference")
     c.policy.batch_size = 8
     c.policy.learning_rate = 2e-4
     c.policy.keep_rollouts_every = 5
     c.eval.best_of = (1, 2, 4, 5, 8, 10, 16, 30, 32, 50, 64)
-    if name == "smoke":
+    if size:
         _smoke(c)
     return c
 
