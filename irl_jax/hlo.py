@@ -21,7 +21,7 @@ _NAME = re.compile(r"%([\w.\-]+)")
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 _FREE = {"async-update", "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id",
          "custom-call", "iota", "opt-barrier", "domain"}  # fmt: skip
-_CALLS = {"fusion", "call", "async-start"}
+_FUSED = {"fusion", "async-start"}
 _PASSES = {"custom-call", "parameter", "get-tuple-element", "tuple"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
 
@@ -91,42 +91,45 @@ class Program:
         """The cost of one run of a computation, the entry unless named, with everything it calls."""
         name = computation or self.entry
         if name not in self._costs:
-            total, channels = self._own(name)
-            for kind, sent, memory in channels.values():
-                total = total.add(Cost(memory=memory, network={kind: sent}))
+            total, sent = self._own(name)
+            for kind, size, memory in sent.values():
+                total = total.add(Cost(memory=memory, network={kind: size}))
             self._costs[name] = total
         return self._costs[name]
 
     def _own(self, name: str) -> tuple[Cost, dict[str, tuple[Kind, float, float]]]:
-        """(cost without this computation's collectives, {channel: (kind, bytes sent, bytes of memory)}).
+        """(cost without this computation's collectives, {chain or name: (kind, bytes sent, bytes of memory)}).
 
-        A collective that runs beside other work stands in several fusions (its start, its middle, its end) under one channel.
+        A collective that runs beside other work stands in several fusions (its start, its middle, its end), which share a chain; outside of
+        fusions each is one of its own: where the layers are not in a loop, those of all layers have one channel.
         """
         total = Cost()
-        channels: dict[str, tuple[Kind, float, float]] = {}
+        sent: dict[str, tuple[Kind, float, float]] = {}
         for one in self.computations[name]:
             kind = one.opcode.removesuffix("-start")
             if one.opcode == "while":
                 total = total.add(self.cost(_called(one, "body")), self.trips(name, one))
             elif one.opcode == "conditional":
                 total = total.add(max(map(self.cost, _branches(one)), key=lambda c: (c.flops, c.memory)))
-            elif one.opcode in _CALLS and (called := _attribute(one, "calls") or _attribute(one, "to_apply")):
+            elif one.opcode == "call":
+                total = total.add(self.cost(_called(one, "to_apply")))
+            elif one.opcode in _FUSED and (called := _attribute(one, "calls")):
                 inner, sends = self._own(called)
-                total = total.add(inner._replace(memory=inner.memory if one.opcode == "call" else 0.0))
+                total = total.add(inner._replace(memory=0.0))
                 if called.startswith("all-reduce-scatter"):  # one operation of the network, written as two
-                    sends = {key: (("reduce-scatter", far), sent / 2, moved) for key, ((_, far), sent, moved) in sends.items()}
-                channels |= sends
+                    sends = {f"{one.name}/{key}": (("reduce-scatter", far), size / 2, moved)
+                             for key, ((_, far), size, moved) in sends.items()}
+                sent |= sends
             elif kind in COLLECTIVES and not one.opcode.endswith("-done"):
-                key = re.search(r"channel_id=(\d+)", one.text)
-                channels[key[1] if key else one.name] = (*self._sent(name, one, kind), self._through(name, one))
+                sent[_chain(one) or one.name] = (*self._sent(name, one, kind), self._through(name, one))
                 continue
             elif one.opcode == "send" and "_xla_megascale_transfer_type" in one.text:
                 size = sum(array.bytes for array in self._arrays(name, one.operands[0]))
-                channels[_found(r"channel_id=(\d+)", one.text)[1]] = (*between_slices(one.text, size), 0.0)
+                sent[one.name] = (*between_slices(one.text, size), 0.0)
             elif one.opcode in ("dot", "convolution"):
                 total = total.add(Cost(flops=product_flops(one, [self._arrays(name, o)[0] for o in one.operands[:2]])))
             total = total.add(Cost(memory=self._memory(name, one)))
-        return total, channels
+        return total, sent
 
     def _arrays(self, computation: str, operand: str) -> tuple[Array, ...]:
         found = self.symbols[computation].get(operand)
@@ -390,6 +393,12 @@ def _found(pattern: str, text: str) -> re.Match[str]:
 def _attribute(one: Instruction, key: str) -> str | None:
     found = re.search(rf"\b{key}=%?([\w.\-]+)", one.text)
     return found[1] if found else None
+
+
+def _chain(one: Instruction) -> str | None:
+    """What the parts of one collective share that stands in several fusions: its channel, and which of the channel's chains it is."""
+    channel, chain = re.search(r"channel_id=(\d+)", one.text), re.search(r'chain_id="(\d+)"', one.text)
+    return f"{channel[1]}/{chain[1]}" if channel and chain else None
 
 
 def _called(one: Instruction, key: str) -> str:

@@ -141,7 +141,7 @@ NETWORK = """HloModule m
 
 %part (a: f32[8]) -> f32[32] {
   %a = f32[8]{0} parameter(0)
-  ROOT %g = f32[32]{0} all-gather(%a), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %g = f32[32]{0} all-gather(%a), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}, frontend_attributes={chain_id="0"}
 }
 
 %all-reduce-scatter.1 (a: f32[32]) -> f32[8] {
@@ -171,6 +171,18 @@ def test_what_a_device_sends():
                     ("collective-permute", False): 32}  # fmt: skip
     far = hlo.Program(NETWORK, slice_devices=2).cost().network
     assert far[("all-reduce", True)] == 128 and far[("all-gather", True)] == 96 and far[("collective-permute", False)] == 32
+
+
+def test_collectives_of_one_channel_outside_of_fusions_are_several():
+    """Layers that are not in a loop are copies of one function, and so have its channels."""
+    again = "  %r = f32[32]{0} all-reduce(%end), channel_id=3, replica_groups={{0,2},{1,3}}, to_apply=%add\n"
+    assert NETWORK.count(again) == 1
+    text = NETWORK.replace(again, again + again.replace("%r =", "%r2 ="))
+    text = text.replace("  %end = ", "  %other = f32[32]{0} fusion(%a), kind=kLoop, calls=%part2\n  %end = ")
+    text = text.replace("%all-reduce-scatter.1 (a", NETWORK[NETWORK.index("%part"):NETWORK.index("%all-reduce-s")].replace(
+        "%part", "%part2").replace('chain_id="0"', 'chain_id="1"') + "%all-reduce-scatter.1 (a", 1)
+    sent = hlo.Program(text).cost().network
+    assert sent[("all-reduce", False)] == 2 * (2 * 128 / 2) and sent[("all-gather", False)] == 2 * 3 * 32
 
 
 def test_what_goes_to_other_slices_through_the_host():
