@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from benchmarks.evidence import plan
 from benchmarks.evidence.claims import FAILS, HOLDS, MARGIN, UNKNOWN, UNTESTED, N, Tested, verdict
+from benchmarks.evidence.drawing import Line
 from benchmarks.evidence.effects import Effect, Study, number, paired, win
 from benchmarks.evidence.figures import TRAINED, ns_of, training_line
 from irl_jax.config import LEARNT
 
+GOLDEN_OF_SFT = number("results", "policies", "sft", "golden_mean", stderr="golden_stderr")
 NEED = "Not known yet: {experiments} must be run for it."
 
 
@@ -78,9 +78,8 @@ def demonstrations(studies: Mapping[str, Study]) -> list[str]:
         HOLDS: f"Best-of-16 by `init_sft` gained more over sft with more demonstrations {numbers}: collect them before you tune anything.",
         FAILS: f"More demonstrations did not raise what best-of-16 by `init_sft` gains over the sft of the same data {numbers}.",
     }.get(verdict(more, MARGIN), f"Whether more demonstrations raise the gain of best-of-16 by `init_sft` could not be told {numbers}.")]
-    golden = number("results", "policies", "sft", "golden_mean", stderr="golden_stderr")
-    few, many, more = study.effect(golden, factor.cells[least]), study.effect(golden, factor.cells[most]), study.contrast(
-        golden, factor.cells[most], factor.cells[least])
+    few, many, more = study.effect(GOLDEN_OF_SFT, factor.cells[least]), study.effect(GOLDEN_OF_SFT, factor.cells[most]), study.contrast(
+        GOLDEN_OF_SFT, factor.cells[most], factor.cells[least])
     return [*said, {
         HOLDS: f"sft itself was the better for them: golden {few.mean:.3f} with {least:,}, {many.mean:.3f} with {most:,}.",
         FAILS: f"sft itself was not the better for them: golden {few.mean:.3f} with {least:,}, {many.mean:.3f} with {most:,}.",
@@ -143,15 +142,15 @@ def policies(studies: Mapping[str, Study], tested: Mapping[str, Tested]) -> list
 
 
 def stopping(studies: Mapping[str, Study], tested: Mapping[str, Tested]) -> list[str]:
-    """Where golden was highest over training, and what tells without golden."""
+    """From which KL on golden is below sft's, and what tells without golden."""
     said = []
     for study in studies.values():
-        for line in filter(None, (training_line(study, role) for role in TRAINED)):
-            golden = np.array([one.mean for one in line.effects])
-            at, most = int(np.argmax(golden)), len(golden) - 1
-            if at < most and golden[at] - golden[most] > MARGIN:
-                said.append(f"{study.planned.title}, `{line.name}`: golden was highest at {line.x[at]:.2f} nats ({golden[at]:.3f}) and "
-                            f"{golden[most]:.3f} at the end, {line.x[most]:.2f} nats.")
+        sft = study.effect(GOLDEN_OF_SFT)
+        for line in filter(None, (training_line(study, role) for role in TRAINED if sft)):
+            at = below(line, sft)
+            if at is not None:
+                said.append(f"{study.planned.title}, `{line.name}`: golden was below sft's from {line.x[at]:.2f} nats of KL to sft on, "
+                            f"{line.effects[-1].mean:.3f} instead of {sft.mean:.3f} at the end ({line.x[-1]:.2f} nats).")
     if not any(training_line(study, role) for study in studies.values() for role in TRAINED):
         return [NEED.format(experiments="`testbed` or an experiment on text with a judge")]
     said.insert(0, {
@@ -165,6 +164,12 @@ def stopping(studies: Mapping[str, Study], tested: Mapping[str, Tested]) -> list
         FAILS: "Do not wait for an ensemble to warn you: its disagreement did not rise as golden fell.",
     }.get(tested["foresees"].verdict, "Whether an ensemble's disagreement warns in time could not be told: do not rely on it."))
     return said
+
+
+def below(line: Line, sft: Effect) -> int | None:
+    """From which point of training on the whole interval of golden lies below that of sft; None: not at the end."""
+    is_below = [one is not None and one.high < sft.low for one in line.effects]
+    return next((at for at in range(len(is_below)) if all(is_below[at:])), None)
 
 
 def _by_verdict(claim: Tested) -> str:

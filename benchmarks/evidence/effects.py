@@ -19,6 +19,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from scipy import stats
 
 from benchmarks.evidence import plan
@@ -26,6 +27,7 @@ from irl_jax.errors import UserError
 from irl_jax.evaluation.pooling import pool
 
 NORMAL = float(stats.norm.ppf(0.975))
+BLOCKS = 6  # of training steps, whose kept batches are pooled: a single batch has few prompts
 Value = tuple[float, float | None]  # an effect of one run, and its standard error over prompts
 
 
@@ -128,6 +130,34 @@ def _read(file: pathlib.Path) -> dict:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: is no record ({error}); remove it, or write it again with benchmarks.evidence.run") from None
     return record
+
+
+def over_training(curves: Sequence[Mapping], key: str) -> tuple[list[float], list[float], list[Effect | None]]:
+    """A quantity over training in BLOCKS blocks of the kept steps that all seeds have.
+
+    Args:
+      curves: a seed's lists each, "step", "kl", the quantity and its "_stderr" over a batch's prompts among them.
+
+    Returns:
+      (mean step, mean KL in nats and at least 0, pooled effect) of every block, as three lists.
+    """
+    common = sorted(set.intersection(*(set(curve["step"]) for curve in curves))) if curves else []
+    steps, kls, found = [], [], []
+    for block in np.array_split(common, min(BLOCKS, len(common))) if common else []:
+        places = [[curve["step"].index(step) for step in block] for curve in curves]
+        steps.append(float(block.mean()))
+        kls.append(max(0.0, float(np.mean([curve["kl"][i] for curve, own in zip(curves, places, strict=True) for i in own]))))
+        values = [mean([curve[key][i] for i in own], [(curve.get(f"{key}_stderr") or {i: None})[i] for i in own])
+                  for curve, own in zip(curves, places, strict=True)]
+        found.append(effect([value for value in values if value is not None]))
+    return steps, kls, found
+
+
+def mean(values: Sequence[float | None], stderrs: Sequence[float | None]) -> Value | None:
+    """The mean of independent figures; None where one is missing."""
+    if None in values:
+        return None
+    return sum(values) / len(values), None if None in stderrs else math.hypot(*stderrs) / len(stderrs)
 
 
 # ------------------------------------------------------------------ single figures of one record

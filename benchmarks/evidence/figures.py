@@ -21,7 +21,7 @@ from benchmarks.evidence.drawing import (
     role_lines,
     told,
 )
-from benchmarks.evidence.effects import Effect, Study, effect, number, paired, point, win
+from benchmarks.evidence.effects import Effect, Study, number, over_training, paired, point, win
 from irl_jax.config import LEARNT
 from irl_jax.evaluation.best_of_n import kl_bound
 from irl_jax.stages.plot_style import LIGHT
@@ -67,7 +67,7 @@ def win_rates(studies: Mapping[str, Study]) -> Drawn | None:
         for axes, (title, lines) in zip(planes[2:], ours.items(), strict=True):
             axes.set_title(title, loc="left")
             draw_lines(axes, lines, 0.5)
-            log_ticks(axes, [n for n in lines[0].x if n & (n - 1) == 0])
+            log_ticks(axes, [n for n in lines[0].x if n in (1, 4, 16, 64, 256)])
         for axes in planes:
             level(axes, 0.5, "sft")
             axes.set_xlabel("N (log scale)")
@@ -102,7 +102,7 @@ def frontier(study: Study) -> Drawn | None:
             draw_lines(axes, lines)
             axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0.0)), np.square))
             axes.set_xlim(left=0.0)
-            axes.locator_params(axis="x", nbins=5)
+            axes.set_xticks([float(f"{tick:.1g}") for tick in np.square(np.linspace(0, np.sqrt(axes.get_xlim()[1]), 5))[:-1]])
             axes.set_xlabel("KL to sft (nats, square-root scale)")
             if sft:
                 level(axes, sft.mean, "sft")
@@ -111,8 +111,8 @@ def frontier(study: Study) -> Drawn | None:
 
     words = ". ".join(f"{title}, at the end: {told(lines)}" for title, lines in panels)
     return render(f"frontier-{study.name}", f"Golden against KL to sft. {words}.",
-                  f"How much golden each nat of KL buys. {BANDS}. Points of training are kept batches of training prompts, at the mean KL "
-                  "of the seeds.", 3.4, draw)
+                  f"How much golden each nat of KL buys. {BANDS}. Points of training are the kept batches of a sixth of the steps, "
+                  "on training prompts, at their mean KL.", 3.4, draw)
 
 
 def _golden_at(reward: str, n: int):
@@ -124,14 +124,11 @@ def _golden_at(reward: str, n: int):
 
 
 def training_line(study: Study, role: str) -> Line | None:
-    """Golden over a policy's training against its KL: points of one step pooled over the seeds that have it."""
+    """Golden over a policy's training against its KL, in blocks of kept steps (`effects.over_training`)."""
     curves = [record["over_training"][role] for record in study.records.get(plan.BASE, {}).values() if record["over_training"].get(role)]
-    steps = sorted(set.intersection(*(set(curve["step"]) for curve in curves))) if curves else []
-    if len(steps) < 2:
+    _, kl, golden = over_training(curves, "golden")
+    if len(kl) < 2:
         return None
-    at = [[curve["step"].index(step) for curve in curves] for step in steps]
-    kl = [max(0.0, float(np.mean([curve["kl"][i] for curve, i in zip(curves, places, strict=True)]))) for places in at]
-    golden = [effect([(curve["golden"][i], curve["golden_stderr"][i]) for curve, i in zip(curves, places, strict=True)]) for places in at]
     return Line(role, kl, golden, recipe_of(role), not role.startswith("policy/") or role.rpartition("/")[2] not in LEARNT)
 
 
@@ -168,8 +165,8 @@ def sweep(study: Study, name: str) -> Drawn | None:
 
 def capacity(study: Study) -> Drawn | None:
     """The reward of `init_sft` by what of it is trained: gain of best-of-16, and rank correlation with golden."""
-    panels = (("best-of-16's golden less sft's", lambda reward: paired(f"best-of-16 by {reward} - sft")),
-              ("rank correlation with golden", lambda reward: number("results", "rewards", reward, "spearman_golden",
+    panels = (("golden of best-of-16,\nless sft's", lambda reward: paired(f"best-of-16 by {reward} - sft")),
+              ("rank correlation\nwith golden", lambda reward: number("results", "rewards", reward, "spearman_golden",
                                                                      stderr="spearman_golden_stderr")),
               ("held-out AUC", lambda reward: number("results", "rewards", reward, "heldout_auc", stderr="heldout_auc_stderr")))
     found = {title: {reward: one for reward in CAPACITIES if (one := study.effect(of(reward)))} for title, of in panels}
@@ -189,6 +186,6 @@ def capacity(study: Study) -> Drawn | None:
         planes[0].set_yticks(range(len(CAPACITIES)), CAPACITIES.values())
 
     words = "; ".join(f"{title}: " + ", ".join(f"{CAPACITIES[reward]} {one.mean:.3f}" for reward, one in effects.items())
-                      for title, effects in found.items())
+                      for title, effects in found.items()).replace("\n", " ")
     return render(f"capacity-{study.name}", f"The init_sft reward by what is trained of it. {words}.",
-                  "`init_sft` by what of the reward is trained. Bars are 95% intervals over seeds and prompts.", 2.2, draw)
+                  "`init_sft` by what of the reward is trained. Bars are 95% intervals over seeds and prompts.", 2.4, draw)

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.evidence import plan
 from benchmarks.evidence.drawing import Drawn, draw_lines, finish, grid, recipe_of, render, role_lines, told
-from benchmarks.evidence.effects import Effect, Study, effect, number
+from benchmarks.evidence.effects import Effect, Study, effect, number, over_training
 from benchmarks.evidence.figures import BANDS
 from irl_jax.config import LEARNT
 from irl_jax.stages.plot_style import LIGHT, SOURCES, Point, name_points
@@ -171,8 +171,10 @@ def disagreement(study: Study) -> Drawn | None:
     rows = {role: of for role, of in rows.items() if of and len(of[0]["step"]) > 1}
     if not rows:
         return None
-    panels = [(title, [line for role, of in rows.items() for line in role_lines({role: _by_step(of, key)}, _steps(of))])
-              for key, title in (("golden", "golden"), ("std", "members' standard deviation (nats)"))]
+    panels = []
+    for key, title in (("golden", "golden"), ("std", "members' standard deviation (nats)")):
+        found = {role: over_training(of, key) for role, of in rows.items()}
+        panels.append((title, [line for role, (steps, _, effects) in found.items() for line in role_lines({role: effects}, steps)]))
     for _, lines in panels:
         lines[-1:] = [lines[-1]._replace(dashed=len(rows) > 1)]
 
@@ -186,16 +188,6 @@ def disagreement(study: Study) -> Drawn | None:
 
     words = ". ".join(f"{title}, at the end: {told(lines)}" for title, lines in panels)
     return render(f"disagreement-{study.name}", f"Golden and an ensemble's disagreement over training. {words}.",
-                  f"Policies trained against an ensemble, on kept batches of training prompts. {BANDS}.", 3.0, draw)
+                  "Policies trained against an ensemble; points are the kept batches of a sixth of the steps, on training prompts. "
+                  f"{BANDS}.", 3.0, draw)
 
-
-def _steps(rows) -> list[int]:
-    return sorted(set.intersection(*(set(row["step"]) for row in rows)))
-
-
-def _by_step(rows, key: str) -> list[Effect | None]:
-    found = []
-    for step in _steps(rows):
-        values = [(row[key][row["step"].index(step)], None) for row in rows]
-        found.append(effect([value for value in values if value[0] is not None]))
-    return found
