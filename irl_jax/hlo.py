@@ -6,50 +6,20 @@ costs its layers. All figures are of one device, whose program the text of a par
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-_WIDTH = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4,
-          "f64": 8, "s64": 8, "u64": 8, "c64": 8, "c128": 16}  # fmt: skip
-_ARRAY = re.compile(r"\b(pred|bf16|f8\w+|[fsuc]\d+)\[([\d,]*)\](?:\{([^}]*)\})?")
-_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)")
-_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
-_NAME = re.compile(r"%([\w.\-]+)")
+from irl_jax import hlo_text
+from irl_jax.hlo_text import Array, Instruction
+
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 _FREE = {"async-update", "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id",
          "custom-call", "iota", "opt-barrier", "domain"}  # fmt: skip
 _FUSED = {"fusion", "async-start"}
 _PASSES = {"custom-call", "parameter", "get-tuple-element", "tuple"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
-
-
-class Array(NamedTuple):
-    """One array of a type. space: 0 is the device's main memory, 1 and up are its caches and counters."""
-
-    dtype: str
-    dims: tuple[int, ...]
-    space: int
-
-    @property
-    def bytes(self) -> float:
-        """Its size without padding."""
-        return math.prod(self.dims) * _WIDTH.get(self.dtype, 1)
-
-
-class Instruction(NamedTuple):
-    """One line of a computation. operands: names. text: the line from the operands on."""
-
-    name: str
-    opcode: str
-    arrays: tuple[Array, ...]
-    operands: tuple[str, ...]
-    text: str
-    root: bool
-
-
 Kind = tuple[str, bool]  # of a collective, from COLLECTIVES, and whether it crosses slices
 
 
@@ -82,7 +52,7 @@ class Program:
     """
 
     def __init__(self, text: str, dynamic_trips: float = 1.0, slice_devices: int = 0):
-        self.computations, self.entry = parse(text)
+        self.computations, self.entry = hlo_text.parse(text)
         self.symbols = {name: {one.name: one for one in lines} for name, lines in self.computations.items()}
         self.dynamic_trips, self.slice_devices = dynamic_trips, slice_devices
         self._costs: dict[str, Cost] = {}
@@ -108,12 +78,12 @@ class Program:
         for one in self.computations[name]:
             kind = one.opcode.removesuffix("-start")
             if one.opcode == "while":
-                total = total.add(self.cost(_called(one, "body")), self.trips(name, one))
+                total = total.add(self.cost(hlo_text.called(one, "body")), self.trips(name, one))
             elif one.opcode == "conditional":
-                total = total.add(max(map(self.cost, _branches(one)), key=lambda c: (c.flops, c.memory)))
+                total = total.add(max(map(self.cost, hlo_text.branches(one)), key=lambda c: (c.flops, c.memory)))
             elif one.opcode == "call":
-                total = total.add(self.cost(_called(one, "to_apply")))
-            elif one.opcode in _FUSED and (called := _attribute(one, "calls")):
+                total = total.add(self.cost(hlo_text.called(one, "to_apply")))
+            elif one.opcode in _FUSED and (called := hlo_text.attribute(one, "calls")):
                 inner, sends = self._own(called)
                 total = total.add(inner._replace(memory=0.0))
                 if called.startswith("all-reduce-scatter"):  # one operation of the network, written as two
@@ -121,7 +91,7 @@ class Program:
                              for key, ((_, far), size, moved) in sends.items()}
                 sent |= sends
             elif kind in COLLECTIVES and not one.opcode.endswith("-done"):
-                sent[_chain(one) or one.name] = (*self._sent(name, one, kind), self._through(name, one))
+                sent[_chain(one) or f"{name}/{one.name}"] = (*self._sent(name, one, kind), self._through(name, one))
                 continue
             elif one.opcode == "send" and "_xla_megascale_transfer_type" in one.text:
                 size = sum(array.bytes for array in self._arrays(name, one.operands[0]))
@@ -145,17 +115,17 @@ class Program:
         return self.dynamic_trips if counted is None else counted
 
     def _counted(self, computation: str, loop: Instruction) -> float | None:
-        condition, body = _called(loop, "condition"), _called(loop, "body")
-        test = _root(self.computations[condition])
+        condition, body = hlo_text.called(loop, "condition"), hlo_text.called(loop, "body")
+        test = hlo_text.root(self.computations[condition])
         if test.opcode != "compare" or "direction=LT" not in test.text:
             return None
-        counter = _element(self.symbols[condition].get(test.operands[0]))
+        counter = hlo_text.element(self.symbols[condition].get(test.operands[0]))
         start = self.symbols[computation].get(loop.operands[0])
         if counter is None or start is None or start.opcode != "tuple":
             return None
         bound = self._constant(condition, test.operands[1])
         if bound is None:  # kept in the loop's state
-            index = _element(self.symbols[condition].get(test.operands[1]))
+            index = hlo_text.element(self.symbols[condition].get(test.operands[1]))
             bound = None if index is None else self._constant(computation, start.operands[index])
         if bound is None:
             return None
@@ -165,7 +135,7 @@ class Program:
 
     def _step(self, body: str, counter: int) -> int:
         """What a round adds to the counter; 1 where it cannot be seen."""
-        root = _root(self.computations[body])
+        root = hlo_text.root(self.computations[body])
         added = self.symbols[body].get(root.operands[counter]) if root.opcode == "tuple" else None
         if added is None or added.opcode != "add":
             return 1
@@ -185,7 +155,7 @@ class Program:
         if kind == "collective-permute":
             pairs = re.findall(r"\{(\d+),(\d+)\}", one.text)
             return (kind, self._far(pairs)), size
-        group = replica_group(one.text)
+        group = hlo_text.replica_group(one.text)
         n = len(group) or 1
         return (kind, self._far([group])), size * _ring(kind, n)
 
@@ -211,7 +181,7 @@ class Program:
         if one.opcode == "copy-start":
             return sum(array.bytes for array in one.arrays[:2] if array.space == 0)
         if one.opcode == "fusion":
-            called = _called(one, "calls")
+            called = hlo_text.called(one, "calls")
             each = (_main(self._arrays(computation, operand)) and self._reads(called, index) for index, operand in enumerate(one.operands))
             return sum(each) + self._writes(called, one)
         return _main(one.arrays) + sum(_main(self._arrays(computation, operand)) for operand in one.operands)
@@ -230,14 +200,14 @@ class Program:
             if user.opcode in _SLICES and place == 0:
                 total += sum(array.bytes for array in user.arrays)
             elif user.opcode == "fusion":
-                total += self._reads(_called(user, "calls"), place)
+                total += self._reads(hlo_text.called(user, "calls"), place)
             elif not (user.opcode == "dynamic-update-slice" and place == 0):
                 return sum(array.bytes for array in own.arrays)
         return min(total, sum(array.bytes for array in own.arrays))
 
     def _writes(self, called: str, one: Instruction) -> float:
         """Bytes that a fusion writes: where it updates an operand in place, only the update."""
-        root = _root(self.computations[called])
+        root = hlo_text.root(self.computations[called])
         names = root.operands if root.opcode == "tuple" else (root.name,)
         total = 0.0
         for name, array in zip(names, one.arrays, strict=False):
@@ -259,73 +229,20 @@ def _ring(kind: str, n: int) -> float:
 
 def between_slices(text: str, size: float) -> tuple[Kind, float]:
     """((kind, True), bytes sent) of what XLA hands to the host for other slices, which it writes as a send of `size` bytes."""
-    kind = _found(r'_xla_megascale_transfer_type="(\w+)"', text)[1].lower().replace("_", "-")
+    kind = hlo_text.found(r'_xla_megascale_transfer_type="(\w+)"', text)[1].lower().replace("_", "-")
     target = re.search(r'_xla_megascale_target="\{([^}]*)\}', text)  # such as {1,2} or {0:3}, the slices
     ends = [part.split(":") for part in target[1].split(",")] if target else [["0", "1"]]
     n = sum(int(part[-1]) - int(part[0]) + 1 for part in ends)
     return (kind if kind in COLLECTIVES else "collective-permute", True), size * _ring(kind, max(n, 2))
 
 
-def largest(text: str, count: int = 1) -> list[Array]:
-    """The biggest arrays that a program mentions anywhere, biggest first."""
-    found = {Array(dtype, tuple(int(d) for d in dims.split(",") if d), 0) for dtype, dims, _ in _ARRAY.findall(text)}
-    return sorted(found, key=lambda array: -array.bytes)[:count]
-
-
-def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    """({computation: its instructions}, name of the entry) of a module.
-
-    Raises: ValueError where the text has no entry computation.
-    """
-    computations: dict[str, list[Instruction]] = {}
-    entry, lines = None, None
-    for line in text.splitlines():
-        if header := _COMPUTATION.match(line):
-            lines = computations[header[2]] = []
-            entry = header[2] if header[1] else entry
-        elif lines is not None and (found := _INSTRUCTION.match(line)):
-            lines.append(_instruction(found))
-    if entry is None:
-        raise ValueError("the text has no ENTRY computation: not an HLO module")
-    return computations, entry
-
-
-def _instruction(found: re.Match[str]) -> Instruction:
-    rest = found[3]
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
-    opcode, _, _ = rest[end:].strip().partition("(")
-    text = rest[rest.index(opcode + "(", end) + len(opcode) :]
-    close = _closing(text, 0)
-    operands = tuple(_NAME.findall(text[: close + 1]))
-    return Instruction(found[2], opcode, arrays_of(rest[:end]), operands, text, bool(found[1]))
-
-
-def _closing(text: str, start: int) -> int:
-    """Where the bracket that opens at `start` closes."""
-    depth = 0
-    for index in range(start, len(text)):
-        depth += (text[index] == "(") - (text[index] == ")")
-        if not depth:
-            return index
-    return len(text) - 1
-
-
-def arrays_of(text: str) -> tuple[Array, ...]:
-    """The arrays of a type, a tuple's in order."""
-    arrays = []
-    for dtype, dims, layout in _ARRAY.findall(text):
-        space = re.search(r"S\((\d+)\)", layout)
-        arrays.append(Array(dtype, tuple(int(d) for d in dims.split(",") if d), int(space[1]) if space else 0))
-    return tuple(arrays)
-
-
 def product_flops(one: Instruction, operands: Sequence[Array]) -> float:
     """Operations of a dot or a convolution: 2 for each multiply-add whose factors both exist, as XLA's HloCostAnalysis counts."""
     left, right = operands
     if one.opcode == "dot":
-        contracted = _found(r"lhs_contracting_dims=\{([\d,]*)\}", one.text)[1]
+        contracted = hlo_text.found(r"lhs_contracting_dims=\{([\d,]*)\}", one.text)[1]
         return 2.0 * math.prod(one.arrays[0].dims) * math.prod(left.dims[int(d)] for d in contracted.split(",") if d)
-    a, b, c = _found(r"dim_labels=(\w+)_(\w+)->(\w+)", one.text).groups()
+    a, b, c = hlo_text.found(r"dim_labels=(\w+)_(\w+)->(\w+)", one.text).groups()
     written = re.search(r"window=\{([^}]*)\}", one.text)
     window = {key: values.split("x") for key, values in re.findall(r"(\w+)=([\w\-]+)", written[1] if written else "")}
     groups = {key: int((re.search(rf"{key}_group_count=(\d+)", one.text) or (0, 1))[1]) for key in ("feature", "batch")}
@@ -351,72 +268,10 @@ def _valid(size: int, kernel: int, out: int, stride: int, low: int, dilate: int,
     return total
 
 
-def replica_group(text: str) -> list[int]:
-    """The first group of devices of a collective, in any of HLO's three notations; [] where all are one."""
-    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
-        return [int(i) for i in listed[1].split(",") if i]
-    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        dims = [int(d) for d in iota[3].split(",")]
-        order = [int(d) for d in iota[4].split(",")] if iota[4] else list(range(len(dims)))
-        return _transposed(dims, order)[: int(iota[2])]
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
-        sizes = [(name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])]
-        split, grouped = [], set()
-        for name, size in sizes:
-            parts = {(int(p), int(s)) for p, s in re.findall(rf"'{re.escape(name)}':\((\d+)\)(\d+)", mesh[2])}
-            if parts:  # a part of an axis: (what stands before it) its size
-                before, width = min(parts)
-                split += [before, width, size // before // width]
-                grouped.add(len(split) - 2)
-            else:
-                split.append(size)
-                grouped |= {len(split) - 1} if f"'{name}'" in mesh[2] else set()
-        order = [d for d in range(len(split)) if d not in grouped] + sorted(grouped)
-        return _transposed(split, order)[: math.prod(split[d] for d in grouped)]
-    return []
-
-
-def _transposed(dims: list[int], order: list[int]) -> list[int]:
-    """0, 1, 2, ... laid out in `dims`, read with the axes in `order`."""
-    strides = [math.prod(dims[axis + 1 :]) for axis in range(len(dims))]
-    return [sum(i * strides[axis] for i, axis in zip(index, order, strict=True)) for index in
-            itertools.product(*(range(dims[axis]) for axis in order))]  # fmt: skip
-
-
-def _found(pattern: str, text: str) -> re.Match[str]:
-    """The match of what XLA writes in every instruction of a kind. Raises: ValueError where it is not there."""
-    if found := re.search(pattern, text):
-        return found
-    raise ValueError(f"no {pattern} in {text[:200]}")
-
-
-def _attribute(one: Instruction, key: str) -> str | None:
-    found = re.search(rf"\b{key}=%?([\w.\-]+)", one.text)
-    return found[1] if found else None
-
-
 def _chain(one: Instruction) -> str | None:
     """What the parts of one collective share that stands in several fusions: its channel, and which of the channel's chains it is."""
     channel, chain = re.search(r"channel_id=(\d+)", one.text), re.search(r'chain_id="(\d+)"', one.text)
     return f"{channel[1]}/{chain[1]}" if channel and chain else None
-
-
-def _called(one: Instruction, key: str) -> str:
-    return _found(rf"\b{key}=%?([\w.\-]+)", one.text)[1]
-
-
-def _branches(one: Instruction) -> list[str]:
-    listed = re.search(r"branch_computations=\{([^}]*)\}", one.text)
-    return _NAME.findall(listed[1]) if listed else [_called(one, f"{which}_computation") for which in ("true", "false")]
-
-
-def _element(one: Instruction | None) -> int | None:
-    found = re.search(r"index=(\d+)", one.text) if one and one.opcode == "get-tuple-element" else None
-    return int(found[1]) if found else None
-
-
-def _root(lines: list[Instruction]) -> Instruction:
-    return next((one for one in lines if one.root), lines[-1])
 
 
 def _main(arrays: Sequence[Array]) -> float:

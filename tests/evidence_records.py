@@ -48,7 +48,7 @@ def record(experiment="testbed", cell="base", seed=0, move=0.0, wins=None) -> di
         matched_pairs={"init_sft": {"tokens": dict(difference=0.3, stderr=0.1), "golden": dict(difference=0.1, stderr=0.1)}},
         shift={"init": shift(0.0), "sft": shift(0.3), "demo": shift(0.1 + seed / 1000), "policy/init_sft": shift(0.2)},
         judged_by={role: {"init_sft": 0.5} for role in ROLES},
-        disagreement={"policy/ensemble_far": {**curve, "std": [0.1, 0.1, 0.2, 0.4, 0.8, 1.0],
+        disagreement={"policy/ensemble_far": {**curve, "std": [0.1, 0.1, 0.2, 0.4, 0.8, 1.0], "std_stderr": [0.01] * 6,
                                               "foresees": {"spearman": 0.9 + seed / 100, "by_kl": 0.9}}})
     return dict(experiment=experiment, cell=cell, seed=seed, commit="0123456789abcdef", settings={}, seconds={"sft": 30.0, "analyses": 6.0},
                 results=dict(policies=policies, rewards={name: reward(gain) for name, gain in gains.items()}, paired=paired),

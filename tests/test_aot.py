@@ -9,7 +9,7 @@ import os
 import jax
 import pytest
 
-from irl_jax import chips, cli, hf, hlo, sharding
+from irl_jax import chips, cli, hf, hlo_text, sharding
 from irl_jax.errors import UserError
 from irl_jax.models import published, transformer
 from irl_jax.stages import aot, aot_advice, aot_steps, aot_table
@@ -241,7 +241,7 @@ def test_activations_keep_to_their_rows(libtpu):
     rows, length = program.arguments[2].tokens.shape
     _, text = aot.compile_program(program)
     assert rows != length
-    for array in hlo.largest(text, 10**6):
+    for array in hlo_text.largest(text, 10**6):
         whole = rows * length in array.dims or {rows, length} <= set(array.dims)
         assert not (whole and math.prod(array.dims) > rows * length * plan.model.width // 16 and array.dtype in ("bf16", "f32")), array
 

@@ -329,12 +329,12 @@ def test_the_figures_numbers(monkeypatch):
     assert [one.mean for one in curve.effects] == pytest.approx([0.64, 0.66, 0.68, 0.66, 0.6, 0.5])
     assert figures.training_line(study, "policy/none") is None
     curve = {"step": [5, 0, 10], "kl": [1.0, -0.5, 2.0], "golden": [0.5, 0.7, None], "golden_stderr": [0.3, 0.4, 0.1]}
-    assert effects.over_training([curve], "golden") == ([0.0, 5.0, 10.0], [0.0, 1.0, 2.0], [effects.effect([(0.7, 0.4)]),
+    assert effects.in_blocks([curve], "golden") == ([0.0, 5.0, 10.0], [0.0, 1.0, 2.0], [effects.effect([(0.7, 0.4)]),
                                                                                          effects.effect([(0.5, 0.3)]), None])
     monkeypatch.setattr(effects, "BLOCKS", 1)
     pair = [{key: values[:2] for key, values in curve.items()}] * 2
-    assert effects.over_training(pair, "golden") == ([2.5], [0.25], [effects.effect([(0.6, 0.25)] * 2)])
-    assert effects.over_training([], "golden") == ([], [], [])
+    assert effects.in_blocks(pair, "golden") == ([2.5], [0.25], [effects.effect([(0.6, 0.25)] * 2)])
+    assert effects.in_blocks([], "golden") == ([], [], [])
     h, golden = figures_why.placed(study)["policy/init_sft"]
     assert h.mean == pytest.approx(3.5) and golden.mean == pytest.approx(0.66)  # init's own is at -2
     positions, found = figures_why.along(study, "sft", "demo_log_prob")

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from benchmarks.evidence import plan
 from benchmarks.evidence.claims import FAILS, HOLDS, MARGIN, UNKNOWN, UNTESTED, N, Tested, verdict
 from benchmarks.evidence.drawing import Line
-from benchmarks.evidence.effects import Effect, Study, number, paired, win
+from benchmarks.evidence.effects import Effect, Study, golden_of, paired, win
 from benchmarks.evidence.figures import TRAINED, ns_of, training_line
 from irl_jax.config import LEARNT
 
-GOLDEN_OF_SFT = number("results", "policies", "sft", "golden_mean", stderr="golden_stderr")
 NEED = "Not known yet: {experiments} must be run for it."
 
 
@@ -78,8 +77,8 @@ def demonstrations(studies: Mapping[str, Study]) -> list[str]:
         HOLDS: f"Best-of-16 by `init_sft` gained more over sft with more demonstrations {numbers}: collect them before you tune anything.",
         FAILS: f"More demonstrations did not raise what best-of-16 by `init_sft` gains over the sft of the same data {numbers}.",
     }.get(verdict(more, MARGIN), f"Whether more demonstrations raise the gain of best-of-16 by `init_sft` could not be told {numbers}.")]
-    few, many, more = study.effect(GOLDEN_OF_SFT, factor.cells[least]), study.effect(GOLDEN_OF_SFT, factor.cells[most]), study.contrast(
-        GOLDEN_OF_SFT, factor.cells[most], factor.cells[least])
+    few, many = (study.effect(golden_of("sft"), factor.cells[level]) for level in (least, most))
+    more = study.contrast(golden_of("sft"), factor.cells[most], factor.cells[least])
     return [*said, {
         HOLDS: f"sft itself was the better for them: golden {few.mean:.3f} with {least:,}, {many.mean:.3f} with {most:,}.",
         FAILS: f"sft itself was not the better for them: golden {few.mean:.3f} with {least:,}, {many.mean:.3f} with {most:,}.",
@@ -145,7 +144,7 @@ def stopping(studies: Mapping[str, Study], tested: Mapping[str, Tested]) -> list
     """From which KL on golden is below sft's, and what tells without golden."""
     said = []
     for study in studies.values():
-        sft = study.effect(GOLDEN_OF_SFT)
+        sft = study.effect(golden_of("sft"))
         for line in filter(None, (training_line(study, role) for role in TRAINED if sft)):
             at = below(line, sft)
             if at is not None:

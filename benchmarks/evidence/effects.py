@@ -63,7 +63,7 @@ def effect(values: Sequence[Value]) -> Effect | None:
     count, prompts = len(values), pooled.over_prompts
     half = NORMAL * prompts
     if count > 1:
-        half = max(float(stats.t.ppf(0.975, count - 1)) * pooled.over_runs, 0.0 if math.isnan(half) else half)
+        half = float(np.fmax(stats.t.ppf(0.975, count - 1) * pooled.over_runs, half))  # fmax: the other where one is NaN
     return Effect(pooled.mean, pooled.mean - half, pooled.mean + half, NORMAL * prompts, count)
 
 
@@ -132,7 +132,7 @@ def _read(file: pathlib.Path) -> dict:
     return record
 
 
-def over_training(curves: Sequence[Mapping], key: str) -> tuple[list[float], list[float], list[Effect | None]]:
+def in_blocks(curves: Sequence[Mapping], key: str) -> tuple[list[float], list[float], list[Effect | None]]:
     """A quantity over training in BLOCKS blocks of the kept steps that all seeds have.
 
     Args:
@@ -147,7 +147,7 @@ def over_training(curves: Sequence[Mapping], key: str) -> tuple[list[float], lis
         places = [[curve["step"].index(step) for step in block] for curve in curves]
         steps.append(float(block.mean()))
         kls.append(max(0.0, float(np.mean([curve["kl"][i] for curve, own in zip(curves, places, strict=True) for i in own]))))
-        values = [mean([curve[key][i] for i in own], [(curve.get(f"{key}_stderr") or {i: None})[i] for i in own])
+        values = [mean([curve[key][i] for i in own], [curve[f"{key}_stderr"][i] for i in own])
                   for curve, own in zip(curves, places, strict=True)]
         found.append(effect([value for value in values if value is not None]))
     return steps, kls, found
@@ -197,6 +197,11 @@ def number(*keys: str, stderr: str = "") -> Callable[[Mapping], Value | None]:
         return None if value is None else (float(value), (inside.get(stderr) if stderr else None))
 
     return of
+
+
+def golden_of(role: str) -> Callable[[Mapping], Value | None]:
+    """Mean golden of a policy's evaluation samples."""
+    return number("results", "policies", role, "golden_mean", stderr="golden_stderr")
 
 
 def difference(a: Callable[[Mapping], Value | None], b: Callable[[Mapping], Value | None]) -> Callable[[Mapping], Value | None]:

@@ -21,7 +21,7 @@ from benchmarks.evidence.drawing import (
     role_lines,
     told,
 )
-from benchmarks.evidence.effects import Effect, Study, number, over_training, paired, point, win
+from benchmarks.evidence.effects import Effect, Study, golden_of, in_blocks, number, paired, point, win
 from irl_jax.config import LEARNT
 from irl_jax.evaluation.best_of_n import kl_bound
 from irl_jax.stages.plot_style import LIGHT
@@ -93,7 +93,7 @@ def frontier(study: Study) -> Drawn | None:
               if lines]
     if not panels:
         return None
-    sft = study.effect(number("results", "policies", "sft", "golden_mean", stderr="golden_stderr"))
+    sft = study.effect(golden_of("sft"))
 
     def draw(figure):
         planes = grid(figure, len(panels), sharey=True)
@@ -124,9 +124,9 @@ def _golden_at(reward: str, n: int):
 
 
 def training_line(study: Study, role: str) -> Line | None:
-    """Golden over a policy's training against its KL, in blocks of kept steps (`effects.over_training`)."""
+    """Golden over a policy's training against its KL, in blocks of kept steps (`effects.in_blocks`)."""
     curves = [record["over_training"][role] for record in study.records.get(plan.BASE, {}).values() if record["over_training"].get(role)]
-    _, kl, golden = over_training(curves, "golden")
+    _, kl, golden = in_blocks(curves, "golden")
     if len(kl) < 2:
         return None
     return Line(role, kl, golden, recipe_of(role), not role.startswith("policy/") or role.rpartition("/")[2] not in LEARNT)

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.evidence import plan
 from benchmarks.evidence.drawing import Drawn, draw_lines, finish, grid, recipe_of, render, role_lines, told
-from benchmarks.evidence.effects import Effect, Study, effect, number, over_training
+from benchmarks.evidence.effects import Effect, Study, effect, golden_of, in_blocks, number
 from benchmarks.evidence.figures import BANDS
 from irl_jax.config import LEARNT
 from irl_jax.stages.plot_style import LIGHT, SOURCES, Point, name_points
@@ -36,7 +36,7 @@ def placed(study: Study) -> dict[str, tuple[Effect, Effect]]:
     found = {}
     for role in PLACED:
         pair = (study.effect(heterogeneity(role)),
-                study.effect(number("results", "policies", role, "golden_mean", stderr="golden_stderr")))
+                study.effect(golden_of(role)))
         if all(pair):
             found[role] = pair
     return found
@@ -173,7 +173,7 @@ def disagreement(study: Study) -> Drawn | None:
         return None
     panels = []
     for key, title in (("golden", "golden"), ("std", "members' standard deviation (nats)")):
-        found = {role: over_training(of, key) for role, of in rows.items()}
+        found = {role: in_blocks(of, key) for role, of in rows.items()}
         panels.append((title, [line for role, (steps, _, effects) in found.items() for line in role_lines({role: effects}, steps)]))
     for _, lines in panels:
         lines[-1:] = [lines[-1]._replace(dashed=len(rows) > 1)]
@@ -190,4 +190,3 @@ def disagreement(study: Study) -> Drawn | None:
     return render(f"disagreement-{study.name}", f"Golden and an ensemble's disagreement over training. {words}.",
                   "Policies trained against an ensemble; points are the kept batches of a sixth of the steps, on training prompts. "
                   f"{BANDS}.", 3.0, draw)
-

@@ -106,8 +106,9 @@ def _baselines_hh(folder: pathlib.Path) -> dict:
     return hh.baselines(folder)
 
 
-def _text(file: str, top_p: bool = False) -> dict:
-    return {BASE: (f"configs/paper/{file}.py" + ":top_p" * top_p, {})}
+def _alone(config: str) -> dict:
+    """The cells of an experiment that has one."""
+    return {BASE: (config, {})}
 
 
 _STARS = "a classifier fitted to the human stars of other films' reviews"
@@ -115,13 +116,13 @@ _TOXICITY = "a toxicity classifier fitted on held-out sentences, times content p
 EXPERIMENTS: dict[str, Experiment] = {
     "testbed": Experiment("The embedded testbed", "exact, by the world's grammar", {BASE: (TESTBED, {}), **_factor_cells()}, FACTORS,
                           shared=False),
-    "imdb": Experiment("Movie reviews", _STARS, _text("imdb")),
-    "imdb_top_p": Experiment("Movie reviews, sampled at top-p 0.95", _STARS, _text("imdb", top_p=True)),
-    "paradetox": Experiment("Detoxifying (ParaDetox)", _TOXICITY, _text("paradetox"), prepare=_prepare_paradetox),
-    "paradetox_top_p": Experiment("Detoxifying, sampled at top-p 0.95", _TOXICITY, _text("paradetox", top_p=True),
+    "imdb": Experiment("Movie reviews", _STARS, _alone("configs/paper/imdb.py")),
+    "imdb_top_p": Experiment("Movie reviews, sampled at top-p 0.95", _STARS, _alone("configs/paper/imdb.py:top_p")),
+    "paradetox": Experiment("Detoxifying (ParaDetox)", _TOXICITY, _alone("configs/paper/paradetox.py"), prepare=_prepare_paradetox),
+    "paradetox_top_p": Experiment("Detoxifying, sampled at top-p 0.95", _TOXICITY, _alone("configs/paper/paradetox.py:top_p"),
                                   prepare=_prepare_paradetox),
-    "hh": Experiment("Dialogues (HH harmless)", "none: agreement with the human preferences held out", _text("hh"), prepare=_prepare_hh,
-                     baselines=_baselines_hh),
+    "hh": Experiment("Dialogues (HH harmless)", "none: agreement with the human preferences held out", _alone("configs/paper/hh.py"),
+                     prepare=_prepare_hh, baselines=_baselines_hh),
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from benchmarks.evidence import claims, plan
 from benchmarks.evidence.drawing import RECIPES
-from benchmarks.evidence.effects import Effect, Study, number, paired, win
+from benchmarks.evidence.effects import Effect, Study, golden_of, number, paired, win
 from benchmarks.evidence.figures import COMPARED
 from irl_jax.config import LEARNT
 from irl_jax.stages import run_tables
@@ -85,7 +85,7 @@ def levels(tested: Mapping[str, claims.Tested]) -> str:
 
 def factors(study: Study) -> str:
     """Golden of sft, and what best-of-16 and the trained policies gain over it, at each level of each factor."""
-    columns = {"sft's golden": number("results", "policies", "sft", "golden_mean", stderr="golden_stderr"),
+    columns = {"sft's golden": golden_of("sft"),
                **{f"`{reward}`": paired(f"best-of-16 by {reward} - sft") for reward in RECIPES},
                **{f"`{role}`": paired(f"{role} - sft") for role in COMPARED}}
     rows = []
@@ -124,7 +124,7 @@ def policies(study: Study) -> str:
     judged = [reward for reward in LEARNT if any(study.effect(number("analyses", "judged_by", role, reward)) for role in roles)]
     rows = []
     for role in roles:
-        golden = study.effect(number("results", "policies", role, "golden_mean", stderr="golden_stderr"))
+        golden = study.effect(golden_of(role))
         if golden is None:
             continue
         less = study.effect(paired(f"{role} - sft"))

@@ -23,13 +23,13 @@ VARIANTS = (
 
 
 def get_config(name: str = ""):
-    law, _, size = name.rpartition("_") if name.endswith("smoke") else (name, "", "")
-    if law not in ("", "top_p") or size not in ("", "smoke"):
+    if name not in ("", "top_p", "smoke", "top_p_smoke"):
         raise ValueError(f"configs/paper/imdb.py: unknown variant '{name}'; one of 'top_p', 'smoke', 'top_p_smoke'")
-    c = load_config(f"{pathlib.Path(__file__).resolve().parent.parent / 'imdb.py'}:{size}")
+    smoke = name.endswith("smoke")
+    c = load_config(f"{pathlib.Path(__file__).resolve().parent.parent / 'imdb.py'}{':smoke' * smoke}")
     c.policy.keep_rollouts_every = 5
     c.eval.best_of = (1, 2, 4, 5, 8, 10, 16, 30, 32, 50, 64)
-    if law:
+    if name.startswith("top_p"):
         c.sample.top_p = 0.95
         c.policy.recipes = ("init_sft", "init_demo")
     else:
@@ -39,7 +39,7 @@ def get_config(name: str = ""):
         c.rejection.recipes = ("init_sft",)
         c.adversarial.rounds = 50
         c.adversarial.reward_rows = 32
-    if size:
+    if smoke:
         _smoke(c)
     return c
 

@@ -20,8 +20,7 @@ FOLDER = os.path.join("runs", "paper", "paradetox", "data")  # of benchmarks/evi
 
 
 def get_config(name: str = ""):
-    law, _, size = name.rpartition("_") if name.endswith("smoke") else (name, "", "")
-    if law not in ("", "top_p") or size not in ("", "smoke"):
+    if name not in ("", "top_p", "smoke", "top_p_smoke"):
         raise ValueError(f"configs/paper/paradetox.py: unknown variant '{name}'; one of 'top_p', 'smoke', 'top_p_smoke'")
     c = default()
     shared = os.environ.get("IRL_JAX_SHARED", os.path.join("..", "shared"))
@@ -41,20 +40,21 @@ def get_config(name: str = ""):
     c.sft.batch_size = 16
     c.sft.learning_rate = 1e-3
     c.sft.row_tokens = 256
-    c.adapter.rank = 0  # whole trunks: copying is new to this model; held-out loss at seed 100 is 1.67, of adapters of rank 16 2.91
+    c.adapter.rank = 0  # whole trunks, by SFT's held-out loss at seed 100: 1.67, with adapters of rank 16 2.91
     c.sample.reward_prompts = 750
     c.sample.policy_samples = 8
     c.reward.steps = 100
     c.reward.learning_rate = 3e-4  # of whole trunks
     c.reward.batch_size = 48
-    if law:
+    c.policy.recipes = ("init_sft", "init_demo", "sft_demo", "preference")
+    if name.startswith("top_p"):
         c.sample.top_p = 0.95
-    c.policy.recipes = ("init_sft", "init_demo") if law else ("init_sft", "init_demo", "sft_demo", "preference")
+        c.policy.recipes = ("init_sft", "init_demo")
     c.policy.batch_size = 8
     c.policy.learning_rate = 2e-4
     c.policy.keep_rollouts_every = 5
     c.eval.best_of = (1, 2, 4, 5, 8, 10, 16, 30, 32, 50, 64)
-    if size:
+    if name.endswith("smoke"):
         _smoke(c)
     return c
 

@@ -1,10 +1,10 @@
 """When does Inverse-RLignment work? The embedded testbed with every method, and the cells in which one factor at a time is moved.
 
-  python -m benchmarks.evidence.run testbed                  # all cells, seeds 0, 1 and 2: about 5 hours on 2 CPU cores, resumable
+  python -m benchmarks.evidence.run testbed                  # all cells, seeds 0, 1 and 2: 5 to 7 hours on 2 CPU cores, resumable
   python -m benchmarks.evidence.run testbed --smoke          # their miniatures: the base cell 3 minutes, a factor's 1, with analyses
-  python -m irl_jax run --config=configs/paper/testbed.py --workdir=runs/base             # the base cell alone: about 30 minutes
+  python -m irl_jax run --config=configs/paper/testbed.py --workdir=runs/base             # the base cell alone: 30 to 60 minutes
   python -m irl_jax run --config=configs/paper/testbed.py:factor --workdir=runs/factor --config.data.testbed.entanglement=0.8
-                                                                                          # a factor's cell: about 6 minutes
+                                                                                          # a factor's cell: 6 to 8 minutes
 
 World, model, sft and rewards are those of configs/testbed.py, as frozen there. The base cell ("") has the policies of all recipes, an
 ensemble, the adversarial loop, DPO, SPIN, rejection fine-tuning, and 256 samples of sft a prompt, so that n goes to 256. A factor's cell
@@ -40,15 +40,14 @@ FACTOR = (*CAPACITY, FROM_SFT)
 
 
 def get_config(name: str = ""):
-    cell, _, size = name.rpartition("_") if name.endswith("smoke") else (name, "", "")
-    if cell not in ("", "factor") or size not in ("", "smoke"):
+    if name not in ("", "factor", "smoke", "factor_smoke"):
         raise ValueError(f"configs/paper/testbed.py: unknown variant '{name}'; one of 'factor', 'smoke', 'factor_smoke'")
     c = default()
     c.reward.recipes = LEARNT
     c.policy.keep_rollouts_every = 5
     c.adversarial.rounds = 50
     c.adversarial.reward_rows = 32
-    if cell == "factor":
+    if name.startswith("factor"):
         c.variants = FACTOR
     else:
         c.variants = BASE
@@ -58,7 +57,7 @@ def get_config(name: str = ""):
         c.rejection.recipes = LEARNT
         c.sample.eval_samples = 256
         c.eval.best_of = (1, 2, 4, 5, 8, 10, 16, 30, 32, 50, 64, 128, 256)
-    if size:
+    if name.endswith("smoke"):
         _smoke(c)
     return c
 

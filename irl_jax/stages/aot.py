@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from irl_jax import artifacts, chips, hf, hlo, paths
+from irl_jax import artifacts, chips, hf, hlo, hlo_text, paths
 from irl_jax.checks import check
 from irl_jax.errors import UserError
 from irl_jax.overrides import nearest
@@ -224,7 +224,7 @@ def vocabulary_tokens(text: str, model, mesh) -> float:
     parts = {size, *([] if size % ways else [size // ways])}
     widths = {model.width // ways for ways in (1, mesh.shape["fsdp"], mesh.shape["fsdp"] * mesh.shape["tensor"]) if model.width % ways == 0}
     tokens = 0.0
-    for array in hlo.largest(text, 10**6):
+    for array in hlo_text.largest(text, 10**6):
         axis = next((size for size in array.dims if size in parts), None)
         if axis and len(array.dims) > 1 and not widths & set(array.dims) and array.dtype in ("f32", "bf16"):
             tokens = max(tokens, math.prod(array.dims) / axis)
