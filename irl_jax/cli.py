@@ -150,7 +150,7 @@ def _run(arguments, overrides) -> int:
     from irl_jax import distributed
     from irl_jax.stages import run_pipeline
 
-    _keep_compiled(arguments.compilation_cache)
+    keep_compiled(arguments.compilation_cache)
     if arguments.multihost:
         distributed.initialize(arguments.coordinator, arguments.processes, arguments.process, arguments.patience)
     elif arguments.coordinator or arguments.processes or arguments.process >= 0:
@@ -160,7 +160,7 @@ def _run(arguments, overrides) -> int:
     return 0
 
 
-def _keep_compiled(directory: str | None) -> None:
+def keep_compiled(directory: str | None) -> None:
     """Turns jax's persistent compilation cache on, before jax is imported; "" turns it off."""
     if directory is None:
         directory = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.join("~", ".cache", "irl_jax"))
@@ -178,7 +178,7 @@ def _generate(arguments, _) -> int:
         raise UserError("--samples: --reward writes the best of --best_of samples, one a prompt; drop one of the two")
     if arguments.model and arguments.max_tokens is None:
         arguments.max_tokens = 64
-    _keep_compiled(None)
+    keep_compiled(None)
     from irl_jax.stages.generate import generate
 
     generate(arguments)
@@ -187,7 +187,7 @@ def _generate(arguments, _) -> int:
 
 def _score(arguments, _) -> int:
     _check_source(arguments, arguments.data, "--data")
-    _keep_compiled(None)
+    keep_compiled(None)
     from irl_jax.stages.generate import score
 
     score(arguments)
