@@ -2,6 +2,7 @@
 
 import atexit
 import importlib
+import json
 import os
 import pathlib
 import shutil
@@ -42,6 +43,23 @@ def shared() -> pathlib.Path:
     folder = shared_folder()
     if not folder.is_dir():
         pytest.skip("no shared data: set IRL_JAX_SHARED or put them in ../shared")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def first_layer(shared, tmp_path_factory):
+    """The shared folder with one layer of the model of reviews instead of six: programs that compile in a fraction of the time."""
+    import safetensors.numpy
+
+    folder, name = tmp_path_factory.mktemp("shared"), pathlib.Path("models", "imdb-gpt2-6m")
+    (folder / "data").symlink_to(shared / "data")
+    shutil.copytree(shared / name, folder / name)
+    config = json.loads((folder / name / "config.json").read_text())
+    (folder / name / "config.json").write_text(json.dumps(config | {"n_layer": 1}))
+    weights = safetensors.numpy.load_file(shared / name / "model.safetensors")
+    kept = {key: value for key, value in weights.items() if ".h." not in f".{key}" or ".h.0." in f".{key}"}
+    assert 0 < len(kept) < len(weights)
+    safetensors.numpy.save_file(kept, folder / name / "model.safetensors", {"format": "pt"})
     return folder
 
 

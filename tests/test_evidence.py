@@ -4,14 +4,12 @@ import hashlib
 import json
 import math
 import pathlib
-import shutil
 import subprocess
 import sys
 import types
 
 import evidence_records as made
 import pytest
-import safetensors.numpy
 
 from benchmarks.evidence import advice, claims, effects, figures, figures_why, plan, record, run, write
 from irl_jax import artifacts, checks
@@ -347,21 +345,6 @@ def test_the_committed_page_is_that_of_the_committed_records(monkeypatch):
 
 
 # ------------------------------------------------------------------ end to end
-
-
-@pytest.fixture(scope="module")
-def first_layer(shared, tmp_path_factory):
-    """The shared folder with one layer of the model of reviews instead of six: programs that compile in a fraction of the time."""
-    folder, name = tmp_path_factory.mktemp("shared"), pathlib.Path("models", "imdb-gpt2-6m")
-    (folder / "data").symlink_to(shared / "data")
-    shutil.copytree(shared / name, folder / name)
-    config = json.loads((folder / name / "config.json").read_text())
-    (folder / name / "config.json").write_text(json.dumps(config | {"n_layer": 1}))
-    weights = safetensors.numpy.load_file(shared / name / "model.safetensors")
-    kept = {key: value for key, value in weights.items() if ".h." not in f".{key}" or ".h.0." in f".{key}"}
-    assert 0 < len(kept) < len(weights)
-    safetensors.numpy.save_file(kept, folder / name / "model.safetensors", {"format": "pt"})
-    return folder
 
 
 @pytest.mark.slow

@@ -272,6 +272,7 @@ def finished(tmp_path_factory):
             "reward.heldout_fraction": 0.6, "data.testbed.pairs": 200}
     overrides = [f"--config.{key}={value}" for key, value in more.items()]
     assert cli.main(["run", f"--config={ROOT / 'configs' / 'testbed.py'}:smoke", f"--workdir={path}", *overrides]) == 0
+    assert (path / "report" / "index.html").exists()
     return path
 
 

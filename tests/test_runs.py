@@ -162,16 +162,10 @@ def _config(name, variant):
 
 
 @pytest.mark.slow
-def test_testbed_miniature(tmp_path):
-    assert cli.main(["run", f"--config={ROOT / 'configs' / 'testbed.py'}:smoke", f"--workdir={tmp_path / 'w'}"]) == 0
-    assert (tmp_path / "w" / "report" / "index.html").exists()
-
-
-@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["imdb", "hh_harmless"])
-def test_miniatures_on_real_text(name, tmp_path, shared, monkeypatch):
-    monkeypatch.setenv("IRL_JAX_SHARED", str(shared))
+def test_miniatures_on_real_text(name, tmp_path, first_layer, monkeypatch):
+    monkeypatch.setenv("IRL_JAX_SHARED", str(first_layer))
     config = _config(name, "smoke")
     stages.run_pipeline(config, tmp_path / "w")
     results = json.loads((tmp_path / "w" / "results.json").read_text())
