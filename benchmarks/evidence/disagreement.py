@@ -52,7 +52,7 @@ def of_policies(context, judge, sft) -> dict | None:
             continue
         name = method.recipe if method.recipe in names else names[0]
         if name not in usual:
-            usual[name] = scoring.member_rewards(context, name, sft.examples)
+            usual[name] = sft.members(name)
         out[method.role] = {"reward_name": name, "own": name == method.recipe, **over_training(context, judge, name, usual[name], files)}
     return metrics.jsonable(out) or None
 

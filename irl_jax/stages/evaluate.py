@@ -10,7 +10,7 @@ import numpy as np
 from irl_jax import artifacts, loop, paths, variants
 from irl_jax.config import GROUPS
 from irl_jax.evaluation import best_of_n, golden, metrics
-from irl_jax.stages import divergences, judging, over_training, recipe_data, reward_model, sampling, scoring
+from irl_jax.stages import divergences, judging, over_training, recipe_data, reward_model, sampling
 
 TILTING_BETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 COMPARED_N = 16  # best-of-16 is what the paired comparisons are about
@@ -138,7 +138,7 @@ def _rewards(context, judge, sft, recipes):
 
 def _ensemble(context, name: str, own: dict, sft, gold) -> dict:
     """What the members of an ensemble say one by one, and best-of-n that stops where they disagree."""
-    members_ExPxM = np.stack([sft.by_prompt(values) for values in scoring.member_rewards(context, name, sft.examples)])
+    members_ExPxM = np.stack([sft.by_prompt(values) for values in sft.members(name)])
     row: dict[str, Any] = {
         "members": [{"heldout_auc": auc} for auc in own["member_aucs"]],
         "disagreement": float(members_ExPxM.std(0).mean() / max(members_ExPxM.mean(0).std(axis=1).mean(), 1e-12))}

@@ -15,6 +15,7 @@ class Judged:
         self.context, self.judge, self.examples = context, judge, examples
         self._logprobs = dict(logprobs or {})
         self._rewards: dict[str, np.ndarray] = {}
+        self._members: dict[str, np.ndarray] = {}
         self._texts: tuple[list[str], list[str]] | None = None
 
     @property
@@ -43,6 +44,12 @@ class Judged:
             self._rewards[recipe] = self._reward(recipe)
         return self._rewards[recipe]
 
+    def members(self, recipe: str) -> np.ndarray:
+        """The rewards of a learnt reward's members. float64 [E, n]."""
+        if recipe not in self._members:
+            self._members[recipe] = scoring.member_rewards(self.context, recipe, self.examples)
+        return self._members[recipe]
+
     @property
     def golden(self) -> np.ndarray:
         """The golden reward of each response."""
@@ -57,7 +64,7 @@ class Judged:
             return self.lengths
         if recipe == "random":
             return np.random.default_rng([self.context.config.seed, len(self.examples)]).standard_normal(len(self.examples))
-        return scoring.rewards(self.context, recipe, self.examples)
+        return scoring.combined(self.context, recipe, self.members(recipe))
 
     def first_of_each_prompt(self) -> list:
         """One response a prompt, so that policies with unlike numbers of samples compare."""

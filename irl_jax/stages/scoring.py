@@ -33,8 +33,13 @@ def rewards(context, name: str, examples: list[Example]) -> np.ndarray:
     """A reward of each response: a learnt one by its name, or "log_ratio" in closed form. float64 [n]."""
     if name == "log_ratio":
         return context.scorer.logprobs(context.leaves("sft"), examples) - context.scorer.logprobs(None, examples)
-    leaves, granularity, combine = reward_of(context, name)
-    return context.scorer.rewards(leaves, examples, granularity, combine)
+    return combined(context, name, member_rewards(context, name, examples))
+
+
+def combined(context, name: str, members_Exn: np.ndarray) -> np.ndarray:
+    """A learnt reward of its members', as its settings say. float64 [n]."""
+    combine = variants.find(context.config, f"reward/{name}").config.reward.combine
+    return np.asarray(reward_steps.combined(members_Exn, combine, np), np.float64)
 
 
 def member_rewards(context, name: str, examples: list[Example]) -> np.ndarray:
