@@ -235,6 +235,9 @@ def test_what_a_claim_depends_on():
     levels = claims.test_all(studies_of(*seeds(), *seeds(cell="entanglement-0.8", move=-0.2)))["best_of_n"]
     assert levels.levels["entanglement"] == {0.0: "holds", 0.8: "does not hold"} and levels.verdict == "depends on entanglement"
     assert claims.test_all(studies_of(*seeds(), *seeds("imdb")))["best_of_n"].verdict == "holds"
+    one = claims.test_all(studies_of(*seeds(), made.record(cell="entanglement-0.8", move=-0.2), made.record("imdb", move=-0.2)))["best_of_n"]
+    assert one.levels["entanglement"][0.8] == one.base["imdb"][1] == "does not hold (one seed)" and one.verdict == "holds"
+    assert claims.test_all(studies_of(made.record()))["best_of_n"].verdict == "cannot tell"
     unclear = [made.record(seed=seed, move=move) for seed, move in enumerate((-0.3, 0.1, 0.2))]
     assert claims.test_all(studies_of(*unclear))["best_of_n"].verdict == "cannot tell"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.evidence import plan
-from benchmarks.evidence.claims import FAILS, HOLDS, MARGIN, UNKNOWN, UNTESTED, N, Tested, verdict
+from benchmarks.evidence.claims import FAILS, HOLDS, MARGIN, ONE_SEED, UNKNOWN, UNTESTED, N, Tested, verdict
 from benchmarks.evidence.drawing import Line
 from benchmarks.evidence.effects import Effect, Study, golden_of, paired, win
 from benchmarks.evidence.figures import TRAINED, ns_of, training_line
@@ -34,8 +34,9 @@ def recipe(studies: Mapping[str, Study], tested: Mapping[str, Tested]) -> list[s
         return [NEED.format(experiments="`testbed` and the experiments on text")]
     where = _by_verdict(claim)
     said = [{
-        HOLDS: f"Learn `init_sft` and take the best of several samples: it beat sft wherever it was measured ({where}).",
-        FAILS: f"Do not expect best-of-N by `init_sft` to beat sft: it did not by {MARGIN} anywhere it was measured ({where}).",
+        HOLDS: f"Learn `init_sft` and take the best of several samples, if this is worth them: it beat sft wherever several seeds tell "
+               f"({where}).",
+        FAILS: f"Do not expect best-of-N by `init_sft` to beat sft: it did not by {MARGIN} anywhere that several seeds tell ({where}).",
         UNKNOWN: f"Whether best-of-N by `init_sft` beats sft could not be told ({where}): measure it on your own data before you use it.",
     }.get(claim.verdict, f"Whether best-of-N by `init_sft` beats sft {claim.verdict}. Label some dozens of pairs of sft's samples and look "
           "at the rewards' accuracy on them before you use one: nothing on this page tells without labels on which side your data lie.")]
@@ -72,17 +73,18 @@ def demonstrations(studies: Mapping[str, Study]) -> list[str]:
     if not more:
         return [NEED.format(experiments=f"`testbed`'s cells `{factor.cells[least]}` and `{factor.cells[most]}`")]
     few, many = (study.effect(paired("best-of-16 by init_sft - sft"), factor.cells[level]) for level in (least, most))
+    untold = f"could not be told{ONE_SEED * (more.seeds == 1)}"
     numbers = f"(with {least:,} demonstrations {few.text()}, with {most:,} {many.text()})"
     said = [{
         HOLDS: f"Best-of-16 by `init_sft` gained more over sft with more demonstrations {numbers}: collect them before you tune anything.",
         FAILS: f"More demonstrations did not raise what best-of-16 by `init_sft` gains over the sft of the same data {numbers}.",
-    }.get(verdict(more, MARGIN), f"Whether more demonstrations raise the gain of best-of-16 by `init_sft` could not be told {numbers}.")]
+    }.get(verdict(more, MARGIN), f"Whether more demonstrations raise the gain of best-of-16 by `init_sft` {untold} {numbers}.")]
     few, many = (study.effect(golden_of("sft"), factor.cells[level]) for level in (least, most))
     more = study.contrast(golden_of("sft"), factor.cells[most], factor.cells[least])
     return [*said, {
         HOLDS: f"sft itself was the better for them: golden {few.mean:.3f} with {least:,}, {many.mean:.3f} with {most:,}.",
         FAILS: f"sft itself was not the better for them: golden {few.mean:.3f} with {least:,}, {many.mean:.3f} with {most:,}.",
-    }.get(verdict(more, MARGIN), f"Whether sft itself is the better for them could not be told: golden {more.text()}.")]
+    }.get(verdict(more, MARGIN), f"Whether sft itself is the better for them {untold}: golden {more.text()}.")]
 
 
 def which_n(studies: Mapping[str, Study]) -> list[str]:
@@ -127,7 +129,7 @@ def policies(studies: Mapping[str, Study], tested: Mapping[str, Tested]) -> list
     if not said:
         return [NEED.format(experiments="`testbed` or an experiment on text with a judge")]
     said.insert(0, {
-        HOLDS: "A policy trained on a reward of demonstrations alone went beyond sft wherever it was measured: train one.",
+        HOLDS: "A policy trained on a reward of demonstrations alone went beyond sft wherever several seeds tell: train one.",
         FAILS: "Stay with best-of-N: a policy trained on `init_sft` did not go beyond sft.",
         UNTESTED: "",
     }.get(tested["policy"].verdict, "Prefer best-of-N until a reward has earned more: whether a policy trained on `init_sft` goes beyond "
@@ -153,7 +155,7 @@ def stopping(studies: Mapping[str, Study], tested: Mapping[str, Tested]) -> list
     if not any(training_line(study, role) for study in studies.values() for role in TRAINED):
         return [NEED.format(experiments="`testbed` or an experiment on text with a judge")]
     said.insert(0, {
-        HOLDS: "Stop early (`policy.max_kl`): a reward fixed once was over-optimised in the end wherever it was measured.",
+        HOLDS: "Stop early (`policy.max_kl`): a reward fixed once was over-optimised in the end wherever several seeds tell.",
         FAILS: "Nothing had to be stopped within the KL that these runs reached.",
     }.get(tested["over_optimised"].verdict, "Whether golden falls before training ends was not the same everywhere, or could not be told: "
           "set a KL budget (`policy.max_kl`) and look at samples."))
@@ -173,4 +175,4 @@ def below(line: Line, sft: Effect) -> int | None:
 
 def _by_verdict(claim: Tested) -> str:
     titles = {name: plan.EXPERIMENTS[name].title for name in claim.base}
-    return "; ".join(f"{titles[name]} {one.text()}" for name, (one, _) in claim.base.items())
+    return "; ".join(f"{titles[name]} {one.text()}{ONE_SEED * (one.seeds == 1)}" for name, (one, _) in claim.base.items())

@@ -6,7 +6,9 @@ An effect's sign is such that positive agrees with the claim. MARGIN is what we 
     else the whole interval below the margin  -> does not hold
     else                                      -> cannot tell
 
-Where the decided verdicts of experiments, or of a factor's levels, differ, the claim "depends on" what they differ in.
+Where the decided verdicts of experiments, or of a factor's levels, differ, the claim "depends on" what they differ in. What one seed
+says is marked and decides nothing: its interval over prompts leaves out how the same training would end with other data and draws, which is
+most of the spread where seeds are many.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from benchmarks.evidence.effects import Effect, Study, Value, difference, number
 MARGIN = 0.02
 N = 30  # of the tests that need one N: among the paper's 5, 10, 30 and 50, where it gains most
 HOLDS, FAILS, UNKNOWN, UNTESTED = "holds", "does not hold", "cannot tell", "not measured"
+ONE_SEED = " (one seed)"  # behind a verdict that no other seed has confirmed
 PAPER_NS = (5, 10, 30, 50)
 PAPER = {  # win rate of best-of-N over sft, from the paper's figures
     "Harmless": {"init_sft": (0.72, 0.75, 0.82, 0.81), "preference": (0.68, 0.71, 0.74, 0.735), "init_demo": (0.40, 0.31, 0.235, 0.195),
@@ -53,12 +56,11 @@ class Claim(NamedTuple):
 
 
 def verdict(found: Effect | None, margin: float) -> str:
-    """The module's rule."""
+    """The module's rule, with `ONE_SEED` behind it where there is one."""
     if found is None:
         return UNTESTED
-    if found.low > 0:
-        return HOLDS
-    return FAILS if found.high < margin else UNKNOWN
+    said = HOLDS if found.low > 0 else FAILS if found.high < margin else UNKNOWN
+    return said + ONE_SEED * (found.seeds == 1)
 
 
 def first(*figures: Figure) -> Figure:
@@ -177,7 +179,7 @@ class Tested(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """The verdict over everything that was measured."""
+        """The verdict over everything that was measured with more than one seed."""
         said = {name: of for name, (_, of) in self.base.items()}
         decided = {of for of in said.values() if of in (HOLDS, FAILS)}
         turning = [name for name, of in self.levels.items() if {HOLDS, FAILS} <= set(of.values())]

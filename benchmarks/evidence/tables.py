@@ -65,9 +65,8 @@ def claim_table(tested: Mapping[str, claims.Tested]) -> str:
             rows.append([*first, DASH, DASH, DASH, DASH, claims.UNTESTED])
         for index, (name, (one, verdict)) in enumerate(found.base.items()):
             prompts = DASH if math.isnan(one.over_prompts) else f"± {one.over_prompts:.3f}"
-            seeds = "" if one.seeds > 1 else " (one seed)"
             overall = f"**{found.verdict}**" if index == 0 else ""
-            rows.append([*(first if index == 0 else ["", "", ""]), f"`{name}`", one.text(), prompts, verdict + seeds, overall])
+            rows.append([*(first if index == 0 else ["", "", ""]), f"`{name}`", one.text(), prompts, verdict, overall])
     return markdown(["claim", "whose", "our test", "where", "effect, 95% over seeds and prompts", "over prompts alone", "there", "verdict"],
                     rows)
 
@@ -192,7 +191,8 @@ def preferences(study: Study) -> str:
     for name, (one, less) in found.items():
         if one is not None:
             above = claims.verdict(one._replace(mean=one.mean - 0.5, low=one.low - 0.5, high=one.high - 0.5), claims.MARGIN)
-            said = {claims.HOLDS: "above chance", claims.FAILS: "not above chance"}.get(above, above)
+            decided = above.removesuffix(claims.ONE_SEED)
+            said = {claims.HOLDS: "above chance", claims.FAILS: "not above chance"}.get(decided, decided) + above.removeprefix(decided)
             cells = [DASH if other is None else other.text() for other in less] or [DASH] * len(BASELINES[1:])
             rows.append([name, _cell(one), said if name != "chance" else DASH, *cells])
     head = ["judge", "agreement with held-out preferences", "", *(f"less that of {name.replace('_', ' ')}" for name in BASELINES[1:])]
