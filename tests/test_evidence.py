@@ -212,7 +212,7 @@ def seeds(experiment="testbed", cell="base", move=0.0, wins=None):
 
 def test_effects_of_the_claims_by_hand():
     tested = claims.test_all(studies_of(*seeds(), *seeds(cell="dialect-0", move=-0.03), *seeds(cell="dialect-1")))
-    mean = {key: one.base["testbed"][0].mean for key, one in tested.items() if one.base}
+    mean = {key: one.base["testbed"].mean for key, one in tested.items() if one.base}
     assert mean["best_of_n"] == pytest.approx(0.081) and mean["over_preference"] == pytest.approx(0.041)
     assert mean["grows"] == pytest.approx(0.081 * (1 - math.log(5) / math.log(30)))
     assert mean["init_demo_below"] == pytest.approx(0.05) and mean["over_init_demo"] == pytest.approx(0.131)
@@ -224,19 +224,22 @@ def test_effects_of_the_claims_by_hand():
     assert mean["over_optimised"] == pytest.approx(0.14 - 0.001) and mean["foresees"] == pytest.approx(0.91)
     assert mean["beyond_kl"] == pytest.approx(0.01) and mean["dpo"] == pytest.approx(-0.239)
     assert not tested["few_demonstrations"].base and tested["few_demonstrations"].verdict == "not measured"
-    at = tested["over_optimised"].base["testbed"][0]
+    at = tested["over_optimised"].base["testbed"]
     assert at.over_prompts == pytest.approx(1.959964 * 0.01 / math.sqrt(3), rel=1e-5)
 
 
 def test_what_a_claim_depends_on():
     both = claims.test_all(studies_of(*seeds(), *seeds("imdb", move=-0.2)))["best_of_n"]
-    assert [verdict for _, verdict in both.base.values()] == ["holds", "does not hold"]
+    assert [claims.decided(found, claims.MARGIN) for found in both.base.values()] == ["holds", "does not hold"]
     assert both.verdict == "depends on the data (holds on testbed; does not hold on imdb)"
     levels = claims.test_all(studies_of(*seeds(), *seeds(cell="entanglement-0.8", move=-0.2)))["best_of_n"]
-    assert levels.levels["entanglement"] == {0.0: "holds", 0.8: "does not hold"} and levels.verdict == "depends on entanglement"
+    assert [claims.verdict(found, claims.MARGIN) for found in levels.levels["entanglement"].values()] == ["holds", "does not hold"]
+    assert levels.verdict == "depends on entanglement"
     assert claims.test_all(studies_of(*seeds(), *seeds("imdb")))["best_of_n"].verdict == "holds"
     one = claims.test_all(studies_of(*seeds(), made.record(cell="entanglement-0.8", move=-0.2), made.record("imdb", move=-0.2)))["best_of_n"]
-    assert one.levels["entanglement"][0.8] == one.base["imdb"][1] == "does not hold (one seed)" and one.verdict == "holds"
+    for found in (one.levels["entanglement"][0.8], one.base["imdb"]):
+        assert claims.marked(found, claims.verdict(found, claims.MARGIN)) == "does not hold (one seed)"
+    assert one.verdict == "holds"
     assert claims.test_all(studies_of(made.record()))["best_of_n"].verdict == "cannot tell"
     unclear = [made.record(seed=seed, move=move) for seed, move in enumerate((-0.3, 0.1, 0.2))]
     assert claims.test_all(studies_of(*unclear))["best_of_n"].verdict == "cannot tell"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.evidence import plan
-from benchmarks.evidence.claims import FAILS, HOLDS, MARGIN, ONE_SEED, UNKNOWN, UNTESTED, N, Tested, verdict
+from benchmarks.evidence.claims import FAILS, HOLDS, MARGIN, UNKNOWN, UNTESTED, N, Tested, decided, marked
 from benchmarks.evidence.drawing import Line
 from benchmarks.evidence.effects import Effect, Study, golden_of, paired, win
 from benchmarks.evidence.figures import TRAINED, ns_of, training_line
@@ -73,18 +73,18 @@ def demonstrations(studies: Mapping[str, Study]) -> list[str]:
     if not more:
         return [NEED.format(experiments=f"`testbed`'s cells `{factor.cells[least]}` and `{factor.cells[most]}`")]
     few, many = (study.effect(paired("best-of-16 by init_sft - sft"), factor.cells[level]) for level in (least, most))
-    untold = f"could not be told{ONE_SEED * (more.seeds == 1)}"
     numbers = f"(with {least:,} demonstrations {few.text()}, with {most:,} {many.text()})"
     said = [{
         HOLDS: f"Best-of-16 by `init_sft` gained more over sft with more demonstrations {numbers}: collect them before you tune anything.",
         FAILS: f"More demonstrations did not raise what best-of-16 by `init_sft` gains over the sft of the same data {numbers}.",
-    }.get(verdict(more, MARGIN), f"Whether more demonstrations raise the gain of best-of-16 by `init_sft` {untold} {numbers}.")]
+    }.get(decided(more, MARGIN), f"Whether more demonstrations raise the gain of best-of-16 by `init_sft` "
+         f"{marked(more, 'could not be told')} {numbers}.")]
     few, many = (study.effect(golden_of("sft"), factor.cells[level]) for level in (least, most))
     more = study.contrast(golden_of("sft"), factor.cells[most], factor.cells[least])
     return [*said, {
         HOLDS: f"sft itself was the better for them: golden {few.mean:.3f} with {least:,}, {many.mean:.3f} with {most:,}.",
         FAILS: f"sft itself was not the better for them: golden {few.mean:.3f} with {least:,}, {many.mean:.3f} with {most:,}.",
-    }.get(verdict(more, MARGIN), f"Whether sft itself is the better for them {untold}: golden {more.text()}.")]
+    }.get(decided(more, MARGIN), f"Whether sft itself is the better for them {marked(more, 'could not be told')}: golden {more.text()}.")]
 
 
 def which_n(studies: Mapping[str, Study]) -> list[str]:
@@ -175,4 +175,4 @@ def below(line: Line, sft: Effect) -> int | None:
 
 def _by_verdict(claim: Tested) -> str:
     titles = {name: plan.EXPERIMENTS[name].title for name in claim.base}
-    return "; ".join(f"{titles[name]} {one.text()}{ONE_SEED * (one.seeds == 1)}" for name, (one, _) in claim.base.items())
+    return "; ".join(f"{titles[name]} {marked(one, one.text())}" for name, one in claim.base.items())

@@ -7,8 +7,7 @@ An effect's sign is such that positive agrees with the claim. MARGIN is what we 
     else                                      -> cannot tell
 
 Where the decided verdicts of experiments, or of a factor's levels, differ, the claim "depends on" what they differ in. What one seed
-says is marked and decides nothing: its interval over prompts leaves out how the same training would end with other data and draws, which is
-most of the spread where seeds are many.
+says is marked and decides nothing: its interval over prompts leaves out how the same training would end with other data and draws.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from benchmarks.evidence.effects import Effect, Study, Value, difference, number
 MARGIN = 0.02
 N = 30  # of the tests that need one N: among the paper's 5, 10, 30 and 50, where it gains most
 HOLDS, FAILS, UNKNOWN, UNTESTED = "holds", "does not hold", "cannot tell", "not measured"
-ONE_SEED = " (one seed)"  # behind a verdict that no other seed has confirmed
 PAPER_NS = (5, 10, 30, 50)
 PAPER = {  # win rate of best-of-N over sft, from the paper's figures
     "Harmless": {"init_sft": (0.72, 0.75, 0.82, 0.81), "preference": (0.68, 0.71, 0.74, 0.735), "init_demo": (0.40, 0.31, 0.235, 0.195),
@@ -56,11 +54,22 @@ class Claim(NamedTuple):
 
 
 def verdict(found: Effect | None, margin: float) -> str:
-    """The module's rule, with `ONE_SEED` behind it where there is one."""
+    """The module's rule, whatever the number of seeds."""
     if found is None:
         return UNTESTED
-    said = HOLDS if found.low > 0 else FAILS if found.high < margin else UNKNOWN
-    return said + ONE_SEED * (found.seeds == 1)
+    if found.low > 0:
+        return HOLDS
+    return FAILS if found.high < margin else UNKNOWN
+
+
+def decided(found: Effect | None, margin: float) -> str:
+    """The verdict that counts: one seed decides nothing."""
+    return UNKNOWN if found is not None and found.seeds == 1 else verdict(found, margin)
+
+
+def marked(found: Effect, said: str) -> str:
+    """What an effect says, with a mark where no other seed has confirmed it."""
+    return said + " (one seed)" * (found.seeds == 1)
 
 
 def first(*figures: Figure) -> Figure:
@@ -171,35 +180,35 @@ CLAIMS = (
 
 
 class Tested(NamedTuple):
-    """A claim with what was found. base: {experiment: (effect, verdict)}. levels: {factor: {level: verdict}}, of the testbed."""
+    """A claim with what was found. base: {experiment: effect}. levels: {factor: {level: effect}}, of the testbed."""
 
     claim: Claim
-    base: Mapping[str, tuple[Effect, str]]
-    levels: Mapping[str, Mapping[float, str]]
+    base: Mapping[str, Effect]
+    levels: Mapping[str, Mapping[float, Effect]]
 
     @property
     def verdict(self) -> str:
         """The verdict over everything that was measured with more than one seed."""
-        said = {name: of for name, (_, of) in self.base.items()}
-        decided = {of for of in said.values() if of in (HOLDS, FAILS)}
-        turning = [name for name, of in self.levels.items() if {HOLDS, FAILS} <= set(of.values())]
-        if len(decided) == 2:
+        said = {name: decided(one, self.claim.margin) for name, one in self.base.items()}
+        clear = {of for of in said.values() if of in (HOLDS, FAILS)}
+        turning = [name for name, of in self.levels.items()
+                   if {HOLDS, FAILS} <= {decided(one, self.claim.margin) for one in of.values()}]
+        if len(clear) == 2:
             groups = "; ".join(f"{of} on {', '.join(name for name, one in said.items() if one == of)}" for of in (HOLDS, FAILS))
             return f"depends on the data ({groups})" + (f" and on {', '.join(turning)}" if turning else "")
         if turning:
             return f"depends on {', '.join(turning)}"
-        return decided.pop() if decided else UNKNOWN if said else UNTESTED
+        return clear.pop() if clear else UNKNOWN if said else UNTESTED
 
 
 def test(claim: Claim, studies: Mapping[str, Study]) -> Tested:
     """The claim's effects and verdicts over all experiments and, within each factor, over its levels."""
     base = {name: found for name, study in studies.items() if (found := claim.effect(study)) is not None}
-    levels: dict[str, dict[float, str]] = {}
+    levels: dict[str, dict[float, Effect]] = {}
     for study in studies.values() if not claim.cells else ():
         for name, factor in study.planned.factors.items():
-            found = {level: verdict(claim.effect(study, cell), claim.margin) for level, cell in factor.cells.items()}
-            levels[name] = {level: of for level, of in found.items() if of != UNTESTED}
-    return Tested(claim, {name: (found, verdict(found, claim.margin)) for name, found in base.items()}, levels)
+            levels[name] = {level: found for level, cell in factor.cells.items() if (found := claim.effect(study, cell)) is not None}
+    return Tested(claim, base, levels)
 
 
 def test_all(studies: Mapping[str, Study]) -> dict[str, Tested]:

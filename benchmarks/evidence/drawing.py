@@ -14,6 +14,7 @@ from irl_jax.stages import plots
 from irl_jax.stages.plot_style import LIGHT, MARKERS, SOURCES, label_ends
 
 WIDTH, DPI = 7.5, 160  # inches, pixels an inch
+BEYOND = 1.0  # ranges of a panel's lines that its bands may reach beyond them
 RECIPES = (*LEARNT, "log_ratio", "length")  # the rewards that every figure of best-of-n shows
 CONTRASTS = {"from_sft": "sft_demo", "token": "sft_demo", "demo": "sft_demo", "from_init": "init_demo",
              "sft_from_init": "init_sft"}  # of the adversarial loop and SPIN: whom their discriminator tells apart
@@ -96,6 +97,16 @@ def log_ticks(axes, values: Sequence[float], base: int = 2) -> None:
     axes.set_xscale("log", base=base)
     axes.set_xticks(list(values), [f"{value:g}" if value < 1000 else f"{value / 1000:g}k" for value in values])
     axes.minorticks_off()
+
+
+def fit(planes: Sequence) -> None:
+    """Lets bands reach beyond the lines by `BEYOND` times the lines' own range at most: two seeds' would flatten every line."""
+    for axes in planes:
+        shared = axes.get_shared_y_axes().get_siblings(axes)
+        y = np.concatenate([np.asarray(line.get_ydata(), float) for one in shared for line in one.lines])
+        reach = BEYOND * (y.max() - y.min())
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, y.min() - reach), min(high, y.max() + reach))
 
 
 def finish(figure, planes: Sequence) -> None:

@@ -13,6 +13,7 @@ from benchmarks.evidence.drawing import (
     Line,
     draw_lines,
     finish,
+    fit,
     grid,
     level,
     log_ticks,
@@ -154,13 +155,14 @@ def sweep(study: Study, name: str) -> Drawn | None:
             else:
                 axes.set_xticks(levels, [f"{value:g}" for value in levels])
             level(axes, 0.0, "sft")
+        fit(planes)
         figure.supxlabel(factor.title, fontsize=10)
         planes[0].set_ylabel("golden less sft's")
         finish(figure, planes)
 
     words = ". ".join(f"{title}, at the highest level: {told(lines)}" for title, lines in panels)
     return render(f"factor-{name}", f"Golden less that of sft against the {factor.title}. {words}.",
-                  f"One factor moved, the others as frozen. {BANDS}.", 3.2, draw)
+                  f"One factor moved, the others as frozen. {BANDS}; where they leave the panel they are wider than it.", 3.2, draw)
 
 
 def capacity(study: Study) -> Drawn | None:

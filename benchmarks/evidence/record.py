@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 
 from benchmarks.evidence import plan
-from irl_jax import artifacts, paths, workdir
+from irl_jax import artifacts, cli, paths, workdir
 from irl_jax.errors import UserError
 
 DIGITS = 6
@@ -74,6 +74,7 @@ def main(argv) -> int:
     cell = next((cell for cell in cells if cell.name == given.cell), None)
     if cell is None:
         parser.error(f"no cell {given.experiment}/{given.cell}")
+    cli.keep_compiled(None)  # the run's own programs score here again
     try:
         write(given.file, record(cell, given.smoke, given.workdir))
     except UserError as error:

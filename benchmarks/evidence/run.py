@@ -17,7 +17,7 @@ import sys
 import time
 
 from benchmarks.evidence import plan
-from irl_jax import checks, cli, sweep, workdir
+from irl_jax import checks, sweep, workdir
 from irl_jax.errors import UserError
 
 RECORDS = plan.ROOT / "docs" / "evidence" / "records"
@@ -64,7 +64,6 @@ def run(cells, smoke: bool, out: pathlib.Path, records: pathlib.Path) -> int:
     prepared = prepare(out / cells[0].experiment) if prepare and left else {}
     for cell in left:
         checks.check(plan.config(cell, smoke, prepared))
-    cli.keep_compiled(None)  # for the processes that make the records: what the runs compiled is not compiled again
     print(f"{len(cells) - len(left)} of {len(cells)} cells are done", flush=True)
     for number, cell in enumerate(left, start=1):
         print(f"{number} of {len(left)}: {cell.path}", flush=True)

@@ -63,10 +63,11 @@ def claim_table(tested: Mapping[str, claims.Tested]) -> str:
         first = [claim.says, claim.whose, claim.test]
         if not found.base:
             rows.append([*first, DASH, DASH, DASH, DASH, claims.UNTESTED])
-        for index, (name, (one, verdict)) in enumerate(found.base.items()):
+        for index, (name, one) in enumerate(found.base.items()):
             prompts = DASH if math.isnan(one.over_prompts) else f"± {one.over_prompts:.3f}"
             overall = f"**{found.verdict}**" if index == 0 else ""
-            rows.append([*(first if index == 0 else ["", "", ""]), f"`{name}`", one.text(), prompts, verdict, overall])
+            rows.append([*(first if index == 0 else ["", "", ""]), f"`{name}`", one.text(), prompts,
+                         claims.marked(one, claims.verdict(one, claim.margin)), overall])
     return markdown(["claim", "whose", "our test", "where", "effect, 95% over seeds and prompts", "over prompts alone", "there", "verdict"],
                     rows)
 
@@ -75,9 +76,10 @@ def levels(tested: Mapping[str, claims.Tested]) -> str:
     """The verdicts at each level of the factors, of the claims that are tested there."""
     rows = []
     for found in tested.values():
-        parts = [f"{name}: " + ", ".join(f"{level:g} {verdict}" for level, verdict in of.items())
-                 for name, of in found.levels.items() if len(of) > 1]
-        if parts and len({verdict for of in found.levels.values() for verdict in of.values()}) > 1:
+        verdicts = {name: {level: claims.marked(one, claims.verdict(one, found.claim.margin)) for level, one in of.items()}
+                    for name, of in found.levels.items()}
+        parts = [f"{name}: " + ", ".join(f"{level:g} {said}" for level, said in of.items()) for name, of in verdicts.items() if len(of) > 1]
+        if parts and len({said for of in verdicts.values() for said in of.values()}) > 1:
             rows.append([f"{found.claim.says} ({found.claim.test})", "; ".join(parts)])
     return _tables(["claim (test)", "verdict at each level"], rows)
 
@@ -191,8 +193,7 @@ def preferences(study: Study) -> str:
     for name, (one, less) in found.items():
         if one is not None:
             above = claims.verdict(one._replace(mean=one.mean - 0.5, low=one.low - 0.5, high=one.high - 0.5), claims.MARGIN)
-            decided = above.removesuffix(claims.ONE_SEED)
-            said = {claims.HOLDS: "above chance", claims.FAILS: "not above chance"}.get(decided, decided) + above.removeprefix(decided)
+            said = claims.marked(one, {claims.HOLDS: "above chance", claims.FAILS: "not above chance"}.get(above, above))
             cells = [DASH if other is None else other.text() for other in less] or [DASH] * len(BASELINES[1:])
             rows.append([name, _cell(one), said if name != "chance" else DASH, *cells])
     head = ["judge", "agreement with held-out preferences", "", *(f"less that of {name.replace('_', ' ')}" for name in BASELINES[1:])]

@@ -47,8 +47,8 @@ two rewards' win rates takes them for independent (they share samples, so it is 
 Effects are positive where they agree with the claim. A claim **holds** where the interval lies above 0; it **does not hold** where the
 interval lies below {claims.MARGIN} (of a win rate, of golden, of a share, of a correlation, nats), which is what we call worth having; else
 we **cannot tell**. Where the decided verdicts of experiments or of a factor's levels differ, the claim **depends** on what they differ in.
-What one seed says is marked and decides nothing: it leaves out how the same training ends with other data and draws, which is most of the
-spread between seeds. (The rule was written after the first seed, whose verdicts the next two did not all confirm.)
+What one seed says is marked and decides nothing: it leaves out how the same training ends with other data and draws. (The rule was written
+after the first seed, whose verdicts the next two did not all confirm.)
 Many claims are tested, and of twenty true zeros one interval misses its zero."""
 
 NOTHING = "Not run yet: {what}."

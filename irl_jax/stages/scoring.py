@@ -38,8 +38,7 @@ def rewards(context, name: str, examples: list[Example]) -> np.ndarray:
 
 def combined(context, name: str, members_Exn: np.ndarray) -> np.ndarray:
     """A learnt reward of its members', as its settings say. float64 [n]."""
-    combine = variants.find(context.config, f"reward/{name}").config.reward.combine
-    return np.asarray(reward_steps.combined(members_Exn, combine, np), np.float64)
+    return reward_steps.combined(members_Exn, variants.find(context.config, f"reward/{name}").config.reward.combine, np)
 
 
 def member_rewards(context, name: str, examples: list[Example]) -> np.ndarray:
@@ -93,7 +92,7 @@ class Scorer:
 
     def rewards(self, leaves, examples: list[Example], granularity: str = "response", combine: str = "mean") -> np.ndarray:
         """The reward of each response, its members made one by `combine`. float64 [n]."""
-        return np.asarray(reward_steps.combined(self.member_rewards(leaves, examples, granularity), combine, np), np.float64)
+        return reward_steps.combined(self.member_rewards(leaves, examples, granularity), combine, np)
 
     def _run(self, examples, score, inner: tuple[int, ...] = ()) -> np.ndarray:
         out = np.zeros((len(examples), *inner), np.float64)
