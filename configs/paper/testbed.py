@@ -2,11 +2,11 @@
 
   python -m benchmarks.evidence.run testbed                  # all cells, seeds 0, 1 and 2: 5 hours on 2 CPU cores, resumable
   python -m benchmarks.evidence.run testbed --smoke          # their miniatures: the base cell 3 minutes, a factor's 1, with analyses
-  python -m irl_jax run --config=configs/paper/testbed.py --workdir=runs/base             # the base cell alone: 30 minutes
+  python -m irl_jax run --config=configs/paper/testbed.py --workdir=runs/base             # the base cell alone: 26 minutes
   python -m irl_jax run --config=configs/paper/testbed.py:factor --workdir=runs/factor --config.data.testbed.entanglement=0.8
-                                                                                          # a factor's cell: 6 to 7 minutes
+                                                                                          # a factor's cell: 6 minutes
 
-Times with an allocator that keeps its pages (docs/speed.md says what that is worth), the analyses included.
+Times with an allocator that keeps its pages (docs/speed.md says what that is worth); those of the first line with the analyses.
 
 World, model, sft and rewards are those of configs/testbed.py, as frozen there. The base cell ("") has the policies of all recipes, an
 ensemble, the adversarial loop, DPO, SPIN, rejection fine-tuning, and 256 samples of sft a prompt, so that n goes to 256. A factor's cell
