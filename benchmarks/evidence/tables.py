@@ -72,16 +72,28 @@ def claim_table(tested: Mapping[str, claims.Tested]) -> str:
                     rows)
 
 
+SIGNS = {claims.HOLDS: "+", claims.FAILS: "−", claims.UNKNOWN: "·"}
+SIGNS_SAID = "+ holds, − does not hold, · cannot tell; in brackets what one seed says."
+
+
 def levels(tested: Mapping[str, claims.Tested]) -> str:
-    """The verdicts at each level of the factors, of the claims that are tested there."""
+    """The verdicts at each level of the factors, as SIGNS, of the claims whose verdict is not the same at every level."""
+    columns: dict[tuple[str, float], None] = {}
+    for found in tested.values():
+        columns |= dict.fromkeys((name, level) for name, of in found.levels.items() if len(of) > 1 for level in of)
     rows = []
     for found in tested.values():
-        verdicts = {name: {level: claims.marked(one, claims.verdict(one, found.claim.margin)) for level, one in of.items()}
-                    for name, of in found.levels.items()}
-        parts = [f"{name}: " + ", ".join(f"{level:g} {said}" for level, said in of.items()) for name, of in verdicts.items() if len(of) > 1]
-        if parts and len({said for of in verdicts.values() for said in of.values()}) > 1:
-            rows.append([f"{found.claim.says} ({found.claim.test})", "; ".join(parts)])
-    return _tables(["claim (test)", "verdict at each level"], rows)
+        signs = {(name, level): _sign(one, found.claim.margin) for name, of in found.levels.items() for level, one in of.items()}
+        shown = [signs.get(column, "") for column in columns]
+        if len({sign for sign in shown if sign}) > 1:
+            rows.append([found.claim.says, *shown])
+    heads = [f"{name} {level:g}" for name, level in columns]
+    return _tables(["claim", *heads], rows)
+
+
+def _sign(found: Effect, margin: float) -> str:
+    sign = SIGNS[claims.verdict(found, margin)]
+    return f"({sign})" if found.seeds == 1 else sign
 
 
 def factors(study: Study) -> str:

@@ -124,7 +124,10 @@ def _when(page: Page, studies: Mapping[str, Study], tested) -> None:
     drawn = [figures.sweep(study, name) for name in study.planned.factors]
     page.add(*drawn, None if any(drawn) else NOTHING.format(what="two levels of any factor"))
     page.add("Golden of sft, and what best-of-16 by each reward and the trained policies gain over it; behind ± stands half the 95% "
-             "interval.", tables.factors(study), tables.levels(tested), figures.capacity(study))
+             "interval.", tables.factors(study))
+    if table := tables.levels(tested):
+        page.add(f"The claims above, level by level: {tables.SIGNS_SAID}", table)
+    page.add(figures.capacity(study))
 
 
 def _learnt(page: Page, studies: Mapping[str, Study]) -> None:
