@@ -1,4 +1,4 @@
-"""The paper's comparison on movie reviews: every recipe's reward and policy, an ensemble, the adversarial loop, DPO and rejection.
+"""The paper's comparison on movie reviews: every recipe's reward and policy, the adversarial loop, DPO and rejection.
 
   python -m irl_jax run --config=configs/paper/imdb.py --workdir=runs/paper/imdb --config.seed=0
   python -m irl_jax run --config=configs/paper/imdb.py:top_p --workdir=runs/paper/imdb_top_p --config.seed=0   # another sampling law
@@ -7,7 +7,7 @@
 Data, models, golden and paths are those of configs/imdb.py. The seed draws everything but the judge: the split into training, development
 and evaluation prompts, which words of a review are its prompt, which reviews are demonstrations, all training and all samples.
 ":top_p" asks whether the order of the recipes turns on the sampling law: every sample is drawn at top-p 0.95; the recipes' rewards and
-the policies of init_sft and init_demo are all it has.
+what best-of-N by them is worth are all it has.
 """
 
 import pathlib
@@ -15,11 +15,7 @@ import pathlib
 from irl_jax.cli import load_config
 
 CRITIC = "reward.body=frozen reward.head=mlp reward.learning_rate=0.003 adversarial.reward_updates=4"  # as in configs/methods.py
-VARIANTS = (
-    "reward/init_sft_ensemble = init_sft reward.ensemble=4 reward.combine=mean_minus_std",
-    "policy/ensemble = init_sft_ensemble",
-    f"adversarial/from_sft = demo policy.beta=0.02 {CRITIC}",
-)
+VARIANTS = (f"adversarial/from_sft = demo policy.beta=0.02 {CRITIC}",)
 
 
 def get_config(name: str = ""):
@@ -31,10 +27,10 @@ def get_config(name: str = ""):
     c.eval.best_of = (1, 2, 4, 5, 8, 10, 16, 30, 32, 50, 64)
     if name.startswith("top_p"):
         c.sample.top_p = 0.95
-        c.policy.recipes = ("init_sft", "init_demo")
+        c.policy.recipes = ()
     else:
         c.variants = VARIANTS
-        c.policy.recipes = ("init_sft", "init_demo", "sft_demo", "log_ratio")
+        c.policy.recipes = ("init_sft", "init_demo", "sft_demo")
         c.dpo.recipes = ("init_sft",)
         c.rejection.recipes = ("init_sft",)
         c.adversarial.rounds = 50
@@ -46,7 +42,7 @@ def get_config(name: str = ""):
 
 def _smoke(c):
     """What configs/imdb.py:smoke leaves large, or lacks."""
-    c.policy.recipes = ("init_sft",)
+    c.policy.recipes = c.policy.recipes[:1]
     c.policy.keep_rollouts_every = 1
     c.adversarial.rounds = 3
     c.adversarial.warmup_rounds = 1

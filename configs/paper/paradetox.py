@@ -8,8 +8,8 @@
 Golden is the probability of a toxicity classifier, fitted to sentences that are in no demonstration, that the response is polite, times how
 much of the toxic sentence's content it keeps. Labels, for the recipe `preference`: the rewrite over the toxic sentence itself, which is a
 pair by nature and not by a rater. The seed draws the split, all training and all samples; the judge's sentences are always the same.
-":top_p" asks whether the order of the recipes turns on the sampling law: every sample is drawn at top-p 0.95; the recipes' rewards and the
-policies of init_sft and init_demo are all it has.
+":top_p" asks whether the order of the recipes turns on the sampling law: every sample is drawn at top-p 0.95; the recipes' rewards and
+what best-of-N by them is worth are all it has.
 """
 
 import os
@@ -49,7 +49,7 @@ def get_config(name: str = ""):
     c.policy.recipes = ("init_sft", "init_demo", "sft_demo", "preference")
     if name.startswith("top_p"):
         c.sample.top_p = 0.95
-        c.policy.recipes = ("init_sft", "init_demo")
+        c.policy.recipes = ()
     c.policy.batch_size = 8
     c.policy.learning_rate = 2e-4
     c.policy.keep_rollouts_every = 5
@@ -71,7 +71,7 @@ def _smoke(c):
     c.reward.steps = 4
     c.reward.batch_size = 8
     c.reward.eval_every = 2
-    c.policy.recipes = ("init_sft",)
+    c.policy.recipes = c.policy.recipes[:1]
     c.policy.steps = 3
     c.policy.batch_size = 4
     c.policy.samples = 4
