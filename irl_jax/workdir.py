@@ -247,7 +247,12 @@ def _show(found: dict, key: str) -> str:
 def _describe_run(config: ConfigDict) -> dict:
     versions = {"irl_jax": irl_jax.__version__, "python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"config": config, "seed": config.seed, "versions": versions, "git_commit": _git_commit()}
+    return {"config": config, "seed": config.seed, "versions": versions, "git_commit": _git_commit(), "cores": cores()}
+
+
+def cores() -> int:
+    """How many cores this process may use: on a CPU, how sums are split over them, and so their last bits, follow it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _git_commit() -> str | None:

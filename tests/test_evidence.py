@@ -160,11 +160,11 @@ def test_a_record_holds_what_the_page_needs(tmp_path, monkeypatch):
     results = made.record()["results"] | {"timing": {"sft": {"seconds": 2.5, "compile_seconds": 1.0}}}
     (work / "evaluate").mkdir(parents=True)
     artifacts.write_json(work / "results.json", results)
-    artifacts.write_json(work / "config.json", {"config": {}, "git_commit": "abc"})
+    artifacts.write_json(work / "config.json", {"config": {}, "git_commit": "abc", "cores": 3})
     artifacts.write_json(work / "evaluate" / "report.json", {"over_training": {"policy/x": {"step": [1]}}, "samples": ["left out"]})
     assert record.main(["testbed", "base", "1", str(work), str(tmp_path / "r.json")]) == 0
     found = json.loads((tmp_path / "r.json").read_text())
-    assert (found["experiment"], found["cell"], found["seed"], found["commit"]) == ("testbed", "base", 1, "abc")
+    assert (found["experiment"], found["cell"], found["seed"], found["commit"], found["cores"]) == ("testbed", "base", 1, "abc", 3)
     assert found["settings"]["seed"] == 1 and found["settings"]["sample.eval_samples"] == 256
     assert found["seconds"]["sft"] == 2.5 and found["seconds"]["analyses"] >= 0 and found["over_training"] == {"policy/x": {"step": [1]}}
     assert found["analyses"] == {"probes": {"from": "work", "one third": 0.333333}, "baselines": {"chance": {"accuracy": 0.5}}}

@@ -33,6 +33,7 @@ def test_config_json_says_what_ran(tmp_path):
     assert set(stored["versions"]) == {"irl_jax", "python", "jax", "flax", "optax", "orbax-checkpoint"}
     assert stored["versions"]["irl_jax"] == irl_jax.__version__
     assert "git_commit" in stored
+    assert stored["cores"] == (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count())
     assert str(os.path.dirname(irl_jax.__file__)) not in (tmp_path / "a" / "w" / "config.json").read_text()
 
 

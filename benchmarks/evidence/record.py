@@ -2,11 +2,11 @@
 
   python -m benchmarks.evidence.record EXPERIMENT CELL SEED WORKDIR FILE [--smoke]
 
-FILE becomes {"experiment", "cell", "seed", "commit", "settings", "seconds", "results", "over_training", "analyses"}: `commit` of the code
-that made the run, `settings` as in plan.settings, `seconds` of the run's stages and of the analyses, `results` the run's results.json,
-`over_training` the curves of its evaluate/report.json, `analyses` what benchmarks/evidence/analyse.py finds (and "baselines", where the
-experiment has some). Floats have DIGITS significant digits. It is a process of its own for the reason that every run is one: its memory
-goes back, and nothing that another has compiled changes its roundings.
+FILE becomes {"experiment", "cell", "seed", "commit", "cores", "settings", "seconds", "results", "over_training", "analyses"}: `commit` of
+the code that made the run and `cores` that it had, `settings` as in plan.settings, `seconds` of the run's stages and of the analyses,
+`results` the run's results.json, `over_training` the curves of its evaluate/report.json, `analyses` what benchmarks/evidence/analyse.py
+finds (and "baselines", where the experiment has some). Floats have DIGITS significant digits. It is a process of its own for the reason
+that every run is one: its memory goes back, and nothing that another has compiled changes its roundings.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def record(cell: plan.Cell, smoke: bool, folder: pathlib.Path) -> dict:
     seconds = {stage: timing["seconds"] for stage, timing in results["timing"].items()} | {ANALYSES: time.perf_counter() - start}
     return rounded(artifacts.plain({
         "experiment": cell.experiment, "cell": cell.name, "seed": cell.seed, "commit": stored.get("git_commit"),
-        "settings": plan.settings(cell, smoke), "seconds": seconds, "results": results, "over_training": report.get("over_training") or {},
-        "analyses": analyses}))
+        "cores": stored.get("cores"), "settings": plan.settings(cell, smoke), "seconds": seconds, "results": results,
+        "over_training": report.get("over_training") or {}, "analyses": analyses}))
 
 
 def write(file: pathlib.Path, content: Mapping) -> None:

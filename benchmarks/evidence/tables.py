@@ -29,17 +29,18 @@ def _tables(head, rows) -> str:
 
 
 def state(studies: Mapping[str, Study]) -> str:
-    """What was run: cells, seeds, commits and seconds."""
+    """What was run: cells, seeds, commits, cores and hours."""
     rows = []
     for name, experiment in plan.EXPERIMENTS.items():
         study = studies.get(name)
         records = [record for of in (study.records if study else {}).values() for record in of.values()]
         commits = ", ".join(sorted({f"`{str(record.get('commit'))[:10]}`" for record in records})) or DASH
+        cores = ", ".join(sorted({str(record.get("cores") or DASH) for record in records})) or DASH
         hours = sum(sum(record["seconds"].values()) for record in records) / 3600
         planned = len(experiment.of(name))
         rows.append([f"`{name}`", experiment.title, experiment.golden, f"{planned - len(study.missing()) if study else 0} of {planned}",
-                     commits, f"{hours:.2f}" if records else DASH])
-    return markdown(["experiment", "", "golden", "cells and seeds", "commit", "hours"], rows)
+                     commits, cores, f"{hours:.2f}" if records else DASH])
+    return markdown(["experiment", "", "golden", "cells and seeds", "commit", "cores", "hours"], rows)
 
 
 def seconds(studies: Mapping[str, Study]) -> str:
