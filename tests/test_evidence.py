@@ -16,7 +16,7 @@ from irl_jax import artifacts, checks
 
 TESTBED = plan.EXPERIMENTS["testbed"]
 SMOKES = [pytest.param(name, marks=[pytest.mark.shared] if experiment.shared else [], id=name)
-          for name, experiment in plan.EXPERIMENTS.items() if name not in ("imdb_top_p", "paradetox")]  # each law on one of the two
+          for name, experiment in plan.EXPERIMENTS.items()]
 
 
 # ------------------------------------------------------------------ the plan
