@@ -1,6 +1,7 @@
 """SIGKILL at random moments of every stage: the same command goes on and ends bitwise where a run that nobody disturbed ends.
 
-Each trial starts from what the undisturbed run had before the stage, is killed in it and started again. Run with -s to see the moments.
+A trial starts from what the undisturbed run had before the stage, is killed in it, started again, killed again and started once more. Run
+with -s to see the moments.
 """
 
 import filecmp
@@ -26,7 +27,7 @@ def get_config(name=""):
                        adversarial__warmup_rounds=2, dpo__recipes=("sft_demo",), dpo__steps=12, spin__recipes=("demo",), spin__steps=6,
                        spin__prompts=16, rejection__recipes=("init_sft",), rejection__prompts=12, rejection__samples=4)
 """
-MOMENTS = {stage: 2 for stage in STAGES}  # and two more while a checkpoint is written
+KILLS = 2  # in a stage, one after the other; and two more while a checkpoint is written
 SKIPPED = (".lock", "progress.json", "index.html")  # with pids and times in them
 VOLATILE = ("timing", "seconds", "compile_seconds", "tokens_per_second")
 
@@ -118,23 +119,25 @@ def arrays_that_differ(path, other, name):
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_twice_in_every_stage(undisturbed, stage, tmp_path):
     config, before, seconds, workdir = undisturbed
-    draws = random.Random(stage)
-    for trial in range(MOMENTS[stage]):
-        mine = tmp_path / str(trial)
+    draws, start, moments = random.Random(stage), before.get(stage), []
+    for kill in range(KILLS):
+        mine, latest = tmp_path / str(kill), seconds[stage]
         while True:
             shutil.rmtree(mine, ignore_errors=True)
-            if stage in before:
-                shutil.copytree(before[stage], mine)
+            if start:
+                shutil.copytree(start, mine)
             # the first part of a stage's time goes into imports and loading, its end into leaving
-            moment = seconds[stage] * draws.uniform(0.3 + 0.3 * trial, 0.98)
-            ended = kill_at(config, mine, stage, moment)
+            moments[kill:] = [latest * draws.uniform(0.3, 0.98)]
+            ended = kill_at(config, mine, stage, moments[kill])
             if ended is None:
                 break
-            seconds[stage] = min(seconds[stage], ended)  # programs that are compiled already make it shorter
-        run(config, mine, stage)
-        print(f"\n{stage}: killed after {moment:.2f} s of {seconds[stage]:.2f} s, went on and ended", end="")
-        after = workdir if stage == STAGES[-1] else before[STAGES[STAGES.index(stage) + 1]]
-        assert differences(after, mine) == []
+            latest = min(latest, ended)  # programs that are compiled already, and what an earlier kill has left, make it shorter
+        start = mine
+    run(config, mine, stage)
+    told = ", ".join(f"{moment:.2f}" for moment in moments)
+    print(f"\n{stage}: killed after {told} of {seconds[stage]:.2f} s, went on and ended", end="")
+    after = workdir if stage == STAGES[-1] else before[STAGES[STAGES.index(stage) + 1]]
+    assert differences(after, mine) == []
 
 
 @pytest.mark.slow
