@@ -78,16 +78,15 @@ SIGNS_SAID = "+ holds, − does not hold, · cannot tell; in brackets what one s
 
 
 def levels(tested: Mapping[str, claims.Tested]) -> str:
-    """The verdicts at each level of the factors, as SIGNS, of the claims whose verdict is not the same at every level."""
+    """The verdicts at each level of the factors, as SIGNS, of the claims that are tested at more than one."""
     columns: dict[tuple[str, float], None] = {}
-    for found in tested.values():
+    moved = [found for found in tested.values() if any(len(of) > 1 for of in found.levels.values())]
+    for found in moved:
         columns |= dict.fromkeys((name, level) for name, of in found.levels.items() if len(of) > 1 for level in of)
     rows = []
-    for found in tested.values():
+    for found in moved:
         signs = {(name, level): _sign(one, found.claim.margin) for name, of in found.levels.items() for level, one in of.items()}
-        shown = [signs.get(column, "") for column in columns]
-        if len({sign for sign in shown if sign}) > 1:
-            rows.append([found.claim.says, *shown])
+        rows.append([found.claim.says, *(signs.get(column, "") for column in columns)])
     heads = [f"{name} {level:g}" for name, level in columns]
     return _tables(["claim", *heads], rows)
 
