@@ -11,7 +11,7 @@ import types
 import evidence_records as made
 import pytest
 
-from benchmarks.evidence import advice, claims, effects, figures, figures_why, plan, record, run, write
+from benchmarks.evidence import advice, claims, effects, figures, figures_why, plan, record, run, tables, write
 from irl_jax import artifacts, checks
 
 TESTBED = plan.EXPERIMENTS["testbed"]
@@ -243,6 +243,15 @@ def test_what_a_claim_depends_on():
     assert claims.test_all(studies_of(made.record()))["best_of_n"].verdict == "cannot tell"
     unclear = [made.record(seed=seed, move=move) for seed, move in enumerate((-0.3, 0.1, 0.2))]
     assert claims.test_all(studies_of(*unclear))["best_of_n"].verdict == "cannot tell"
+
+
+def test_the_grid_of_levels():
+    tested = claims.test_all(studies_of(*seeds(), *seeds(cell="entanglement-0.4", move=-0.2), made.record(cell="entanglement-0.8")))
+    head, _, *rows = (line.strip("| ").split(" | ") for line in tables.levels(tested).splitlines())
+    assert head == ["claim", "entanglement 0", "entanglement 0.4", "entanglement 0.8"]
+    assert ["Best-of-N by `init_sft` beats sft", "+", "−", "(+)"] in rows
+    assert not any("heterogeneous" in row[0] for row in rows), "a claim about two cells has no level"
+    assert tables.levels(claims.test_all(studies_of(*seeds()))) == ""
 
 
 def test_advice_follows_the_verdicts():
