@@ -207,7 +207,8 @@ def preferences(study: Study) -> str:
             above = claims.verdict(one._replace(mean=one.mean - 0.5, low=one.low - 0.5, high=one.high - 0.5), claims.MARGIN)
             said = claims.marked(one, {claims.HOLDS: "above chance", claims.FAILS: "not above chance"}.get(above, above))
             cells = [DASH if other is None else other.text() for other in less] or [DASH] * len(BASELINES[1:])
-            rows.append([name, _cell(one), said if name != "chance" else DASH, *cells])
+            shown = "length, longer or shorter as the training pairs prefer" if name == "length" else name  # the control takes longer
+            rows.append([shown, _cell(one), said if name != "chance" else DASH, *cells])
     head = ["judge", "agreement with held-out preferences", "", *(f"less that of {name.replace('_', ' ')}" for name in BASELINES[1:])]
     return _tables(head, rows)
 

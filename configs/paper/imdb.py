@@ -4,6 +4,8 @@
   python -m irl_jax run --config=configs/paper/imdb.py:top_p --workdir=runs/paper/imdb_top_p --config.seed=0   # another sampling law
   python -m irl_jax run --config=configs/paper/imdb.py:smoke --workdir=runs/paper/imdb-smoke                    # and :top_p_smoke
 
+A seed takes 74 minutes on 2 CPU cores, 9 of them the analyses that `python -m benchmarks.evidence.run imdb` adds.
+
 Data, models, golden and paths are those of configs/imdb.py. The seed draws everything but the judge: the split into training, development
 and evaluation prompts, which words of a review are its prompt, which reviews are demonstrations, all training and all samples.
 ":top_p" asks whether the order of the recipes turns on the sampling law: every sample is drawn at top-p 0.95; the recipes' rewards and
