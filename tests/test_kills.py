@@ -127,11 +127,12 @@ def test_killed_twice_in_every_stage(undisturbed, stage, tmp_path):
             if start:
                 shutil.copytree(start, mine)
             # the first part of a stage's time goes into imports and loading, its end into leaving
-            moments[kill:] = [latest * draws.uniform(0.3, 0.98)]
-            ended = kill_at(config, mine, stage, moments[kill])
+            moment = latest * draws.uniform(0.3, 0.98)
+            ended = kill_at(config, mine, stage, moment)
             if ended is None:
                 break
             latest = min(latest, ended)  # programs that are compiled already, and what an earlier kill has left, make it shorter
+        moments.append(moment)
         start = mine
     run(config, mine, stage)
     told = ", ".join(f"{moment:.2f}" for moment in moments)

@@ -14,7 +14,8 @@ from irl_jax.stages import run_tables
 from irl_jax.stages.run_tables import markdown
 
 DASH = "–"
-BASELINES = ("chance", "length", "bag_of_words")  # of benchmarks/evidence/hh.py
+BEATEN = {"length": "length, longer or shorter as the training pairs prefer", "bag_of_words": "bag of words"}
+BASELINES = {"chance": "chance", **BEATEN}  # of benchmarks/evidence/hh.py; the control `length` takes the longer one
 
 
 def _cell(one: Effect | None, offset: float = 0.0, digits: int = 3) -> str:
@@ -79,19 +80,15 @@ SIGNS_SAID = "+ holds, − does not hold, · cannot tell; in brackets what one s
 
 def levels(tested: Mapping[str, claims.Tested]) -> str:
     """The verdicts at each level of the factors, as SIGNS, of the claims that are tested at more than one."""
-    columns: dict[tuple[str, float], None] = {}
     moved = [found for found in tested.values() if any(len(of) > 1 for of in found.levels.values())]
-    for found in moved:
-        columns |= dict.fromkeys((name, level) for name, of in found.levels.items() if len(of) > 1 for level in of)
-    rows = []
-    for found in moved:
-        signs = {(name, level): _sign(one, found.claim.margin) for name, of in found.levels.items() for level, one in of.items()}
-        rows.append([found.claim.says, *(signs.get(column, "") for column in columns)])
-    heads = [f"{name} {level:g}" for name, level in columns]
-    return _tables(["claim", *heads], rows)
+    columns = dict.fromkeys((name, level) for found in moved for name, of in found.levels.items() if len(of) > 1 for level in of)
+    rows = [[found.claim.says, *(_sign(found.levels[name].get(level), found.claim.margin) for name, level in columns)] for found in moved]
+    return _tables(["claim", *(f"{name} {level:g}" for name, level in columns)], rows)
 
 
-def _sign(found: Effect, margin: float) -> str:
+def _sign(found: Effect | None, margin: float) -> str:
+    if found is None:
+        return ""
     sign = SIGNS[claims.verdict(found, margin)]
     return f"({sign})" if found.seeds == 1 else sign
 
@@ -195,21 +192,20 @@ def preferences(study: Study) -> str:
     """Agreement with held-out human preferences, of baselines, rewards and controls; of learnt rewards also less the baselines'."""
     records = study.records.get(plan.BASE, {}).values()
     names = dict.fromkeys(name for record in records for name in record["results"]["rewards"])
-    found = {name.replace("_", " "): (study.effect(number("analyses", "baselines", name, "accuracy", stderr="stderr")), [])
-             for name in BASELINES}
+    found = {title: (study.effect(number("analyses", "baselines", name, "accuracy", stderr="stderr")), [])
+             for name, title in BASELINES.items()}
     for name in names:
         less = [study.effect(number("analyses", "baselines", "rewards", name, f"less_{other}", stderr=f"less_{other}_stderr"))
-                for other in BASELINES[1:]]
+                for other in BEATEN]
         found[f"`{name}`"] = (study.effect(number("results", "rewards", name, "pair_accuracy", stderr="pair_accuracy_stderr")), less)
     rows = []
     for name, (one, less) in found.items():
         if one is not None:
             above = claims.verdict(one._replace(mean=one.mean - 0.5, low=one.low - 0.5, high=one.high - 0.5), claims.MARGIN)
             said = claims.marked(one, {claims.HOLDS: "above chance", claims.FAILS: "not above chance"}.get(above, above))
-            cells = [DASH if other is None else other.text() for other in less] or [DASH] * len(BASELINES[1:])
-            shown = "length, longer or shorter as the training pairs prefer" if name == "length" else name  # the control takes longer
-            rows.append([shown, _cell(one), said if name != "chance" else DASH, *cells])
-    head = ["judge", "agreement with held-out preferences", "", *(f"less that of {name.replace('_', ' ')}" for name in BASELINES[1:])]
+            cells = [DASH if other is None else other.text() for other in less] or [DASH] * len(BEATEN)
+            rows.append([name, _cell(one), said if name != "chance" else DASH, *cells])
+    head = ["judge", "agreement with held-out preferences", "", *(f"less that of {name.replace('_', ' ')}" for name in BEATEN)]
     return _tables(head, rows)
 
 
