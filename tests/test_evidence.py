@@ -10,8 +10,9 @@ import types
 
 import evidence_records as made
 import pytest
+from scipy import stats
 
-from benchmarks.evidence import advice, claims, effects, figures, figures_why, plan, record, run, tables, write
+from benchmarks.evidence import advice, claims, effects, figures, figures_why, foretell, plan, record, run, tables, write
 from irl_jax import artifacts, checks
 
 TESTBED = plan.EXPERIMENTS["testbed"]
@@ -352,6 +353,51 @@ def test_the_figures_numbers(monkeypatch):
     assert h.mean == pytest.approx(3.5) and golden.mean == pytest.approx(0.66)  # init's own is at -2
     positions, found = figures_why.along(study, "sft", "demo_log_prob")
     assert positions == [0, 1, 2, 3, 4] and found[4].mean == pytest.approx(-2.2)
+
+
+def told_runs(*runs):
+    """[(gain, AUC) of each reward of a run] as points."""
+    return [foretell.Point(("testbed", "base", seed), "init_sft", gain, {foretell.AUC: auc})
+            for seed, pairs in enumerate(runs) for gain, auc in pairs]
+
+
+def test_what_foretells_by_hand():
+    rising = [(0.25, 0.25), (0.5, 0.5), (0.75, 0.75)]
+    same = foretell.correlation(told_runs(rising, rising, rising), foretell.AUC, within=False)
+    assert same == pytest.approx((1.0, 1.0, 1.0, math.nan, 3), nan_ok=True)
+    # within two of three runs the higher AUC gains less: of what is left of both, 0.125 - 2 * 0.125 over 3 * 0.125
+    among = told_runs(rising, [(gain, -auc) for gain, auc in rising], [(gain - 4.0, -3.0 - auc) for gain, auc in rising])
+    between, within = (foretell.correlation(among, foretell.AUC, one) for one in (False, True))
+    assert within.mean == pytest.approx(-1 / 3) and between.mean > 0
+    # by scipy on the very pairs, the jackknife of three runs by hand
+    pairs = [(point.gain, point.known[foretell.AUC]) for point in among]
+    left = [stats.spearmanr(*zip(*(pairs[: 3 * i] + pairs[3 * i + 3 :]), strict=True)).statistic for i in range(3)]
+    half = 1.959964 * math.sqrt(2 / 3 * sum((one - sum(left) / 3) ** 2 for one in left))
+    assert (between.mean, between.high - between.mean) == pytest.approx((stats.spearmanr(*zip(*pairs, strict=True)).statistic, half))
+    assert foretell.correlation(told_runs(rising, rising), foretell.AUC, within=False) is None, "two runs"
+    assert foretell.correlation(told_runs(*[[(0.1, 0.5)]] * 4), foretell.AUC, within=False) is None, "nothing varies"
+    assert foretell.correlation(told_runs(*[[(0.1 * i, 0.1 * i)] for i in range(4)]), foretell.AUC, within=True) is None, "no run has two"
+
+
+@pytest.mark.parametrize("sign, said", [(1, "The higher a reward's held-out AUC"), (-1, "Do not trust a reward for its held-out AUC")])
+def test_what_is_said_of_the_auc(sign, said):
+    records = seeds()
+    for one in records:
+        for name, row in one["results"]["rewards"].items():
+            row["heldout_auc"] = 0.5 + sign * made.WINS[name]
+            if probe := one["analyses"]["probes"].get(name):
+                probe["on_sft"] = probe["on_sft"] | {"r2": 0.5 - sign * made.WINS[name]}
+    sentences = advice.foretellers(studies_of(*records))
+    assert said in sentences[0] and any("surface features explain least" in one for one in sentences) == (sign > 0)
+
+
+def test_points_of_the_records():
+    among = foretell.points(studies_of(made.record(), made.record(seed=1), made.record("hh")))
+    assert len(among) == 3 * 4 and {point.run for point in among} == {("testbed", "base", 0), ("testbed", "base", 1), ("hh", "base", 0)}
+    (one,) = (point for point in among if point.run == ("testbed", "base", 0) and point.reward == "init_sft")
+    assert one.gain == pytest.approx(0.08 * math.log(16) / math.log(30))
+    assert one.known[foretell.AUC] == 0.8 and one.known[foretell.SURFACE] == 0.4
+    assert one.known["rank correlation with length, absolute"] == pytest.approx(0.2)
 
 
 def test_the_committed_page_is_that_of_the_committed_records(monkeypatch):

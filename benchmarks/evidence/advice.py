@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from benchmarks.evidence import plan
+from benchmarks.evidence import foretell, plan
 from benchmarks.evidence.claims import FAILS, HOLDS, MARGIN, UNKNOWN, UNTESTED, N, Tested, decided, marked
 from benchmarks.evidence.drawing import Line
 from benchmarks.evidence.effects import Effect, Study, golden_of, paired, win
@@ -38,8 +38,8 @@ def recipe(studies: Mapping[str, Study], tested: Mapping[str, Tested]) -> list[s
                f"({where}).",
         FAILS: f"Do not expect best-of-N by `init_sft` to beat sft: it did not by {MARGIN} anywhere that several seeds tell ({where}).",
         UNKNOWN: f"Whether best-of-N by `init_sft` beats sft could not be told ({where}): measure it on your own data before you use it.",
-    }.get(claim.verdict, f"Whether best-of-N by `init_sft` beats sft {claim.verdict}. Label some dozens of pairs of sft's samples and look "
-          "at the rewards' accuracy on them before you use one: nothing on this page tells without labels on which side your data lie.")]
+    }.get(claim.verdict, f"Whether best-of-N by `init_sft` beats sft {claim.verdict}. Read a few dozen "
+          "of its choices beside sft's samples before you use it: nothing on this page tells without looking on which side your data lie.")]
     for study in studies.values():
         found = leaders(study)
         if found:
@@ -61,7 +61,22 @@ def recipe(studies: Mapping[str, Study], tested: Mapping[str, Tested]) -> list[s
         UNTESTED: "",
     }.get(tested["over_length"].verdict, "Keep the `length` control beside it: whether the reward is more than length was not the same "
           "everywhere, or could not be told."))
-    return [one for one in said if one]
+    return [one for one in [*said, *foretellers(studies)] if one]
+
+
+def foretellers(studies: Mapping[str, Study]) -> list[str]:
+    """What tells without labels which reward to trust."""
+    said, among = [], foretell.points(studies)
+    if auc := foretell.correlation(among, foretell.AUC, within=False):
+        said.append(("The higher a reward's held-out AUC, the more best-of-N by it gained" if auc.low > 0 else
+                     "Do not trust a reward for its held-out AUC: with a higher one best-of-N could not be shown to gain more")
+                    + f" (rank correlation {auc.text(2)} over the rewards of all runs).")
+    surface = foretell.correlation(among, foretell.SURFACE, within=True)
+    if surface and surface.high < 0:
+        said.append("Of several rewards of the same data prefer the one that length and other surface features explain least among samples "
+                    "of one prompt (`benchmarks/evidence/probes.py`; no labels needed): it gained more (rank correlation "
+                    f"{surface.text(2)} among the rewards of a run).")
+    return said
 
 
 def demonstrations(studies: Mapping[str, Study]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from benchmarks.evidence import claims, plan
+from benchmarks.evidence import claims, foretell, plan
 from benchmarks.evidence.drawing import RECIPES
 from benchmarks.evidence.effects import Effect, Study, golden_of, number, paired, win
 from benchmarks.evidence.figures import COMPARED
@@ -104,6 +104,13 @@ def factors(study: Study) -> str:
             if cell in study.records:
                 rows.append([name, f"{level:g}", *(_cell(study.effect(of, cell)) for of in columns.values())])
     return _tables(["factor", "level", *columns], rows)
+
+
+def foretold(studies: Mapping[str, Study]) -> str:
+    """What is known of a reward beside what best-of-N by it gains: rank correlations over all runs' rewards."""
+    rows = [[key, str(count), *(DASH if one is None else one.text(2) for one in both)]
+            for key, count, *both in foretell.correlations(foretell.points(studies)) if any(both)]
+    return _tables(["of a reward", "rewards", "between runs and rewards", "among the rewards of a run"], rows)
 
 
 def beside_paper(studies: Mapping[str, Study]) -> str:
