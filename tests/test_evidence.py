@@ -373,7 +373,8 @@ def test_what_foretells_by_hand():
     pairs = [(point.gain, point.known[foretell.AUC]) for point in among]
     left = [stats.spearmanr(*zip(*(pairs[: 3 * i] + pairs[3 * i + 3 :]), strict=True)).statistic for i in range(3)]
     half = 1.959964 * math.sqrt(2 / 3 * sum((one - sum(left) / 3) ** 2 for one in left))
-    assert (between.mean, between.high - between.mean) == pytest.approx((stats.spearmanr(*zip(*pairs, strict=True)).statistic, half))
+    assert (between.mean, between.mean - between.low) == pytest.approx((stats.spearmanr(*zip(*pairs, strict=True)).statistic, half))
+    assert between.high == 1.0 < between.mean + half, "no correlation lies beyond"
     assert foretell.correlation(told_runs(rising, rising), foretell.AUC, within=False) is None, "two runs"
     assert foretell.correlation(told_runs(*[[(0.1, 0.5)]] * 4), foretell.AUC, within=False) is None, "nothing varies"
     assert foretell.correlation(told_runs(*[[(0.1 * i, 0.1 * i)] for i in range(4)]), foretell.AUC, within=True) is None, "no run has two"
@@ -398,6 +399,15 @@ def test_points_of_the_records():
     assert one.gain == pytest.approx(0.08 * math.log(16) / math.log(30))
     assert one.known[foretell.AUC] == 0.8 and one.known[foretell.SURFACE] == 0.4
     assert one.known["rank correlation with length, absolute"] == pytest.approx(0.2)
+
+
+def test_policies_of_the_records():
+    studies = studies_of(*seeds(), made.record("hh"))
+    among = foretell.policies(studies)
+    assert [point.gain for point in among] == pytest.approx([0.02, 0.021, 0.022, 0.02]) and {point.reward for point in among} == {"init_sft"}
+    assert among[1].known == {foretell.SAMPLED: pytest.approx(0.081 * math.log(16))}
+    assert foretell.correlation(among, foretell.SAMPLED, within=False).mean == pytest.approx(1.0)
+    assert any("the more the policy did (rank correlation +1.00" in one for one in advice.policies(studies, claims.test_all(studies)))
 
 
 def test_the_committed_page_is_that_of_the_committed_records(monkeypatch):

@@ -149,6 +149,10 @@ def policies(studies: Mapping[str, Study], tested: Mapping[str, Tested]) -> list
         UNTESTED: "",
     }.get(tested["policy"].verdict, "Prefer best-of-N until a reward has earned more: whether a policy trained on `init_sft` goes beyond "
           "sft was not the same everywhere, or could not be told."))
+    foretold = foretell.correlation(foretell.policies(studies), foretell.SAMPLED, within=False)
+    if foretold and foretold.low > 0:
+        said.append(f"Before you train one, judge best-of-{foretell.N} by the reward on some prompts: the more that gained over sft, the "
+                    f"more the policy did (rank correlation {foretold.text(2)} over the policies of all runs).")
     said.append({
         HOLDS: "If you train one, refresh the reward: the adversarial loop ended above a reward fixed once.",
         FAILS: "Refreshing the reward was not worth its seconds: the adversarial loop did not end above a reward fixed once.",

@@ -63,12 +63,14 @@ def win_rates(studies: Mapping[str, Study]) -> Drawn | None:
                               for name, values in recipes.items()], 0.5)
             for place, (name, (low, high)) in enumerate(claims.PAPER_RANGES.get(title, {}).items()):
                 axes.fill_between((5, 50), low, high, color=LIGHT.recipes[name], alpha=0.18, linewidth=0)
-                axes.text(5.2, 0.45 - 0.05 * place, f"{name}: {low:g} to {high:g}", color=LIGHT.recipes[name], fontsize=8.5, va="top")
+                axes.annotate(f"{name}: {low:g} to {high:g}", (5.2, 0.5), xytext=(0, -6 - 11 * place), textcoords="offset points",
+                              color=LIGHT.recipes[name], fontsize=8.5, va="top")
             log_ticks(axes, claims.PAPER_NS)
         for axes, (title, lines) in zip(planes[2:], ours.items(), strict=True):
             axes.set_title(title, loc="left")
             draw_lines(axes, lines, 0.5)
             log_ticks(axes, [n for n in lines[0].x if n in (1, 4, 16, 64, 256)])
+        planes[0].set_ylim(max(0.0, planes[0].get_ylim()[0]), min(1.0, planes[0].get_ylim()[1]))  # a few seeds' bands may leave it
         for axes in planes:
             level(axes, 0.5, "sft")
             axes.set_xlabel("N (log scale)")

@@ -1,6 +1,7 @@
-"""What foretells, over the learnt rewards of all runs, how much best-of-N by a reward gains: what needs no labels beside what does.
+"""What foretells, over the learnt rewards of all runs, how much best-of-N by a reward gains, and a policy trained on it.
 
-A point is a learnt reward of one run (experiment, cell, seed): what is known of it, and the win rate of best-of-`N` by it less one half.
+A point is a learnt reward of one run (experiment, cell, seed): what is known of it, and what it gained: the win rate of best-of-`N` by it
+less one half, or golden of the policy trained on it less that of sft.
 The figure for a quantity is Spearman's rank correlation over the points, "between runs and rewards"; and after each run's mean is taken
 from both, "among the rewards of a run", which is what helps to choose between them. 95% intervals are 1.96 standard errors of a jackknife
 that leaves out one run at a time. The runs of one experiment share a world, and most runs are the testbed's: a description of what was
@@ -20,12 +21,13 @@ from scipy import stats
 from benchmarks.evidence import clustered
 from benchmarks.evidence.claims import absolute
 from benchmarks.evidence.drawing import Drawn, grid, render
-from benchmarks.evidence.effects import NORMAL, Effect, Study, number, win
+from benchmarks.evidence.effects import NORMAL, Effect, Study, number, paired, win
 from irl_jax.config import LEARNT
 from irl_jax.stages.plot_style import LIGHT
 
 N = 16  # of best-of-N: every run has it
 AUC, SURFACE = "held-out AUC", "share of the reward within prompts that surface features explain (R²)"
+SAMPLED = f"golden of best-of-{N}, less sft's"
 _MARKERS = "osDv^P"  # of experiments
 
 
@@ -41,7 +43,7 @@ def _quantities(reward: str) -> dict:
 
 
 class Point(NamedTuple):
-    """run: (experiment, cell, seed). reward: its recipe. gain: win rate less one half. known: {quantity: value}, those there are."""
+    """run: (experiment, cell, seed). reward: its recipe. gain: what it gained. known: {quantity: value}, those there are."""
 
     run: tuple[str, str, int]
     reward: str
@@ -50,16 +52,25 @@ class Point(NamedTuple):
 
 
 def points(studies: Mapping[str, Study]) -> list[Point]:
-    """Every learnt reward of every run with a judge."""
+    """Every learnt reward of every run with a judge, and the gain of best-of-N by it."""
+    return _points(studies, lambda reward: win(reward, N), _quantities)
+
+
+def policies(studies: Mapping[str, Study]) -> list[Point]:
+    """Every learnt reward that a policy was trained on, and the gain of that policy."""
+    return _points(studies, lambda reward: paired(f"policy/{reward} - sft"),
+                   lambda reward: {SAMPLED: paired(f"best-of-{N} by {reward} - sft")})
+
+
+def _points(studies: Mapping[str, Study], gain_of, known_of) -> list[Point]:
     found = []
     for name, study in studies.items():
         for cell, of in study.records.items():
             for seed, record in of.items():
                 for reward in LEARNT:
-                    gain = win(reward, N)(record)
-                    if gain is not None:
-                        values = {key: value for key, figure in _quantities(reward).items() if (value := figure(record)) is not None}
-                        found.append(Point((name, cell, seed), reward, gain[0], {key: value for key, (value, _) in values.items()}))
+                    if (gain := gain_of(reward)(record)) is not None:
+                        values = {key: figure(record) for key, figure in known_of(reward).items()}
+                        found.append(Point((name, cell, seed), reward, gain[0], {key: one[0] for key, one in values.items() if one}))
     return found
 
 
@@ -81,7 +92,7 @@ def correlation(among: Sequence[Point], key: str, within: bool) -> Effect | None
         return [stats.spearmanr(*pairs[kept].T).statistic if np.ptp(pairs[kept], axis=0).min() > 0 else math.nan]
 
     value, half = rank(np.ones(len(groups), bool))[0], NORMAL * clustered.jackknife(rank, groups)[0]
-    return None if math.isnan(value + half) else Effect(value, value - half, value + half, math.nan, len(runs))
+    return None if math.isnan(value + half) else Effect(value, max(value - half, -1.0), min(value + half, 1.0), math.nan, len(runs))
 
 
 def correlations(among: Sequence[Point]) -> list[tuple[str, int, Effect | None, Effect | None]]:
@@ -91,30 +102,33 @@ def correlations(among: Sequence[Point]) -> list[tuple[str, int, Effect | None, 
 
 
 def draw(studies: Mapping[str, Study]) -> Drawn | None:
-    """Every point: gain against the AUC, and against what surface features explain."""
-    among = points(studies)
-    panels = [(key, one) for key in (AUC, SURFACE) if (one := correlation(among, key, False))]
+    """Every point: what best-of-N gained against the AUC and against what surface features explain, and policies against best-of-N."""
+    sampled, trained = points(studies), policies(studies)
+    panels = [(key, label, among, one)
+              for key, label, among in ((AUC, f"win rate of best-of-{N} over sft, less ½", sampled), (SURFACE, "", sampled),
+                                        (SAMPLED, "golden of the policy, less sft's", trained))
+              if (one := correlation(among, key, False))]
     if not panels:
         return None
-    markers = dict(zip(dict.fromkeys(point.run[0] for point in among), _MARKERS, strict=False))
+    markers = dict(zip(dict.fromkeys(point.run[0] for point in sampled), _MARKERS, strict=False))
 
     def on(figure):
-        planes = grid(figure, len(panels), sharey=True)
-        for axes, (key, one) in zip(planes, panels, strict=True):
+        planes = grid(figure, len(panels))
+        for axes, (key, label, among, one) in zip(planes, panels, strict=True):
             axes.set_title(f"rank correlation {one.text(2)}", loc="left")
             axes.set_xlabel("\nthat surface features explain".join(key.split(" that surface features explain")))
+            axes.set_ylabel(label)
             for point in among:
                 if key in point.known:
-                    axes.plot(point.known[key], point.gain + 0.5, markers[point.run[0]], color=LIGHT.recipes[point.reward], markersize=5,
+                    axes.plot(point.known[key], point.gain, markers[point.run[0]], color=LIGHT.recipes[point.reward], markersize=5,
                               alpha=0.75, markeredgewidth=0)
-            axes.axhline(0.5, color=LIGHT.text, linewidth=0.9, linestyle=":")
-        planes[0].set_ylabel(f"win rate of best-of-{N} over sft")
+            axes.axhline(0.0, color=LIGHT.text, linewidth=0.9, linestyle=":")
         for name, marker in markers.items():
             planes[0].plot([], [], marker, color=LIGHT.text, markersize=5, linestyle="none", label=studies[name].planned.title)
-        for reward in dict.fromkeys(point.reward for point in among):
+        for reward in dict.fromkeys(point.reward for point in sampled):
             planes[0].plot([], [], "-", color=LIGHT.recipes[reward], linewidth=3, label=reward)
         figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
 
-    words = "; ".join(f"{key}: {one.mean:+.2f}" for key, one in panels)
-    return render("foretell", f"Win rate of best-of-{N} against what is known of a reward without labels. Rank correlations: {words}.",
-                  "A point is a learnt reward of one run.", 3.9, on)
+    words = "; ".join(f"{key}: {one.mean:+.2f}" for key, _, _, one in panels)
+    return render("foretell", f"What best-of-{N} and policies gained against what is known of a reward. Rank correlations: {words}.",
+                  "A point is a learnt reward of one run; below, where a policy was trained on it.", 0.9 + 3.1 * -(-len(panels) // 2), on)

@@ -137,7 +137,8 @@ def _foretold(page: Page, studies: Mapping[str, Study]) -> None:
     page.add("## What foretells it?", foretell.draw(studies), table or NOTHING.format(what="three runs with a judge"), table and
              f"Spearman's rank correlation with the win rate of best-of-{foretell.N}, over the learnt rewards of all runs, and after each "
              "run's mean is taken from both; 95% by a jackknife over runs. Looked for after the fact, and most runs are of one world: it "
-             "describes these runs. The last two rows need labels; the last is what the others could reach at most.")
+             "describes these runs. The last two rows need labels; the last is what the others could reach at most. What policies and "
+             "best-of-N gained over sft is less the same sft's golden, whose error both share.")
 
 
 def _learnt(page: Page, studies: Mapping[str, Study]) -> None:
