@@ -16,7 +16,7 @@ def reward(gain: float) -> dict:
     """Win rate 1/2 + gain log n / log 30."""
     rows = [dict(n=n, golden=0.64 + gain * math.log(n), stderr=0.01, win_rate=0.5 + gain * math.log(n) / math.log(30),
                  win_rate_stderr=0.01 if n > 1 else 0.0, kl_bound=kl_bound(n)) for n in NS]
-    return dict(heldout_auc=0.8, heldout_auc_stderr=0.02, spearman_golden=0.1, spearman_golden_stderr=0.01, spearman_length=-0.2,
+    return dict(heldout_auc=0.8 + gain, heldout_auc_stderr=0.02, spearman_golden=0.1, spearman_golden_stderr=0.01, spearman_length=-0.2,
                 spearman_length_stderr=0.01, pair_accuracy=0.6, pair_accuracy_stderr=0.03, best_of_n=rows)
 
 
