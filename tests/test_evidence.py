@@ -12,7 +12,7 @@ import evidence_records as made
 import pytest
 from scipy import stats
 
-from benchmarks.evidence import advice, claims, effects, figures, figures_why, foretell, plan, record, run, tables, write
+from benchmarks.evidence import advice, claims, effects, figures, figures_why, foretell, plan, record, run, same, tables, write
 from irl_jax import artifacts, checks
 
 TESTBED = plan.EXPERIMENTS["testbed"]
@@ -171,6 +171,26 @@ def test_a_record_holds_what_the_page_needs(tmp_path, monkeypatch):
     assert found["analyses"] == {"probes": {"from": "work", "one third": 0.333333}, "baselines": {"chance": {"accuracy": 0.5}}}
     (work / "results.json").unlink()
     assert record.main(["testbed", "base", "1", str(work), str(tmp_path / "r.json")]) == 2
+
+
+def test_two_records_are_compared(tmp_path, capsys):
+    one = made.record()
+    one["results"]["timing"] = {"sft": {"seconds": 1.0}}
+    other = json.loads(json.dumps(one))
+    other["commit"] = "fedcba"
+    other["seconds"]["sft"], other["results"]["timing"]["sft"]["seconds"] = 2.0, 2.0
+    files = [str(tmp_path / name) for name in ("one.json", "other.json")]
+    for changed, said in ((False, 0), (True, 1)):
+        if changed:
+            other["results"]["policies"]["sft"]["golden_mean"] += 1e-6
+            other["analyses"]["more"] = None
+        for file, of in zip(files, (one, other), strict=True):
+            record.write(pathlib.Path(file), of)
+        assert same.main(files) == said
+        lines = capsys.readouterr().out.splitlines()
+        assert sorted(lines[:-1]) == ["['analyses']['more']", "['results']['policies']['sft']['golden_mean']"] * changed
+        assert lines[-1].endswith(f" values, {2 * changed} differ") and int(lines[-1].split()[0].replace(",", "")) > 400
+    assert same.main([files[0], str(tmp_path / "none.json")]) == 2 and "none.json" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ intervals and verdicts

@@ -38,8 +38,8 @@ def recipe(studies: Mapping[str, Study], tested: Mapping[str, Tested]) -> list[s
                f"({where}).",
         FAILS: f"Do not expect best-of-N by `init_sft` to beat sft: it did not by {MARGIN} anywhere that several seeds tell ({where}).",
         UNKNOWN: f"Whether best-of-N by `init_sft` beats sft could not be told ({where}): measure it on your own data before you use it.",
-    }.get(claim.verdict, f"Whether best-of-N by `init_sft` beats sft {claim.verdict}. Read a few dozen "
-          "of its choices beside sft's samples before you use it: nothing on this page tells without looking on which side your data lie.")]
+    }.get(claim.verdict, f"Whether best-of-N by `init_sft` beats sft {claim.verdict}. Read a few dozen of its choices beside "
+          "sft's samples before you use it: nothing on this page tells without looking on which side your data lie.")]
     for study in studies.values():
         found = leaders(study)
         if found:

@@ -114,7 +114,7 @@ def load(folder: pathlib.Path) -> dict[str, Study]:
         records = {}
         for cell in experiment.cells:
             files = sorted((folder / name / cell).glob("seed-*.json"))
-            found = dict(sorted((record["seed"], record) for record in map(_read, files)))
+            found = dict(sorted((record["seed"], record) for record in map(read, files)))
             if found:
                 records[cell] = found
         if records:
@@ -122,12 +122,17 @@ def load(folder: pathlib.Path) -> dict[str, Study]:
     return studies
 
 
-def _read(file: pathlib.Path) -> dict:
+def read(file: pathlib.Path) -> dict:
+    """A record.
+
+    Raises:
+      UserError: the file is none, or cannot be read.
+    """
     try:
         record = json.loads(file.read_text())
         for key in ("seed", "seconds", "results", "over_training", "analyses"):
             record[key]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: is no record ({error}); remove it, or write it again with benchmarks.evidence.run") from None
     return record
 

@@ -116,7 +116,7 @@ def draw(studies: Mapping[str, Study]) -> Drawn | None:
         planes = grid(figure, len(panels))
         for axes, (key, label, among, one) in zip(planes, panels, strict=True):
             axes.set_title(f"rank correlation {one.text(2)}", loc="left")
-            axes.set_xlabel("\nthat surface features explain".join(key.split(" that surface features explain")))
+            axes.set_xlabel(key.replace(" that surface", "\nthat surface"))
             axes.set_ylabel(label)
             for point in among:
                 if key in point.known:
@@ -131,4 +131,4 @@ def draw(studies: Mapping[str, Study]) -> Drawn | None:
 
     words = "; ".join(f"{key}: {one.mean:+.2f}" for key, _, _, one in panels)
     return render("foretell", f"What best-of-{N} and policies gained against what is known of a reward. Rank correlations: {words}.",
-                  "A point is a learnt reward of one run; below, where a policy was trained on it.", 0.9 + 3.1 * -(-len(panels) // 2), on)
+                  "A point is a learnt reward of one run; policies were trained on some of them.", 0.9 + 3.1 * -(-len(panels) // 2), on)

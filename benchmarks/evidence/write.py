@@ -37,8 +37,12 @@ python -m benchmarks.evidence.write                  # this page
 Each goes on where it was stopped. Golden rewards reach no training step and no choice of settings on these seeds. The same commit on the
 same kind of machine, with as many cores, gives every number again, the seconds aside; with others the sums' last bits differ, and so do
 the samples in the end. `taskset -c 0` in front of one command and `taskset -c 1` of another run two of them at once.
-`testbed/demonstrations-50/seed-1` was run twice from nothing, on one core each: of 4,649 values of its record, 4,614 are the same to the
-last digit, and the other 35 are seconds and rates.
+Whether a re-run gives the same record:
+
+```bash
+taskset -c 0 python -m benchmarks.evidence.run testbed --seeds=1 --cells=demonstrations-50 --out=runs/again --records=runs/again/records
+python -m benchmarks.evidence.same {runs/again,docs/evidence}/records/testbed/demonstrations-50/seed-1.json
+```
 """
 
 RULES = f"""An interval is 95%. With v the effect of each of S seeds and e its standard error over prompts, 1.96 sqrt(sum e²) / S on either
