@@ -6,6 +6,7 @@ and the events made again from those that are left, so that nothing is told twic
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import struct
@@ -147,11 +148,24 @@ def events_in(directory) -> list:
     return [directory / name for name in sorted(names) if name.startswith(EVENTS) and name.removeprefix(EVENTS).isdecimal()]
 
 
+@functools.cache
+def _tensorboard():
+    """(event_pb2, summary_pb2, masked_crc32c) of tensorboardX, which would import torch where there is one: seconds for nothing."""
+    unasked = "torch" not in sys.modules
+    if unasked:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # any import of it fails, which tensorboardX takes for its absence
+    try:
+        from tensorboardX.proto import event_pb2, summary_pb2
+        from tensorboardX.record_writer import masked_crc32c
+    finally:
+        if unasked:
+            del sys.modules["torch"]
+    return event_pb2, summary_pb2, masked_crc32c
+
+
 def _event(values: dict[str, float] | None = None, session_log: bool = False, **fields) -> bytes:
     """One record of an events file: length, its checksum, an Event, its checksum."""
-    from tensorboardX.proto import event_pb2, summary_pb2
-    from tensorboardX.record_writer import masked_crc32c
-
+    event_pb2, summary_pb2, masked_crc32c = _tensorboard()
     event = event_pb2.Event(wall_time=time.time(), **fields)
     for tag, value in (values or {}).items():
         if value is not None:  # null in metrics.jsonl: not finite
@@ -177,8 +191,8 @@ def _again(lines: list[dict], files: list) -> list[bytes]:
 def _records(content: bytes) -> list[tuple[int, bytes]]:
     """(step, record) of every event with metrics, up to a record that a kill cut short."""
     from google.protobuf.message import DecodeError
-    from tensorboardX.proto import event_pb2
 
+    event_pb2, *_ = _tensorboard()
     found, at = [], 0
     while at + 12 <= len(content):
         end = at + 16 + struct.unpack_from("<Q", content, at)[0]

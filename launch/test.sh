@@ -8,4 +8,4 @@ extras="test"
 if [ "${IRL_JAX_TEST_TORCH:-0}" = 1 ]; then extras=test,torch; fi
 ensure_environment "$extras"
 cd "$ROOT"
-exec "$PYTHON" -m pytest -n "${IRL_JAX_TEST_WORKERS:-2}" --dist loadfile "$@"
+exec "$PYTHON" -m pytest -n "${IRL_JAX_TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"

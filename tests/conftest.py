@@ -1,11 +1,13 @@
 """Fixtures and settings that every test shares."""
 
 import atexit
+import collections
 import importlib
 import json
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
@@ -28,13 +30,30 @@ def shared_folder() -> pathlib.Path:
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves the slow tests out unless a -m expression or a test's own id asks for them."""
-    if config.getoption("-m") or any("::" in argument for argument in config.args):
-        return
+    """Leaves the slow tests out unless a -m expression or a test's own id asks for them, and runs the files that have some last.
+
+    Of these the one with the most comes first, so that it does not keep one worker busy while the other has nothing left.
+    """
     slow = [item for item in items if "slow" in item.keywords]
-    if slow:
-        config.hook.pytest_deselected(items=slow)
+    if not config.getoption("-m") and not any("::" in argument for argument in config.args):
+        if slow:
+            config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if "slow" not in item.keywords]
+        return
+    count = collections.Counter(item.path for item in slow)
+    items.sort(key=lambda item: (count[item.path] > 0, -count[item.path]))
+
+
+MAPPINGS = 20_000  # of the 65,530 that Linux grants a process
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_mappings():
+    """Drops the compiled programs of the files before, where they have taken many memory mappings: XLA crashes where no more are to be had."""
+    yield
+    mappings = pathlib.Path("/proc/self/maps")
+    if "jax" in sys.modules and mappings.exists() and mappings.read_bytes().count(b"\n") > MAPPINGS:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")

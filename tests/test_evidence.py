@@ -16,8 +16,9 @@ from benchmarks.evidence import advice, claims, effects, figures, figures_why, f
 from irl_jax import artifacts, checks
 
 TESTBED = plan.EXPERIMENTS["testbed"]
+# one of the two laws of sampling of each text; all go with `python -m benchmarks.evidence.run EXPERIMENT --smoke`
 SMOKES = [pytest.param(name, marks=[pytest.mark.shared] if experiment.shared else [], id=name)
-          for name, experiment in plan.EXPERIMENTS.items()]
+          for name, experiment in plan.EXPERIMENTS.items() if name not in ("imdb_top_p", "paradetox")]
 
 
 # ------------------------------------------------------------------ the plan
@@ -451,6 +452,9 @@ def test_miniature_from_the_runs_to_the_page(name, tmp_path, request, monkeypatc
     for file in files:
         found = json.loads(file.read_text())
         assert found["analyses"]["shift"]["sft"]["position"] and found["analyses"]["probes"]["init_sft"]["auc"] is not None
+        if name == "imdb":
+            golden, told = found["results"]["golden"], found["results"]["policies"]
+            assert golden["heldout_accuracy"] > 0.7 and told["demo"]["golden_mean"] > told["init"]["golden_mean"]
     assert write.main([f"--records={tmp_path}/out/records", f"--into={tmp_path}/docs"]) == 0
     page = (tmp_path / "docs/evidence.md").read_text()
     (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` | {plan.EXPERIMENTS[name].title}"))

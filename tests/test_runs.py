@@ -163,18 +163,14 @@ def _config(name, variant):
 
 @pytest.mark.slow
 @pytest.mark.shared
-@pytest.mark.parametrize("name", ["imdb", "hh_harmless"])
-def test_miniatures_on_real_text(name, tmp_path, first_layer, monkeypatch):
+def test_a_miniature_on_dialogues(tmp_path, first_layer, monkeypatch):
+    """That on movie reviews is one of the evidence's (test_evidence.py)."""
     monkeypatch.setenv("IRL_JAX_SHARED", str(first_layer))
-    config = _config(name, "smoke")
+    config = _config("hh_harmless", "smoke")
     stages.run_pipeline(config, tmp_path / "w")
     results = json.loads((tmp_path / "w" / "results.json").read_text())
     assert set(results["rewards"]) == {*config.reward.recipes, *config.reward.controls}
-    if name == "imdb":
-        assert results["golden"]["heldout_accuracy"] > 0.7
-        assert results["policies"]["demo"]["golden_mean"] > results["policies"]["init"]["golden_mean"]
-    else:
-        assert all(0 <= row["pair_accuracy"] <= 1 for row in results["rewards"].values())
+    assert all(0 <= row["pair_accuracy"] <= 1 for row in results["rewards"].values())
 
 
 @pytest.mark.shared

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import pty
 import subprocess
 import sys
@@ -39,6 +40,13 @@ def test_events_say_what_metrics_jsonl_says(tmp_path):
     (file,) = tmp_path.glob("*tfevents*")
     assert events.of_file(file)[0].file_version == "brain.Event:2"
     assert json.loads((tmp_path / "progress.json").read_text())["steps"] == 5
+
+
+def test_they_import_no_torch(tmp_path):
+    (tmp_path / "torch.py").write_text("")
+    script = "import sys\nfrom irl_jax import tracking\ntracking._event({'a': 1.0}, step=1)\nassert 'torch' not in sys.modules\nimport torch"
+    root = pathlib.Path(__file__).resolve().parent.parent
+    subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"})
 
 
 def test_without_them_there_is_metrics_jsonl_alone(tmp_path):
