@@ -16,9 +16,8 @@ from benchmarks.evidence import advice, claims, effects, figures, figures_why, f
 from irl_jax import artifacts, checks
 
 TESTBED = plan.EXPERIMENTS["testbed"]
-# one of the two laws of sampling of each text; all go with `python -m benchmarks.evidence.run EXPERIMENT --smoke`
 SMOKES = [pytest.param(name, marks=[pytest.mark.shared] if experiment.shared else [], id=name)
-          for name, experiment in plan.EXPERIMENTS.items() if name not in ("imdb_top_p", "paradetox")]
+          for name, experiment in plan.EXPERIMENTS.items()]
 
 
 # ------------------------------------------------------------------ the plan
@@ -443,7 +442,7 @@ def test_the_committed_page_is_that_of_the_committed_records(monkeypatch):
 @pytest.mark.parametrize("name", SMOKES)
 def test_miniature_from_the_runs_to_the_page(name, tmp_path, request, monkeypatch):
     if plan.EXPERIMENTS[name].shared:
-        monkeypatch.setenv("IRL_JAX_SHARED", str(request.getfixturevalue("first_layer")))
+        monkeypatch.setenv("IRL_JAX_SHARED", str(request.getfixturevalue("small_shared")))
     cells = ["--cells=base,demonstrations-50"] if name == "testbed" else []
     command = [sys.executable, "-m", "benchmarks.evidence.run", name, "--smoke", "--seeds=0", *cells, f"--out={tmp_path}/out"]
     subprocess.run(command, cwd=plan.ROOT, check=True)

@@ -159,20 +159,27 @@ def test_a_users_mistake_is_one_line_of_each(config, tmp_path):
         assert status == 2 and "not empty and not a workdir" in said.strip().splitlines()[-1], said
 
 
+STEPS = os.path.join(ROOT, "tests", "test_eight_devices.py")
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """What every kind of step says on one device."""
+    done = subprocess.run([sys.executable, STEPS, "alone"], env=environment(1), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "devices"), [(2, 4), (4, 2)])
-def test_every_kind_of_step_on_many_hosts_equals_one_device(processes, devices):
-    script = os.path.join(ROOT, "tests", "test_eight_devices.py")
-    running = start([script], processes, devices, stdout=subprocess.PIPE)
+def test_every_kind_of_step_on_many_hosts_equals_one_device(processes, devices, alone):
+    running = start([STEPS], processes, devices, stdout=subprocess.PIPE)
     outputs = [process.communicate(timeout=900)[0] for process in running]
     assert [process.returncode for process in running] == [0] * processes
-    alone = subprocess.run([sys.executable, script, "alone"], env=environment(1), capture_output=True, text=True, timeout=900)
-    assert alone.returncode == 0, alone.stderr[-3000:]
-    one = json.loads(alone.stdout.splitlines()[-1])
     for output in outputs:
         many = json.loads(output.splitlines()[-1])
         for kind, rank in CASES:
-            (here,), (there,) = many[f"{kind}/{rank}"], one[f"{kind}/{rank}"]
+            (here,), (there,) = many[f"{kind}/{rank}"], alone[f"{kind}/{rank}"]
             np.testing.assert_allclose(here["losses"], there["losses"], rtol=TOLERANCE, err_msg=f"{kind}/{rank}")
             assert here["split"] == (8 if rank == 0 else 4) and here["kept"]
 

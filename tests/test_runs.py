@@ -163,9 +163,9 @@ def _config(name, variant):
 
 @pytest.mark.slow
 @pytest.mark.shared
-def test_a_miniature_on_dialogues(tmp_path, first_layer, monkeypatch):
+def test_a_miniature_on_dialogues(tmp_path, small_shared, monkeypatch):
     """That on movie reviews is one of the evidence's (test_evidence.py)."""
-    monkeypatch.setenv("IRL_JAX_SHARED", str(first_layer))
+    monkeypatch.setenv("IRL_JAX_SHARED", str(small_shared))
     config = _config("hh_harmless", "smoke")
     stages.run_pipeline(config, tmp_path / "w")
     results = json.loads((tmp_path / "w" / "results.json").read_text())
