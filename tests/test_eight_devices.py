@@ -86,8 +86,8 @@ def make_step(kind, model, optimizer):
     return ("value" if kind == "ppo" else "policy"), policy_steps.make_policy_step(model, optimizer, settings)
 
 
-def train(kind, rank, mesh):
-    """[STEPS, 2] losses and gradient norms, and how the leaves were split."""
+def train(kind, rank, mesh, count=STEPS):
+    """[count, 2] losses and gradient norms, and how the leaves were split."""
     import jax
     from ml_collections import ConfigDict
 
@@ -102,7 +102,7 @@ def train(kind, rank, mesh):
     state = sharding.place(steps.init_state(leaves[role, rank], optimizer, control), mesh)
     trunk = sharding.place(trunk, mesh) if rank else None
     step, losses, before = sharding.compile_step(step, mesh, donate=(0,)), [], jax.tree.map(lambda x: x.sharding, state)
-    for number in range(STEPS):
+    for number in range(count):
         state, metrics = step(state, trunk, sharding.put_batch(batch_of(kind, number), mesh), jax.random.key(number))
         losses.append([float(metrics["loss"]), float(metrics["grad_norm"])])
     split = max(leaf.size // np.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(state.leaves))
@@ -111,8 +111,12 @@ def train(kind, rank, mesh):
 
 
 def main(argv):
-    """Prints a JSON object: "kind/rank" -> [one device, eight devices], or one of them: "alone", or as one of many processes."""
+    """Prints a JSON object: "kind/rank" -> [one device, eight devices], or one of them: "alone", or as one of many processes.
+
+    --steps and --kinds (with commas) take fewer of both.
+    """
     flags = dict(argument[2:].partition("=")[::2] for argument in argv if argument.startswith("--"))
+    count, kinds = int(flags.pop("steps", STEPS)), flags.pop("kinds", ",".join(KINDS)).split(",")
     if "multihost" in flags:
         from irl_jax import distributed
 
@@ -127,7 +131,7 @@ def main(argv):
         meshes.append(sharding.make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}), devices=jax.devices()[:1]))
     if argv != ["alone"]:
         meshes.append(sharding.make_mesh(ConfigDict({"data": -1, "fsdp": 4, "tensor": 2})))
-    out = {f"{kind}/{rank}": [train(kind, rank, mesh) for mesh in meshes] for kind, rank in CASES}
+    out = {f"{kind}/{rank}": [train(kind, rank, mesh, count) for mesh in meshes] for kind, rank in CASES if kind in kinds}
     print(json.dumps(out))
 
 
