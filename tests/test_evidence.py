@@ -410,6 +410,7 @@ def test_what_is_said_of_the_auc(sign, said):
                 probe["on_sft"] = probe["on_sft"] | {"r2": 0.5 - sign * made.WINS[name]}
     sentences = advice.foretellers(studies_of(*records))
     assert said in sentences[0] and any("surface features explain least" in one for one in sentences) == (sign > 0)
+    assert ("could not be shown to gain more" in sentences[1]) == (sign < 0) and "of the same data the one with the higher AUC" in sentences[1]
 
 
 def test_points_of_the_records():

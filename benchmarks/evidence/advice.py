@@ -71,11 +71,15 @@ def foretellers(studies: Mapping[str, Study]) -> list[str]:
         said.append(("The higher a reward's held-out AUC, the more best-of-N by it gained" if auc.low > 0 else
                      "Do not trust a reward for its held-out AUC: with a higher one best-of-N could not be shown to gain more")
                     + f" (rank correlation {auc.text(2)} over the rewards of all runs).")
+    if auc := foretell.correlation(among, foretell.AUC, within=True):
+        said.append(("Of several rewards of the same data the one with the higher AUC gained more" if auc.low > 0 else
+                     "Among several rewards of the same data the one with the higher AUC could not be shown to gain more")
+                    + f" (rank correlation {auc.text(2)} among the rewards of a run).")
     surface = foretell.correlation(among, foretell.SURFACE, within=True)
     if surface and surface.high < 0:
         said.append("Of several rewards of the same data prefer the one that length and other surface features explain least among samples "
                     "of one prompt (`benchmarks/evidence/probes.py`; no labels needed): it gained more (rank correlation "
-                    f"{surface.text(2)} among the rewards of a run).")
+                    f"{surface.text(2)} among them).")
     return said
 
 
