@@ -51,7 +51,7 @@ MAPPINGS = 20_000  # of the 65,530 that Linux grants a process
 
 @pytest.fixture(scope="module", autouse=True)
 def few_mappings():
-    """Drops the compiled programs of the files before, where they have taken many memory mappings: XLA crashes where no more are to be had."""
+    """Drops compiled programs after a file where they hold many memory mappings: XLA crashes where no more are to be had."""
     yield
     mappings = pathlib.Path("/proc/self/maps")
     if "jax" in sys.modules and mappings.exists() and mappings.read_bytes().count(b"\n") > MAPPINGS:
