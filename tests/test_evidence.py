@@ -10,9 +10,10 @@ import types
 
 import evidence_records as made
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 
-from benchmarks.evidence import advice, claims, effects, figures, figures_why, foretell, plan, record, run, same, tables, write
+from benchmarks.evidence import advice, claims, drawing, effects, figures, figures_why, foretell, plan, record, run, same, tables, write
 from irl_jax import artifacts, checks
 
 TESTBED = plan.EXPERIMENTS["testbed"]
@@ -373,6 +374,12 @@ def test_the_figures_numbers(monkeypatch):
     assert h.mean == pytest.approx(3.5) and golden.mean == pytest.approx(0.66)  # init's own is at -2
     positions, found = figures_why.along(study, "sft", "demo_log_prob")
     assert positions == [0, 1, 2, 3, 4] and found[4].mean == pytest.approx(-2.2)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 6])
+def test_the_lowest_panel_of_each_column_has_numbers(count):
+    planes = drawing.grid(Figure(), count, sharex=True)
+    assert [axes.xaxis.get_tick_params()["labelbottom"] for axes in planes] == [place >= count - 2 for place in range(count)]
 
 
 def told_runs(*runs):

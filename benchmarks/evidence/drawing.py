@@ -84,11 +84,12 @@ def level(axes, y: float, text: str) -> None:
 
 
 def grid(figure, count: int, columns: int = 2, **how):
-    """`count` axes in so many columns."""
-    rows = -(-count // columns)
-    planes = figure.subplots(rows, min(count, columns), squeeze=False, **how).ravel()
-    for axes in planes[count:]:
+    """`count` axes in so many columns; the lowest of each column has the numbers of its x axis."""
+    rows, columns = -(-count // columns), min(count, columns)
+    planes = figure.subplots(rows, columns, squeeze=False, **how).ravel()
+    for axes, above in zip(planes[count:], planes[count - columns :], strict=False):
         axes.set_visible(False)
+        above.tick_params(labelbottom=True)
     return list(planes[:count])
 
 
