@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from benchmarks.evidence import claims, foretell, plan
+from benchmarks.evidence import claims, foretell, laws, plan
 from benchmarks.evidence.drawing import RECIPES
 from benchmarks.evidence.effects import Effect, Study, golden_of, number, paired, win
 from benchmarks.evidence.figures import COMPARED
@@ -128,6 +128,18 @@ def beside_paper(studies: Mapping[str, Study]) -> str:
             if any(found):
                 rows.append([f"`{reward}`" if place == 0 else "", str(n), *cells, *(_cell(one, 0.5) for one in found)])
     return _tables(["reward", "N", *(f"the paper, {title}" for title in claims.PAPER), *(f"`{name}`" for name in ours)], rows)
+
+
+def sampling_laws(studies: Mapping[str, Study]) -> str:
+    """Win rates of best-of-N at temperature 1 and at top-p 0.95, and their difference."""
+    rows = []
+    for plain, other in laws.twins(studies):
+        for reward in RECIPES:
+            of = win(reward, claims.N)
+            if change := laws.change(of, plain, other):
+                rows.append([f"`{plain.name}`", f"`{reward}`", _cell(plain.effect(of), 0.5), _cell(other.effect(of), 0.5),
+                             claims.marked(change, change.text())])
+    return _tables(["experiment", "reward", "temperature 1", "top-p 0.95", "change, by the seeds of both"], rows)
 
 
 def rewards(study: Study) -> str:

@@ -120,6 +120,10 @@ def _paper(page: Page, studies: Mapping[str, Study]) -> None:
              tables.beside_paper(studies) or NOTHING.format(what="best-of-N with a judge"),
              "Behind ± stands half the 95% interval. The paper's N are 5, 10, 30 and 50, on Anthropic's HH prompts with GPT-4's "
              "demonstrations and a published reward model as golden.")
+    laws = tables.sampling_laws(studies)
+    page.add("### Under another sampling law", laws or NOTHING.format(what="a text under both laws"), laws and
+             f"Win rate of best-of-{claims.N} over one sample of sft, where rewards learn from samples of that law and choose among them; "
+             "data, prompts and settings are the same. Behind ± stands half the 95% interval.")
 
 
 def _when(page: Page, studies: Mapping[str, Study], tested) -> None:
