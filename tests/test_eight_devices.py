@@ -129,7 +129,7 @@ def main(argv):
     meshes = []
     if not flags:
         meshes.append(sharding.make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}), devices=jax.devices()[:1]))
-    if argv != ["alone"]:
+    if "alone" not in argv:
         meshes.append(sharding.make_mesh(ConfigDict({"data": -1, "fsdp": 4, "tensor": 2})))
     out = {f"{kind}/{rank}": [train(kind, rank, mesh, count) for mesh in meshes] for kind, rank in CASES if kind in kinds}
     print(json.dumps(out))

@@ -189,7 +189,8 @@ def test_two_records_are_compared(tmp_path, capsys):
             record.write(pathlib.Path(file), of)
         assert same.main(files) == said
         lines = capsys.readouterr().out.splitlines()
-        assert sorted(lines[:-1]) == ["['analyses']['more']", "['results']['policies']['sft']['golden_mean']"] * changed
+        told = ["['analyses']['more']: absent | None", "['results']['policies']['sft']['golden_mean']: 0.64 | 0.640001"]
+        assert sorted(lines[:-1]) == told * changed
         assert lines[-1].endswith(f" values, {2 * changed} differ") and int(lines[-1].split()[0].replace(",", "")) > 400
     assert same.main([files[0], str(tmp_path / "none.json")]) == 2 and "none.json" in capsys.readouterr().err
 
@@ -459,9 +460,9 @@ def test_miniature_from_the_runs_to_the_page(name, tmp_path, request, monkeypatc
     for file in files:
         found = json.loads(file.read_text())
         assert found["analyses"]["shift"]["sft"]["position"] and found["analyses"]["probes"]["init_sft"]["auc"] is not None
-        if name == "imdb":
-            golden, told = found["results"]["golden"], found["results"]["policies"]
-            assert golden["heldout_accuracy"] > 0.7 and told["demo"]["golden_mean"] > told["init"]["golden_mean"]
+        golden, told = found["results"]["golden"], found["results"]["policies"]
+        if golden:
+            assert (golden["heldout_accuracy"] or 1.0) > 0.7 and told["demo"]["golden_mean"] > told["init"]["golden_mean"]
     assert write.main([f"--records={tmp_path}/out/records", f"--into={tmp_path}/docs"]) == 0
     page = (tmp_path / "docs/evidence.md").read_text()
     (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` | {plan.EXPERIMENTS[name].title}"))

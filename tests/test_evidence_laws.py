@@ -6,7 +6,7 @@ import evidence_records as made
 import pytest
 
 from benchmarks.evidence import advice, claims, laws, tables
-from benchmarks.evidence.effects import Study, win
+from benchmarks.evidence.effects import Study, difference, win
 
 
 def studies(wins, plain=(0, 1, 2), other=(0, 1, 2)):
@@ -23,7 +23,7 @@ def test_a_change_is_by_the_seeds_of_both():
     half = 1.959964 * math.hypot(0.01, 0.01) / math.sqrt(2)
     assert (change.low, change.high) == pytest.approx((0.1 - half, 0.1 + half)), "the seeds lie closer than their prompts allow"
     assert laws.change(win("init_sft", claims.N), plain, other).mean == pytest.approx(0.0015)
-    change = laws.change(laws.lead("init_demo", "sft_demo"), plain, other)
+    change = laws.change(difference(win("init_demo", claims.N), win("sft_demo", claims.N)), plain, other)
     assert change.mean == pytest.approx(-0.1) and change.mean - change.low == pytest.approx(half * math.sqrt(2))
 
 

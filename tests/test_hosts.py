@@ -159,13 +159,14 @@ def test_a_users_mistake_is_one_line_of_each(config, tmp_path):
         assert status == 2 and "not empty and not a workdir" in said.strip().splitlines()[-1], said
 
 
-STEPS = os.path.join(ROOT, "tests", "test_eight_devices.py")
+COUNT = 5  # steps of each kind
+STEPS = [os.path.join(ROOT, "tests", "test_eight_devices.py"), f"--steps={COUNT}"]
 
 
 @pytest.fixture(scope="module")
 def alone():
     """What every kind of step says on one device."""
-    done = subprocess.run([sys.executable, STEPS, "alone"], env=environment(1), capture_output=True, text=True, timeout=900)
+    done = subprocess.run([sys.executable, *STEPS, "alone"], env=environment(1), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -173,7 +174,7 @@ def alone():
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "devices", "kinds"), [(2, 4, KINDS), (4, 2, ("sft", "policy"))])
 def test_every_kind_of_step_on_many_hosts_equals_one_device(processes, devices, kinds, alone):
-    running = start([STEPS, "--steps=5", f"--kinds={','.join(kinds)}"], processes, devices, stdout=subprocess.PIPE)
+    running = start([*STEPS, f"--kinds={','.join(kinds)}"], processes, devices, stdout=subprocess.PIPE)
     outputs = [process.communicate(timeout=900)[0] for process in running]
     assert [process.returncode for process in running] == [0] * processes
     cases = {f"{kind}/{rank}" for kind, rank in CASES if kind in kinds}
@@ -182,8 +183,8 @@ def test_every_kind_of_step_on_many_hosts_equals_one_device(processes, devices, 
         assert set(many) == cases
         for case in cases:
             (here,), (there,) = many[case], alone[case]
-            assert len(here["losses"]) == 5
-            np.testing.assert_allclose(here["losses"], there["losses"][:5], rtol=TOLERANCE, err_msg=case)
+            assert len(here["losses"]) == COUNT
+            np.testing.assert_allclose(here["losses"], there["losses"], rtol=TOLERANCE, err_msg=case)
             assert here["split"] == (4 if case.endswith("/4") else 8) and here["kept"]
 
 

@@ -93,9 +93,13 @@ class Study(NamedTuple):
 
     def contrast(self, of: Callable[[Mapping], Value | None], one: str, other: str) -> Effect | None:
         """An effect in cell `one` less that in cell `other`, by the seeds that both have."""
-        both = [(of(self.records[one][seed]), of(self.records[other][seed]))
-                for seed in self.seeds(one) if seed in self.seeds(other)]
-        return effect([minus(a, b) for a, b in both if a is not None and b is not None])
+        return contrast(of, self.records.get(one, {}), self.records.get(other, {}))
+
+
+def contrast(of: Callable[[Mapping], Value | None], one: Mapping[int, Mapping], other: Mapping[int, Mapping]) -> Effect | None:
+    """An effect in the records `one` {seed: record} less that in `other`, by the seeds that both have."""
+    both = [(of(one[seed]), of(other[seed])) for seed in sorted(one) if seed in other]
+    return effect([minus(a, b) for a, b in both if a is not None and b is not None])
 
 
 def minus(a: Value, b: Value) -> Value:

@@ -1,7 +1,7 @@
 """Compares two records of a cell and seed: python -m benchmarks.evidence.same ONE.json OTHER.json
 
 Every value must be the same to the last digit. What is not compared: the commit, the seconds of `seconds`, and the seconds and rates of
-`results.timing`. Prints how many values were, and the paths of those that differ; exit status 1 where any does.
+`results.timing`. Prints the values that differ, with their paths, and how many they are; exit status 1 where any does.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import jax
 
 from benchmarks.evidence import effects
 from irl_jax.errors import UserError
+
+ABSENT = "absent"
 
 
 def values(record: Mapping) -> dict[str, object]:
@@ -35,7 +37,8 @@ def main(argv) -> int:
         return 2
     paths = dict.fromkeys((*one, *other))
     apart = [path for path in paths if path not in one or path not in other or one[path] != other[path]]
-    print("\n".join([*apart, f"{len(paths):,} values, {len(apart):,} differ"]))
+    print("\n".join([*(f"{path}: {one.get(path, ABSENT)} | {other.get(path, ABSENT)}" for path in apart),
+                     f"{len(paths):,} values, {len(apart):,} differ"]))
     return 1 if apart else 0
 
 
