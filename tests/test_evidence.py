@@ -383,6 +383,16 @@ def test_the_lowest_panel_of_each_column_has_numbers(count):
     assert [axes.xaxis.get_tick_params()["labelbottom"] for axes in planes] == [place >= count - 2 for place in range(count)]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("y, low, high", [((0.25, 0.25), 0.0, 1.0), ((0.5, 0.625), 0.5 - 0.125 * drawing.BEYOND, 0.625 + 0.125 * drawing.BEYOND)])
+def test_bands_reach_a_little_beyond_lines_that_have_a_range(y, low, high):
+    axes = Figure().subplots()
+    axes.plot((1, 2), y)
+    axes.set_ylim(0.0, 1.0)
+    drawing.fit([axes])
+    assert axes.get_ylim() == pytest.approx((max(low, 0.0), min(high, 1.0)))
+
+
 def told_runs(*runs):
     """[(gain, AUC) of each reward of a run] as points."""
     return [foretell.Point(("testbed", "base", seed), "init_sft", gain, {foretell.AUC: auc})

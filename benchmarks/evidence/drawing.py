@@ -107,7 +107,8 @@ def fit(planes: Sequence) -> None:
         y = np.concatenate([np.asarray(line.get_ydata(), float) for one in shared for line in one.lines])
         reach = BEYOND * (y.max() - y.min())
         low, high = axes.get_ylim()
-        axes.set_ylim(max(low, y.min() - reach), min(high, y.max() + reach))
+        if reach:
+            axes.set_ylim(max(low, y.min() - reach), min(high, y.max() + reach))
 
 
 def finish(figure, planes: Sequence) -> None:

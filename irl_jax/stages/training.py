@@ -7,7 +7,7 @@ import math
 import jax
 import numpy as np
 
-from irl_jax import loop, sharding, variants
+from irl_jax import loop, mappings, sharding, variants
 from irl_jax.data import batching, streaming
 from irl_jax.errors import UserError
 from irl_jax.stages import scoring
@@ -93,6 +93,7 @@ def each_method(context, group: str, train_one) -> dict:
     methods = variants.methods(context.config, group)
     for method in methods:
         if not context.workdir.is_done(method.role):
+            mappings.spare()
             context.workdir.mark_done(method.role, train_one(context.variant(method), method))
     infos = [context.workdir.timing(method.role) for method in methods]
     running = sum(info["seconds"] - info["compile_seconds"] for info in infos)
