@@ -29,8 +29,10 @@ def test_a_change_is_by_the_seeds_of_both():
 
 def test_whose_lead_changes_is_said():
     (said,) = laws.sentences(studies({"sft_demo": 0.03}))
-    assert said.startswith("Movie reviews: sampling at top-p 0.95 instead of temperature 1 changes the lead of `init_sft` over `sft_demo` by -0.0")
-    assert "and of `init_demo` over `sft_demo` by -0.100 [" in said and "`sft_demo` over `preference` by +0.100" in said
+    assert said.startswith("Movie reviews: sampling at top-p 0.95 instead of temperature 1 changes 3 of 6 leads of one learnt reward over another: "
+                           "that of `init_sft` over `sft_demo` by -0.0")
+    assert "; of `init_demo` over `sft_demo` by -0.100 [" in said and "`sft_demo` over `preference` by +0.100" in said
+    assert said.count(", to ") == 3 and ", to -0.080;" in said, "win rates there: 0.45 by init_demo, 0.53 by sft_demo"
     assert "`init_sft` over `init_demo`" not in said and "(one seed)" not in said
     found = studies({}, other=(0,))
     (said,) = laws.sentences(found)

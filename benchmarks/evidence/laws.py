@@ -24,14 +24,17 @@ def change(of: Figure, plain: Study, other: Study) -> Effect | None:
 
 
 def sentences(studies: Mapping[str, Study]) -> list[str]:
-    """Whose lead over whom changes with the law, an experiment a sentence."""
+    """Whose lead over whom changes with the law, of how many, and what it is then; an experiment a sentence."""
     said = []
     for plain, other in twins(studies):
-        changes = {(one, two): change(difference(win(one, N), win(two, N)), plain, other) for one, two in itertools.combinations(LEARNT, 2)}
-        found = {names: each for names, each in changes.items() if each}
-        apart = [f"`{one}` over `{two}` by {each.text()}" for (one, two), each in found.items() if each.low > 0 or each.high < 0]
+        leads = {(one, two): difference(win(one, N), win(two, N)) for one, two in itertools.combinations(LEARNT, 2)}
+        found = {names: change(lead, plain, other) for names, lead in leads.items()}
+        found = {names: each for names, each in found.items() if each}
+        apart = [f"`{one}` over `{two}` by {each.text()}, to {other.effect(leads[one, two]).mean:+.3f}"
+                 for (one, two), each in found.items() if each.low > 0 or each.high < 0]
         if found:
-            which = marked(next(iter(found.values())), "changes the lead of " + " and of ".join(apart) if apart else
+            changed = f"changes {len(apart)} of {len(found)} leads of one learnt reward over another: that of " + "; of ".join(apart)
+            which = marked(next(iter(found.values())), changed if apart else
                            "could not be shown to change any lead of one learnt reward over another")
             said.append(f"{plain.planned.title}: sampling at top-p 0.95 instead of temperature 1 {which}.")
     return said
