@@ -10,6 +10,7 @@ import types
 
 import evidence_records as made
 import pytest
+from matplotlib import image
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -381,6 +382,13 @@ def test_the_figures_numbers(monkeypatch):
 def test_the_lowest_panel_of_each_column_has_numbers(count):
     planes = drawing.grid(Figure(), count, sharex=True)
     assert [axes.xaxis.get_tick_params()["labelbottom"] for axes in planes] == [place >= count - 2 for place in range(count)]
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in (plan.ROOT / "docs/evidence").glob("*.png")))
+def test_no_figure_is_cut_off(file):
+    pixels = image.imread(plan.ROOT / "docs/evidence" / file)[..., :3]
+    for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert edge.min() > 0.9, "something reaches beyond the edge"
 
 
 @pytest.mark.filterwarnings("error")

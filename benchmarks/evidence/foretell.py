@@ -127,7 +127,7 @@ def draw(studies: Mapping[str, Study]) -> Drawn | None:
             planes[0].plot([], [], marker, color=LIGHT.text, markersize=5, linestyle="none", label=studies[name].planned.title)
         for reward in dict.fromkeys(point.reward for point in sampled):
             planes[0].plot([], [], "-", color=LIGHT.recipes[reward], linewidth=3, label=reward)
-        figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
 
     words = "; ".join(f"{key}: {one.mean:+.2f}" for key, _, _, one in panels)
     return render("foretell", f"What best-of-{N} and policies gained against what is known of a reward. Rank correlations: {words}.",
