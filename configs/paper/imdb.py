@@ -4,8 +4,8 @@
   python -m irl_jax run --config=configs/paper/imdb.py:top_p --workdir=runs/paper/imdb_top_p --config.seed=0   # another sampling law
   python -m irl_jax run --config=configs/paper/imdb.py:smoke --workdir=runs/paper/imdb-smoke                    # and :top_p_smoke
 
-A seed takes 74 minutes on 2 CPU cores, 9 of them the analyses that `python -m benchmarks.evidence.run imdb` adds
-(with an allocator that keeps its pages: docs/speed.md).
+A seed takes 74 minutes on 2 CPU cores, 9 of them the analyses that `python -m benchmarks.evidence.run imdb` adds; one of ":top_p" takes
+32 on one core (with an allocator that keeps its pages: docs/speed.md).
 
 Data, models, golden and paths are those of configs/imdb.py. The seed draws everything but the judge: the split into training, development
 and evaluation prompts, which words of a review are its prompt, which reviews are demonstrations, all training and all samples.

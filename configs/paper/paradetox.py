@@ -5,8 +5,8 @@
   python -m irl_jax run --config=configs/paper/paradetox.py:top_p --workdir=runs/paper/paradetox_top_p/seed-0 --config.seed=0
   python -m irl_jax run --config=configs/paper/paradetox.py:smoke --workdir=runs/paper/paradetox/smoke        # and :top_p_smoke
 
-A seed takes 87 minutes on one CPU core, 9 of them the analyses that `python -m benchmarks.evidence.run paradetox` adds
-(with an allocator that keeps its pages: docs/speed.md).
+A seed takes 87 minutes on one CPU core, 9 of them the analyses that `python -m benchmarks.evidence.run paradetox` adds; one of ":top_p"
+takes 35 (with an allocator that keeps its pages: docs/speed.md).
 
 Golden is the probability of a toxicity classifier, fitted to sentences that are in no demonstration, that the response is polite, times how
 much of the toxic sentence's content it keeps. Labels, for the recipe `preference`: the rewrite over the toxic sentence itself, which is a
