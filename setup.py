@@ -29,6 +29,7 @@ setup(
         "orbax-checkpoint>=0.12.8,<0.13",
         "grain>=0.2.18,<0.3",
         "transformers>=5.23,<6",
+        "jinja2>=3.1.6,<4",  # transformers renders chat templates with it without saying so; BSD
         "tensorflow-datasets>=4.9.10,<5",  # read without TensorFlow, through array_record
         "array_record>=0.8.6,<0.9; sys_platform != 'win32'",
         "importlib_resources>=7.1,<8",  # tensorflow-datasets imports it without saying so

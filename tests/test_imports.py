@@ -1,9 +1,13 @@
 """The house's floors: imports go downwards only, only models/ knows flax, the three rooms of floor 2 do not know each other."""
 
 import ast
+import importlib.metadata
 import pathlib
+import re
+import sys
 
 import pytest
+from packaging.requirements import Requirement
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "irl_jax"
 FLOORS = {
@@ -94,3 +98,31 @@ def test_the_rule_lets_through():
     assert violations("from .batching import pack_rows\nfrom irl_jax.data.sources import Record", "irl_jax.data.tokenize") == []
     assert violations("import flax.linen as nn", "irl_jax.models.transformer") == []
     assert violations("import irl_jax", "irl_jax.workdir") == []
+
+
+UNSAID = {"jinja2"}  # transformers renders chat templates with it and does not require it
+OF_EXTRAS = {"wandb"}  # imported where its extra was installed
+
+
+def plain(name: str) -> str:
+    """A distribution's name as PyPI compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def default_install(name: str, seen: set[str]) -> set[str]:
+    """The distributions that `pip install` brings with one of them, without extras."""
+    for text in importlib.metadata.requires(name) or ():
+        needed = Requirement(text)
+        wanted = needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in needed.extras | {""})
+        if wanted and plain(needed.name) not in seen:
+            seen.add(plain(needed.name))
+            default_install(needed.name, seen)
+    return seen
+
+
+def test_what_is_imported_comes_with_the_default_install():
+    """Other packages of the tests' environment must not hide that one is missing from setup.py."""
+    there, of = default_install("irl_jax", set()), importlib.metadata.packages_distributions()
+    names = {name.split(".")[0] for module, path in modules() for _, name in imports(path.read_text(), module)}
+    for name in sorted((names | UNSAID) - {"irl_jax", "__future__"} - set(sys.stdlib_module_names) - OF_EXTRAS):
+        assert {plain(each) for each in of.get(name, [name])} & there, f"{name} is imported and comes with none of setup.py's requirements"
