@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="module", autouse=True)
 def few_mappings():
-    """Drops compiled programs after a file that leaves a third of the memory mappings taken: the next one may need more than are left."""
+    """Drops compiled programs after a file that leaves 0.3 of the memory mappings taken: the next one may need more than are left."""
     yield
     if "jax" in sys.modules:
         from irl_jax import mappings

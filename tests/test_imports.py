@@ -109,20 +109,20 @@ def plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def default_install(name: str, seen: set[str]) -> set[str]:
-    """The distributions that `pip install` brings with one of them, without extras."""
-    for text in importlib.metadata.requires(name) or ():
-        needed = Requirement(text)
-        wanted = needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in needed.extras | {""})
-        if wanted and plain(needed.name) not in seen:
-            seen.add(plain(needed.name))
-            default_install(needed.name, seen)
+def brought_by(name: str, extras: frozenset[str], seen: set) -> set:
+    """(distribution, extras of it) of all that `pip install name[extras]` brings."""
+    for needed in map(Requirement, importlib.metadata.requires(name) or ()):
+        one = (plain(needed.name), frozenset(needed.extras))
+        if one not in seen and (needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras | {""})):
+            seen.add(one)
+            brought_by(*one, seen)
     return seen
 
 
 def test_what_is_imported_comes_with_the_default_install():
     """Other packages of the tests' environment must not hide that one is missing from setup.py."""
-    there, of = default_install("irl_jax", set()), importlib.metadata.packages_distributions()
+    there = {name for name, _ in brought_by("irl_jax", frozenset(), set())}
+    of = importlib.metadata.packages_distributions()
     names = {name.split(".")[0] for module, path in modules() for _, name in imports(path.read_text(), module)}
     for name in sorted((names | UNSAID) - {"irl_jax", "__future__"} - set(sys.stdlib_module_names) - OF_EXTRAS):
         assert {plain(each) for each in of.get(name, [name])} & there, f"{name} is imported and comes with none of setup.py's requirements"

@@ -1,5 +1,7 @@
 """irl_jax/mappings.py: compiled programs go before a process runs out of memory mappings."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -28,28 +30,11 @@ def test_a_system_that_does_not_tell(monkeypatch, tmp_path):
 
 
 def test_every_method_begins_with_room(monkeypatch):
-    told = []
-
-    class Method:
-        role = "reward/init_sft"
-
-    class Workdir:
-        def is_done(self, role):
-            return False
-
-        def mark_done(self, role, info):
-            told.append(info)
-
-        def timing(self, role):
-            return {"seconds": 1.0, "compile_seconds": 0.0, "tokens_per_second": 0.0}
-
-    class Context:
-        config, workdir = None, Workdir()
-
-        def variant(self, method):
-            return self
-
-    monkeypatch.setattr(training.variants, "methods", lambda config, group: [Method()])
+    told, took = [], {"seconds": 1.0, "compile_seconds": 0.0, "tokens_per_second": 0.0}
+    workdir = types.SimpleNamespace(is_done=lambda role: False, mark_done=lambda role, info: told.append(info), timing=lambda role: took)
+    context = types.SimpleNamespace(config=None, workdir=workdir, variant=lambda method: context)
+    methods = [types.SimpleNamespace(role=f"reward/{name}") for name in ("init_sft", "init_demo")]
+    monkeypatch.setattr(training.variants, "methods", lambda config, group: methods)
     monkeypatch.setattr(training.mappings, "spare", lambda: told.append("room"))
-    training.each_method(Context(), "reward", lambda context, method: "trained")
-    assert told == ["room", "trained"]
+    training.each_method(context, "reward", lambda context, method: method.role)
+    assert told == ["room", "reward/init_sft", "room", "reward/init_demo"]

@@ -28,8 +28,7 @@ def sentences(studies: Mapping[str, Study]) -> list[str]:
     said = []
     for plain, other in twins(studies):
         leads = {(one, two): difference(win(one, N), win(two, N)) for one, two in itertools.combinations(LEARNT, 2)}
-        found = {names: change(lead, plain, other) for names, lead in leads.items()}
-        found = {names: each for names, each in found.items() if each}
+        found = {names: each for names, lead in leads.items() if (each := change(lead, plain, other))}
         apart = [f"`{one}` over `{two}` by {each.text()}, to {other.effect(leads[one, two]).mean:+.3f}"
                  for (one, two), each in found.items() if each.low > 0 or each.high < 0]
         if found:

@@ -39,7 +39,8 @@ same processor, with as many cores, gives every number again, the seconds aside:
 twice from nothing on one machine, 0 differ. With other cores or another processor the sums' last bits differ, and in the end some samples:
 on another machine of the same make the cell named below came out with sft's golden 0.4567 instead of 0.4568 and the win rate of best-of-30
 by `init_sft` 0.471 instead of 0.475 (standard error over prompts 0.016). `taskset -c 0` in front of one command and `taskset -c 1` of
-another run two of them at once. Whether a re-run gives the same record (of that one: `paradetox_top_p --seeds=2`, `base/seed-2.json`):
+another run two of them at once. Whether a re-run gives the same record (of the other one with
+`paradetox_top_p --seeds=2` and `paradetox_top_p/base/seed-2.json` in their places):
 
 ```bash
 taskset -c 0 python -m benchmarks.evidence.run testbed --seeds=1 --cells=demonstrations-50 --out=runs/again --records=runs/again/records
