@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from benchmarks.evidence import foretell, laws, plan
+from benchmarks.evidence import foretell, laws, plan, saturation
 from benchmarks.evidence.claims import FAILS, HOLDS, MARGIN, UNKNOWN, UNTESTED, N, Tested, decided, marked
 from benchmarks.evidence.drawing import Line
 from benchmarks.evidence.effects import Effect, Study, golden_of, paired, win
@@ -39,7 +39,7 @@ def recipe(studies: Mapping[str, Study], tested: Mapping[str, Tested]) -> list[s
         FAILS: f"Do not expect best-of-N by `init_sft` to beat sft: it did not by {MARGIN} anywhere that several seeds tell ({where}).",
         UNKNOWN: f"Whether best-of-N by `init_sft` beats sft could not be told ({where}): measure it on your own data before you use it.",
     }.get(claim.verdict, f"Whether best-of-N by `init_sft` beats sft {claim.verdict}. Read a few dozen of its choices beside "
-          "sft's samples before you use it: nothing on this page tells without looking on which side your data lie.")]
+          "sft's samples before you use it.")]
     for study in studies.values():
         found = leaders(study)
         if found:
@@ -61,7 +61,7 @@ def recipe(studies: Mapping[str, Study], tested: Mapping[str, Tested]) -> list[s
         UNTESTED: "",
     }.get(tested["over_length"].verdict, "Keep the `length` control beside it: whether the reward is more than length was not the same "
           "everywhere, or could not be told."))
-    return [one for one in [*said, *laws.sentences(studies), *foretellers(studies)] if one]
+    return [one for one in [*said, *laws.sentences(studies), *foretellers(studies), *saturation.sentences(studies)] if one]
 
 
 def foretellers(studies: Mapping[str, Study]) -> list[str]:
@@ -75,6 +75,11 @@ def foretellers(studies: Mapping[str, Study]) -> list[str]:
         said.append(("Of several rewards of the same data the one with the higher AUC gained more" if auc.low > 0 else
                      "Among several rewards of the same data the one with the higher AUC could not be shown to gain more")
                     + f" (rank correlation {auc.text(2)} among the rewards of a run).")
+    alone = foretell.correlation(among, foretell.ALONE, within=False)
+    if alone and alone.high < 0:
+        said.append("The better surface features alone told a reward's classes apart, the less best-of-N by it gained (rank correlation "
+                    f"{alone.text(2)} over the rewards of all runs): fit them to samples of sft and of init before you train one "
+                    "(`benchmarks/evidence/probes.py`; no labels needed).")
     surface = foretell.correlation(among, foretell.SURFACE, within=True)
     if surface and surface.high < 0:
         said.append("Of several rewards of the same data prefer the one that length and other surface features explain least among samples "

@@ -26,7 +26,8 @@ from irl_jax.config import LEARNT
 from irl_jax.stages.plot_style import LIGHT
 
 N = 16  # of best-of-N: every run has it
-AUC, SURFACE = "held-out AUC", "share of the reward within prompts that surface features explain (R²)"
+AUC, ALONE = "held-out AUC", "AUC of surface features alone"
+SURFACE = "share of the reward within prompts that surface features explain (R²)"
 SAMPLED = f"golden of best-of-{N}, less sft's"
 _MARKERS = "osDv^P"  # of experiments
 
@@ -36,6 +37,7 @@ def _quantities(reward: str) -> dict:
     results, probe = ("results", "rewards", reward), ("analyses", "probes", reward)
     return {AUC: number(*results, "heldout_auc"),
             "that AUC without what surface features explain of it": number(*probe, "residual_auc"),
+            ALONE: number(*probe, "features_auc"),
             SURFACE: number(*probe, "on_sft", "r2"),
             "rank correlation with length, absolute": absolute(number(*results, "spearman_length")),
             "accuracy on held-out labelled pairs": number(*results, "pair_accuracy"),

@@ -5,7 +5,7 @@
   python -m benchmarks.evidence.hh baselines runs/paper/hh/seed-0       # beside chance, length and a bag of words, on the same pairs
   python -m irl_jax run --config=configs/paper/hh.py:smoke --workdir=runs/paper/hh/smoke
 
-A seed takes 82 minutes on one CPU core, 14 of them the analyses that `python -m benchmarks.evidence.run hh` adds
+A seed takes 61 to 82 minutes on one CPU core, 10 to 14 of them the analyses that `python -m benchmarks.evidence.run hh` adds
 (with an allocator that keeps its pages: docs/speed.md).
 
 No golden reward stands behind these data. A quarter of the pairs' prompts is held out for the judging and another for early stopping. The

@@ -1,0 +1,94 @@
+"""Where golden is mostly one surface feature: what the rewards pay for it on their own examples, and among sft's samples of a prompt.
+
+A classifier whose classes lie far apart is certain of both and has little to gain from more of a feature, so that what it learnt of the
+feature between the classes need not order samples of one class. Coefficients are of probes.py: standard deviations of the reward a
+standard deviation of the feature, within each set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from benchmarks.evidence import laws, plan
+from benchmarks.evidence.claims import N
+from benchmarks.evidence.effects import Effect, Study, difference, number, win
+from irl_jax.stages.run_tables import markdown
+
+MOSTLY = 0.5  # of golden's coefficient of the feature, at least
+APART = 0.99  # AUC of the features alone from which on classes count as told apart by them
+KEPT = 0.5  # of its coefficient between classes, that a reward keeps among samples of one prompt; below that it has lost the feature
+
+
+def decisive(study: Study) -> tuple[str, Effect] | None:
+    """The feature that golden is mostly among sft's samples of one prompt, and golden's coefficient of it; None where there is none."""
+    names: dict[str, None] = {}
+    for record in study.records.get(plan.BASE, {}).values():
+        names |= dict.fromkeys(((record["analyses"] or {}).get("golden_probe") or {}).get("coefficients") or {})
+    found = {name: one for name in names if (one := study.effect(number("analyses", "golden_probe", "coefficients", name)))}
+    most = max(found, key=lambda name: abs(found[name].mean), default=None)
+    return (most, found[most]) if most and abs(found[most].mean) >= MOSTLY else None
+
+
+def coefficients(study: Study, feature: str) -> dict[str, tuple[Effect, Effect]]:
+    """{reward: (coefficient on its own held-out examples, among sft's samples of one prompt)}; the control `length` is left out."""
+    records = study.records.get(plan.BASE, {}).values()
+    names = dict.fromkeys(name for record in records for name in (record["analyses"] or {}).get("probes") or {} if name != "length")
+    both = {name: (study.effect(number("analyses", "probes", name, "coefficients", feature)),
+                   study.effect(number("analyses", "probes", name, "on_sft", "coefficients", feature))) for name in names}
+    return {name: (own, among) for name, (own, among) in both.items() if own and among}
+
+
+def lost(own: Effect, among: Effect) -> bool:
+    """Whether a reward pays for a feature between its classes and, for certain, less than KEPT of that among samples of one prompt."""
+    sign = 1 if own.mean > 0 else -1
+    return min(sign * own.low, sign * own.high) > 0 and max(sign * among.low, sign * among.high) < KEPT * sign * own.mean
+
+
+def paragraphs(study: Study) -> list[str]:
+    """What the page says of it: a sentence, a table, and what follows for rewards that have lost the feature; [] where golden is more."""
+    if not (found := decisive(study)):
+        return []
+    feature, golden = found
+    rewards = coefficients(study, feature)
+    name = feature.replace("_", " ")
+    rows = [[f"`{reward}`", own.text(2), among.text(2)] for reward, (own, among) in rewards.items()]
+    parts = [f"Golden among sft's samples of one prompt is mostly one feature, {name} (coefficient {golden.text(2)}). The rewards' "
+             "coefficients of it, each in standard deviations of its set:",
+             markdown(["reward", "on its own held-out examples", "among sft's samples of one prompt"], rows)]
+    saturated = [reward for reward, both in rewards.items() if lost(*both) and _apart(study, reward)]
+    if saturated:
+        parts.append(_why(name, saturated, rewards))
+    return parts
+
+
+def sentences(studies: Mapping[str, Study]) -> list[str]:
+    """Where the closed form chooses better than `init_sft`, if whether features alone tell its classes apart decides it everywhere."""
+    less = difference(win("log_ratio", N), win("init_sft", N))
+    found = {name: (_apart(study, "init_sft"), one) for name, study in studies.items() if (one := study.effect(less)) and one.seeds > 1}
+    apart, other = ({name: one for name, (told, one) in found.items() if told is side} for side in (True, False))
+    if not apart or not other or min(one.low for one in apart.values()) <= 0 or max(one.high for one in other.values()) >= 0:
+        return []
+    alone = "; one data set" if len({name.removesuffix(laws.TWIN) for name in apart}) == 1 else ""
+    return [f"Where surface features alone tell samples of sft from those of init with an AUC of {APART} or more, choose by the closed "
+            f"form `log_ratio`: the win rate of best-of-{N} by it was above that by `init_sft` there ({_listed(apart)}{alone}), and "
+            f"below it elsewhere ({_listed(other)})."]
+
+
+def _listed(effects: Mapping[str, Effect]) -> str:
+    return ", ".join(f"{name} {one.mean:+.3f}" for name, one in effects.items())
+
+
+def _apart(study: Study, reward: str) -> bool:
+    alone = study.effect(number("analyses", "probes", reward, "features_auc"))
+    return alone is not None and alone.mean >= APART
+
+
+def _why(name: str, saturated: list[str], rewards: Mapping[str, tuple[Effect, Effect]]) -> str:
+    listed = " and ".join(f"`{reward}`" for reward in saturated)
+    text = (f"Surface features alone tell the classes of {listed} apart (AUC {APART} or more): {name} counts there, and less than half as "
+            "much among samples of one class, where it would order them. A classifier that is certain of both classes has little to gain "
+            "from more of it: a reason that fits, and was not put to a test.")
+    kept = rewards.get("log_ratio")
+    if kept and not lost(*kept):
+        text += " `log_ratio` sums over tokens instead and keeps it."
+    return text
