@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from benchmarks.evidence import foretell, laws, plan, saturation
+from benchmarks.evidence import foretell, laws, plan, shortcut
 from benchmarks.evidence.claims import FAILS, HOLDS, MARGIN, UNKNOWN, UNTESTED, N, Tested, decided, marked
 from benchmarks.evidence.drawing import Line
 from benchmarks.evidence.effects import Effect, Study, golden_of, paired, win
@@ -61,7 +61,7 @@ def recipe(studies: Mapping[str, Study], tested: Mapping[str, Tested]) -> list[s
         UNTESTED: "",
     }.get(tested["over_length"].verdict, "Keep the `length` control beside it: whether the reward is more than length was not the same "
           "everywhere, or could not be told."))
-    return [one for one in [*said, *laws.sentences(studies), *foretellers(studies), *saturation.sentences(studies)] if one]
+    return [one for one in [*said, *laws.sentences(studies), *foretellers(studies), *shortcut.sentences(studies)] if one]
 
 
 def foretellers(studies: Mapping[str, Study]) -> list[str]:

@@ -91,6 +91,14 @@ class Study(NamedTuple):
         found = [of(self.records[cell][seed]) for seed in self.seeds(cell)]
         return effect([value for value in found if value is not None])
 
+    def by_size(self, *keys: str, cell: str = plan.BASE) -> list[tuple[str, Effect]]:
+        """(name, effect) of the numbers at a path of the records, {name: number} there, the largest mean in magnitude first."""
+        names: dict[str, None] = {}
+        for record in self.records.get(cell, {}).values():
+            names |= dict.fromkeys(_at(record, keys) or {})
+        found = [(name, one) for name in names if (one := self.effect(number(*keys, name), cell))]
+        return sorted(found, key=lambda pair: -abs(pair[1].mean))
+
     def contrast(self, of: Callable[[Mapping], Value | None], one: str, other: str) -> Effect | None:
         """An effect in cell `one` less that in cell `other`, by the seeds that both have."""
         return contrast(of, self.records.get(one, {}), self.records.get(other, {}))
@@ -199,13 +207,19 @@ def paired(name: str) -> Callable[[Mapping], Value | None]:
 def number(*keys: str, stderr: str = "") -> Callable[[Mapping], Value | None]:
     """A number of the record by its path, and its standard error by the name that stands beside it."""
     def of(record):
-        inside = record
-        for key in keys[:-1]:
-            inside = (inside or {}).get(key)
-        value = (inside or {}).get(keys[-1])
+        inside = _at(record, keys[:-1]) or {}
+        value = inside.get(keys[-1])
         return None if value is None else (float(value), (inside.get(stderr) if stderr else None))
 
     return of
+
+
+def _at(record: Mapping, keys: Sequence[str]):
+    """What stands at a path of a record; None where the path ends before."""
+    inside = record
+    for key in keys:
+        inside = (inside or {}).get(key)
+    return inside
 
 
 def golden_of(role: str) -> Callable[[Mapping], Value | None]:

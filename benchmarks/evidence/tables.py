@@ -183,15 +183,9 @@ def probes(study: Study) -> str:
 
 def _within(study: Study, *keys: str, most: int = 3) -> list[str]:
     """R² and the features with the largest standardised coefficients among the samples of one prompt, means over seeds."""
-    names: dict[str, None] = {}
-    for record in study.records.get(plan.BASE, {}).values():
-        inside = record["analyses"]
-        for key in (*keys, "coefficients"):
-            inside = (inside or {}).get(key)
-        names |= dict.fromkeys(inside or {})
-    found = {name: one.mean for name in names if (one := study.effect(number("analyses", *keys, "coefficients", name)))}
-    largest = ", ".join(f"{name.replace('_', ' ')} {found[name]:+.2f}" for name in sorted(found, key=lambda name: -abs(found[name]))[:most])
-    return [_cell(study.effect(number("analyses", *keys, "r2", stderr="r2_stderr"))), largest or DASH]
+    largest = study.by_size("analyses", *keys, "coefficients")[:most]
+    listed = ", ".join(f"{name.replace('_', ' ')} {one.mean:+.2f}" for name, one in largest)
+    return [_cell(study.effect(number("analyses", *keys, "r2", stderr="r2_stderr"))), listed or DASH]
 
 
 def matched_pairs(study: Study) -> str:

@@ -10,7 +10,7 @@ import pathlib
 import sys
 from collections.abc import Mapping
 
-from benchmarks.evidence import claims, effects, figures, figures_why, foretell, plan, saturation, tables
+from benchmarks.evidence import claims, effects, figures, figures_why, foretell, plan, shortcut, tables
 from benchmarks.evidence.advice import advice
 from benchmarks.evidence.drawing import Drawn
 from benchmarks.evidence.effects import Study
@@ -165,7 +165,7 @@ def _learnt(page: Page, studies: Mapping[str, Study]) -> None:
             page.add("How much of it is surface: linear probes on features such as length, openings, tail words and dialect, "
                      "cross-validated by prompt; on the left on the recipe's own held-out examples, on the right among sft's samples of "
                      "one prompt, which is all that best-of-N can use. Behind ± stands half the 95% interval.", table,
-                     *saturation.paragraphs(study))
+                     *shortcut.paragraphs(study))
         if table := tables.matched_pairs(study):
             page.add("Matched pairs of sft's samples of one prompt: mean difference of the reward, in its standard deviations within a "
                      "prompt, for more of a feature at the same golden, and (`golden`) for more golden at the same features.", table)

@@ -1,8 +1,8 @@
-"""Where golden is mostly one surface feature: what the rewards pay for it on their own examples, and among sft's samples of a prompt.
+"""Where golden is mostly one surface feature: how far the rewards go with it between their classes, and among sft's samples of a prompt.
 
-A classifier whose classes lie far apart is certain of both and has little to gain from more of a feature, so that what it learnt of the
-feature between the classes need not order samples of one class. Coefficients are of probes.py: standard deviations of the reward a
-standard deviation of the feature, within each set.
+A classifier is asked to tell its classes apart, and whatever does that is enough: that its logits go with a feature from class to class
+does not say that it orders samples of one class by it. Coefficients are of probes.py: standard deviations of the reward a standard
+deviation of the feature, within each set.
 """
 
 from __future__ import annotations
@@ -17,48 +17,54 @@ from irl_jax.stages.run_tables import markdown
 MOSTLY = 0.5  # of golden's coefficient of the feature, at least
 APART = 0.99  # AUC of the features alone from which on classes count as told apart by them
 KEPT = 0.5  # of its coefficient between classes, that a reward keeps among samples of one prompt; below that it has lost the feature
+OWN, AMONG = ("coefficients",), ("on_sft", "coefficients")  # of a reward's probe: on its own held-out examples, among sft's samples
 
 
 def decisive(study: Study) -> tuple[str, Effect] | None:
     """The feature that golden is mostly among sft's samples of one prompt, and golden's coefficient of it; None where there is none."""
-    names: dict[str, None] = {}
-    for record in study.records.get(plan.BASE, {}).values():
-        names |= dict.fromkeys(((record["analyses"] or {}).get("golden_probe") or {}).get("coefficients") or {})
-    found = {name: one for name in names if (one := study.effect(number("analyses", "golden_probe", "coefficients", name)))}
-    most = max(found, key=lambda name: abs(found[name].mean), default=None)
-    return (most, found[most]) if most and abs(found[most].mean) >= MOSTLY else None
+    return next((most for most in study.by_size("analyses", "golden_probe", "coefficients")[:1] if abs(most[1].mean) >= MOSTLY), None)
 
 
 def coefficients(study: Study, feature: str) -> dict[str, tuple[Effect, Effect]]:
     """{reward: (coefficient on its own held-out examples, among sft's samples of one prompt)}; the control `length` is left out."""
     records = study.records.get(plan.BASE, {}).values()
     names = dict.fromkeys(name for record in records for name in (record["analyses"] or {}).get("probes") or {} if name != "length")
-    both = {name: (study.effect(number("analyses", "probes", name, "coefficients", feature)),
-                   study.effect(number("analyses", "probes", name, "on_sft", "coefficients", feature))) for name in names}
+    both = {name: tuple(study.effect(number("analyses", "probes", name, *where, feature)) for where in (OWN, AMONG)) for name in names}
     return {name: (own, among) for name, (own, among) in both.items() if own and among}
 
 
 def lost(own: Effect, among: Effect) -> bool:
-    """Whether a reward pays for a feature between its classes and, for certain, less than KEPT of that among samples of one prompt."""
+    """Whether a reward goes with a feature between its classes and, for certain, less than KEPT of that among samples of one prompt."""
     sign = 1 if own.mean > 0 else -1
     return min(sign * own.low, sign * own.high) > 0 and max(sign * among.low, sign * among.high) < KEPT * sign * own.mean
 
 
 def paragraphs(study: Study) -> list[str]:
-    """What the page says of it: a sentence, a table, and what follows for rewards that have lost the feature; [] where golden is more."""
+    """What the page says of it: a sentence, a table, and what rewards that have lost the feature go with; [] where golden is more."""
     if not (found := decisive(study)):
         return []
     feature, golden = found
     rewards = coefficients(study, feature)
-    name = feature.replace("_", " ")
-    rows = [[f"`{reward}`", own.text(2), among.text(2)] for reward, (own, among) in rewards.items()]
+    name = _said(feature)
+    rows = [[f"`{reward}`", own.text(2), among.text(2), _first(study, reward, OWN), _first(study, reward, AMONG)]
+            for reward, (own, among) in rewards.items()]
     parts = [f"Golden among sft's samples of one prompt is mostly one feature, {name} (coefficient {golden.text(2)}). The rewards' "
-             "coefficients of it, each in standard deviations of its set:",
-             markdown(["reward", "on its own held-out examples", "among sft's samples of one prompt"], rows)]
-    saturated = [reward for reward, both in rewards.items() if lost(*both) and _apart(study, reward)]
-    if saturated:
-        parts.append(_why(name, saturated, rewards))
+             "coefficients of it, each in standard deviations of its set, and the largest of all features there:",
+             markdown(["reward", "on its own held-out examples", "among sft's samples of one prompt", "largest on its own", "largest among "
+                       "sft's"], rows)]
+    without = [reward for reward, both in rewards.items() if lost(*both) and _apart(study, reward)]
+    if without:
+        parts.append(_why(name, without, rewards))
     return parts
+
+
+def _why(name: str, without: list[str], rewards: Mapping[str, tuple[Effect, Effect]]) -> str:
+    listed = " and ".join(f"`{reward}`" for reward in without)
+    text = (f"Surface features alone tell the classes of {listed} apart (AUC {APART} or more). The logits go with {name} from class to "
+            "class, and less than half as much among samples of one class, where it would order them: telling the classes apart is all "
+            "that is asked of a classifier, and other features do that.")
+    kept = rewards.get("log_ratio")
+    return text + (f" `log_ratio`, a sum over tokens, goes with {name} in both." if kept and not lost(*kept) else "")
 
 
 def sentences(studies: Mapping[str, Study]) -> list[str]:
@@ -83,12 +89,9 @@ def _apart(study: Study, reward: str) -> bool:
     return alone is not None and alone.mean >= APART
 
 
-def _why(name: str, saturated: list[str], rewards: Mapping[str, tuple[Effect, Effect]]) -> str:
-    listed = " and ".join(f"`{reward}`" for reward in saturated)
-    text = (f"Surface features alone tell the classes of {listed} apart (AUC {APART} or more): {name} counts there, and less than half as "
-            "much among samples of one class, where it would order them. A classifier that is certain of both classes has little to gain "
-            "from more of it: a reason that fits, and was not put to a test.")
-    kept = rewards.get("log_ratio")
-    if kept and not lost(*kept):
-        text += " `log_ratio` sums over tokens instead and keeps it."
-    return text
+def _first(study: Study, reward: str, where: tuple[str, ...]) -> str:
+    return next((f"{_said(name)} {one.mean:+.2f}" for name, one in study.by_size("analyses", "probes", reward, *where)), "–")
+
+
+def _said(feature: str) -> str:
+    return feature.replace("_", " ")
