@@ -35,7 +35,7 @@ def test_how_far_the_rewards_go_with_it():
     rows = dict(line.strip("| ").split(" | ", 1) for line in table.splitlines()[2:])
     assert list(rows) == ["`init_sft`", "`log_ratio`"], "the control `length` is none of the rewards"
     half = 4.302653 * 0.01 / 3**0.5  # Student's t of three seeds that are 0.01 apart
-    assert rows["`init_sft`"] == f"+0.40 [+0.40, +0.40] | +0.10 [{0.1 - half:+.2f}, {0.1 + half:+.2f}] | copied share +0.40 | tokens -0.15"
+    assert rows["`init_sft`"] == f"+0.40 [+0.40, +0.40] | +0.10 [{0.1 - half:+.2f}, {0.1 + half:+.2f}] | copied share +0.40"
     assert "the classes of `init_sft` apart (AUC 0.99 or more). The logits go with copied share" in why
     assert why.endswith("`log_ratio`, a sum over tokens, goes with copied share in both.")
     for kept in (study(among=0.2), study(alone=0.98)):  # half of it, not for certain less; classes that features do not tell apart

@@ -78,8 +78,8 @@ def foretellers(studies: Mapping[str, Study]) -> list[str]:
     alone = foretell.correlation(among, foretell.ALONE, within=False)
     if alone and alone.high < 0:
         said.append("The better surface features alone told a reward's classes apart, the less best-of-N by it gained (rank correlation "
-                    f"{alone.text(2)} over the rewards of all runs): fit them to samples of sft and of init before you train one "
-                    "(`benchmarks/evidence/probes.py`; no labels needed).")
+                    f"{alone.text(2)} over the rewards of all runs): look at `features_auc` of `python -m "
+                    "benchmarks.evidence.analyse WORKDIR` before you use one (no labels needed).")
     surface = foretell.correlation(among, foretell.SURFACE, within=True)
     if surface and surface.high < 0:
         said.append("Of several rewards of the same data prefer the one that length and other surface features explain least among samples "
@@ -141,7 +141,7 @@ def policies(studies: Mapping[str, Study], tested: Mapping[str, Tested]) -> list
     said = []
     for study in studies.values():
         sides: dict[str, list[str]] = {"above": [], "below": [], "not told apart": []}
-        roles = dict.fromkeys(role for record in study.records.get(plan.BASE, {}).values() for role in record["results"]["policies"])
+        roles = study.names("results", "policies")
         for role in roles:
             one = study.effect(paired(f"{role} - sft")) if "/" in role else None
             if one:

@@ -91,12 +91,13 @@ class Study(NamedTuple):
         found = [of(self.records[cell][seed]) for seed in self.seeds(cell)]
         return effect([value for value in found if value is not None])
 
-    def by_size(self, *keys: str, cell: str = plan.BASE) -> list[tuple[str, Effect]]:
-        """(name, effect) of the numbers at a path of the records, {name: number} there, the largest mean in magnitude first."""
-        names: dict[str, None] = {}
-        for record in self.records.get(cell, {}).values():
-            names |= dict.fromkeys(_at(record, keys) or {})
-        found = [(name, one) for name in names if (one := self.effect(number(*keys, name), cell))]
+    def names(self, *keys: str) -> list[str]:
+        """What stands at a path of any of the base cell's records, {name: ...} there, in their order."""
+        return list(dict.fromkeys(name for record in self.records.get(plan.BASE, {}).values() for name in _at(record, keys) or {}))
+
+    def by_size(self, *keys: str) -> list[tuple[str, Effect]]:
+        """(name, effect) of the base cell's numbers at a path, {name: number} there, the largest mean in magnitude first."""
+        found = [(name, one) for name in self.names(*keys) if (one := self.effect(number(*keys, name)))]
         return sorted(found, key=lambda pair: -abs(pair[1].mean))
 
     def contrast(self, of: Callable[[Mapping], Value | None], one: str, other: str) -> Effect | None:

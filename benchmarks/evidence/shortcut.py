@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from benchmarks.evidence import laws, plan
+from benchmarks.evidence import laws
 from benchmarks.evidence.claims import N
 from benchmarks.evidence.effects import Effect, Study, difference, number, win
 from irl_jax.stages.run_tables import markdown
@@ -22,15 +22,18 @@ OWN, AMONG = ("coefficients",), ("on_sft", "coefficients")  # of a reward's prob
 
 def decisive(study: Study) -> tuple[str, Effect] | None:
     """The feature that golden is mostly among sft's samples of one prompt, and golden's coefficient of it; None where there is none."""
-    return next((most for most in study.by_size("analyses", "golden_probe", "coefficients")[:1] if abs(most[1].mean) >= MOSTLY), None)
+    found = study.by_size("analyses", "golden_probe", "coefficients")
+    return found[0] if found and abs(found[0][1].mean) >= MOSTLY else None
 
 
 def coefficients(study: Study, feature: str) -> dict[str, tuple[Effect, Effect]]:
     """{reward: (coefficient on its own held-out examples, among sft's samples of one prompt)}; the control `length` is left out."""
-    records = study.records.get(plan.BASE, {}).values()
-    names = dict.fromkeys(name for record in records for name in (record["analyses"] or {}).get("probes") or {} if name != "length")
-    both = {name: tuple(study.effect(number("analyses", "probes", name, *where, feature)) for where in (OWN, AMONG)) for name in names}
-    return {name: (own, among) for name, (own, among) in both.items() if own and among}
+    found = {}
+    for name in study.names("analyses", "probes"):
+        own, among = (study.effect(number("analyses", "probes", name, *where, feature)) for where in (OWN, AMONG))
+        if own and among and name != "length":
+            found[name] = own, among
+    return found
 
 
 def lost(own: Effect, among: Effect) -> bool:
@@ -40,18 +43,19 @@ def lost(own: Effect, among: Effect) -> bool:
 
 
 def paragraphs(study: Study) -> list[str]:
-    """What the page says of it: a sentence, a table, and what rewards that have lost the feature go with; [] where golden is more."""
+    """What the page says of it: a sentence, a table, and what it means that rewards have lost the feature; [] where golden is more."""
     if not (found := decisive(study)):
         return []
     feature, golden = found
     rewards = coefficients(study, feature)
-    name = _said(feature)
-    rows = [[f"`{reward}`", own.text(2), among.text(2), _first(study, reward, OWN), _first(study, reward, AMONG)]
-            for reward, (own, among) in rewards.items()]
+    name = said(feature)
+    rows = []
+    for reward, (own, among) in rewards.items():
+        first, most = study.by_size("analyses", "probes", reward, *OWN)[0]
+        rows.append([f"`{reward}`", own.text(2), among.text(2), f"{said(first)} {most.mean:+.2f}"])
     parts = [f"Golden among sft's samples of one prompt is mostly one feature, {name} (coefficient {golden.text(2)}). The rewards' "
-             "coefficients of it, each in standard deviations of its set, and the largest of all features there:",
-             markdown(["reward", "on its own held-out examples", "among sft's samples of one prompt", "largest on its own", "largest among "
-                       "sft's"], rows)]
+             "coefficients of it, each in standard deviations of its set:",
+             markdown(["reward", "on its own held-out examples", "among sft's samples of one prompt", "largest of all on its own"], rows)]
     without = [reward for reward, both in rewards.items() if lost(*both) and _apart(study, reward)]
     if without:
         parts.append(_why(name, without, rewards))
@@ -89,9 +93,6 @@ def _apart(study: Study, reward: str) -> bool:
     return alone is not None and alone.mean >= APART
 
 
-def _first(study: Study, reward: str, where: tuple[str, ...]) -> str:
-    return next((f"{_said(name)} {one.mean:+.2f}" for name, one in study.by_size("analyses", "probes", reward, *where)), "–")
-
-
-def _said(feature: str) -> str:
+def said(feature: str) -> str:
+    """A feature's name in a sentence."""
     return feature.replace("_", " ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from benchmarks.evidence import claims, foretell, laws, plan
+from benchmarks.evidence import claims, foretell, laws, plan, shortcut
 from benchmarks.evidence.drawing import RECIPES
 from benchmarks.evidence.effects import Effect, Study, golden_of, number, paired, win
 from benchmarks.evidence.figures import COMPARED
@@ -149,7 +149,7 @@ def rewards(study: Study) -> str:
 
 def policies(study: Study) -> str:
     """Golden, its difference to sft, KL, length and what the learnt rewards say, of every policy."""
-    roles = dict.fromkeys(role for record in study.records.get(plan.BASE, {}).values() for role in record["results"]["policies"])
+    roles = study.names("results", "policies")
     judged = [reward for reward in LEARNT if any(study.effect(number("analyses", "judged_by", role, reward)) for role in roles)]
     rows = []
     for role in roles:
@@ -168,10 +168,8 @@ def policies(study: Study) -> str:
 
 def probes(study: Study) -> str:
     """AUCs with and without surface features, and what the features are worth among the samples of one prompt, to rewards and golden."""
-    records = study.records.get(plan.BASE, {}).values()
-    names = dict.fromkeys(name for record in records for name in (record["analyses"] or {}).get("probes") or {})
     rows = []
-    for name in names:
+    for name in study.names("analyses", "probes"):
         own = [study.effect(number("analyses", "probes", name, key, stderr=f"{key}_stderr"))
                for key in ("auc", "features_auc", "residual_auc", "explained")]
         rows.append([f"`{name}`", *map(_cell, own), *_within(study, "probes", name, "on_sft")])
@@ -184,18 +182,15 @@ def probes(study: Study) -> str:
 def _within(study: Study, *keys: str, most: int = 3) -> list[str]:
     """R² and the features with the largest standardised coefficients among the samples of one prompt, means over seeds."""
     largest = study.by_size("analyses", *keys, "coefficients")[:most]
-    listed = ", ".join(f"{name.replace('_', ' ')} {one.mean:+.2f}" for name, one in largest)
+    listed = ", ".join(f"{shortcut.said(name)} {one.mean:+.2f}" for name, one in largest)
     return [_cell(study.effect(number("analyses", *keys, "r2", stderr="r2_stderr"))), listed or DASH]
 
 
 def matched_pairs(study: Study) -> str:
     """What a reward pays for each feature where golden is the same, and for golden where the features are."""
-    found: dict[str, dict[str, Effect]] = {}
-    for record in study.records.get(plan.BASE, {}).values():
-        for reward, features in ((record["analyses"] or {}).get("matched_pairs") or {}).items():
-            for feature in features or {}:
-                found.setdefault(reward, {})[feature] = study.effect(
-                    number("analyses", "matched_pairs", reward, feature, "difference", stderr="stderr"))
+    found = {reward: {feature: study.effect(number("analyses", "matched_pairs", reward, feature, "difference", stderr="stderr"))
+                      for feature in features}
+             for reward in study.names("analyses", "matched_pairs") if (features := study.names("analyses", "matched_pairs", reward))}
     columns = list(dict.fromkeys(feature for of in found.values() for feature in of))
     rows = [[f"`{reward}`", *(_cell(of.get(name), digits=2) for name in columns)] for reward, of in found.items()]
     return _tables(["reward", *columns], rows)
@@ -203,11 +198,9 @@ def matched_pairs(study: Study) -> str:
 
 def preferences(study: Study) -> str:
     """Agreement with held-out human preferences, of baselines, rewards and controls; of learnt rewards also less the baselines'."""
-    records = study.records.get(plan.BASE, {}).values()
-    names = dict.fromkeys(name for record in records for name in record["results"]["rewards"])
     found = {title: (study.effect(number("analyses", "baselines", name, "accuracy", stderr="stderr")), [])
              for name, title in BASELINES.items()}
-    for name in names:
+    for name in study.names("results", "rewards"):
         less = [study.effect(number("analyses", "baselines", "rewards", name, f"less_{other}", stderr=f"less_{other}_stderr"))
                 for other in BEATEN]
         found[f"`{name}`"] = (study.effect(number("results", "rewards", name, "pair_accuracy", stderr="pair_accuracy_stderr")), less)
