@@ -155,7 +155,7 @@ def _run(arguments, overrides) -> int:
         distributed.initialize(arguments.coordinator, arguments.processes, arguments.process, arguments.patience)
     elif arguments.coordinator or arguments.processes or arguments.process >= 0:
         raise UserError("--coordinator, --processes and --process: need --multihost")
-    run_pipeline(config, arguments.workdir, stages)
+    run_pipeline(config, arguments.workdir, stages, arguments.base)
     distributed.finish()
     return 0
 
@@ -195,8 +195,6 @@ def _score(arguments, _) -> int:
 
 
 def _export(arguments, _) -> int:
-    if arguments.base and not arguments.adapter:
-        raise UserError("--base: needs --adapter; a merged folder stands on no other")
     if "://" in arguments.out:
         raise UserError(f"--out={arguments.out}: must be a folder of this machine; copy it to the store afterwards")
     out = pathlib.Path(os.path.abspath(paths.here(arguments.out)))
@@ -236,8 +234,8 @@ def _check_source(arguments, records: str, flag: str) -> None:
     """What can be refused before anything heavy is loaded."""
     if bool(arguments.model) == bool(arguments.workdir):
         raise UserError("give either --model=DIR (a Hugging Face folder) or --workdir=W (a run)")
-    if arguments.model and (arguments.role or arguments.reward):
-        given = "--role" if arguments.role else "--reward"
+    if arguments.model and (arguments.role or arguments.reward or arguments.base):
+        given = "--role" if arguments.role else "--reward" if arguments.reward else "--base"
         raise UserError(f"{given}: needs --workdir; a plain folder has one model and no reward")
     _check_file(records, flag)
     out = os.path.abspath(paths.here(arguments.out))

@@ -104,6 +104,7 @@ def _model() -> ConfigDict:
     """The initial model, and how it is computed."""
     m = ConfigDict()
     m.path = ""  # a Hugging Face folder or hub name; "" initialises from scratch and pretrains (testbed)
+    m.revision = ""  # path is a hub name: the branch, tag or commit to take; "" is the main branch as it is when the run begins
     m.architecture = "gpt2"  # from scratch: a model_type of models/families.py: "gpt2", "llama", "gemma2", ...
     m.num_layers = 3  # from scratch: blocks
     m.width = 96  # from scratch: of the residual stream; num_heads divides it
@@ -185,6 +186,7 @@ def _reward() -> ConfigDict:
     r.granularity = "response"  # "response": one logit at its end; "token": one logit for each state and action
     r.start = ""  # what training starts from: a folder or hub name of a *ForSequenceClassification of the run's architecture and
     #   tokenizer, whose score it then is. "" starts from init and a head of zeros. Bodies that do not own a trunk need init's own weights
+    r.start_revision = ""  # reward.start is a hub name: the branch, tag or commit to take
     r.start_label = ""  # reward.start: whose score, where it has several labels
     r.label_smoothing = 0.0  # share of each label given to the other class
     r.gradient_penalty = 0.0  # weight of the mean squared gradient of the logit with respect to the input embeddings
@@ -279,6 +281,7 @@ def _golden() -> ConfigDict:
     g.rating_field = "rating"  # "classifier": ... and of the ratings
     g.positive_rating = 7.0  # "classifier": ratings from here on count as positive
     g.model = ""  # "hf_reward": folder or hub name of a *ForSequenceClassification, in model.dtype and model.param_dtype
+    g.revision = ""  # golden.model is a hub name: the branch, tag or commit to take
     g.label = ""  # "hf_reward": whose score is the reward, where the model has several labels
     g.chat = False  # "hf_reward": score the conversation as its own chat template renders it (HH-RLHF transcripts turn by turn, other
     #   prompts as the user's turn), not prompt + response as plain text

@@ -61,7 +61,7 @@ def initialize(coordinator: str = "", processes: int = 0, process: int = -1, pat
         raise UserError(f"--multihost: the processes could not meet: {reason}; start all of them, with one coordinator") from None
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax's own handler swallows it; the train loop has one of ours
     if jax.process_count() > 1:
-        _hosts = _Hosts(jax.process_index(), patience)
+        _hosts = _Hosts(jax.process_index(), jax.process_count(), patience)
         _hosts.watch()
 
 
@@ -90,6 +90,11 @@ def barrier() -> None:
 def agree(value):
     """Process 0's value (of JSON's types), for everybody."""
     return _hosts.agree(value) if _hosts else value
+
+
+def gather(value) -> list:
+    """Every process's value (of JSON's types), by process number, for everybody."""
+    return _hosts.gather(value) if _hosts else [value]
 
 
 def primary_first(function):
@@ -147,10 +152,10 @@ def finish() -> None:
 class _Hosts:
     """The coordination service as the functions above use it, and the watchdog's thread."""
 
-    def __init__(self, index: int, patience: float):
+    def __init__(self, index: int, processes: int, patience: float):
         from jax._src import distributed  # orbax reads the client from here too; jax has no public way to it
 
-        self.index, self.patience = index, patience
+        self.index, self.patience, self._processes = index, patience, processes
         self._client: Any = distributed.global_state.client  # set once jax.distributed is initialised
         self._calls = self._progress = 0  # progress counts what every process passes in the same order
         self._where, self._flag, self.busy = "before the first step", 0, False
@@ -177,6 +182,16 @@ class _Hosts:
             value = json.loads(self._client.blocking_key_value_get(name(self._calls), 24 * 3600 * 1000))
         self._progress += 1
         return value
+
+    def gather(self, value) -> list:
+        """Every process writes its own value and reads all."""
+        self._calls += 1
+        self._progress += 1
+        name = f"irl_jax/gather/{self._calls}/{{}}".format
+        self._client.key_value_set(name(self.index), json.dumps(value))
+        every = [json.loads(self._client.blocking_key_value_get(name(i), 24 * 3600 * 1000)) for i in range(self._processes)]
+        self._progress += 1
+        return every
 
     def anyone(self, flag: int) -> int:
         """Flags stay where they were set; process 0 looks at all of them."""

@@ -127,6 +127,7 @@ def _run(parser) -> None:
     add("--config", default="", metavar="FILE.py[:VARIANT]", help="a config file; default: the testbed")
     add("--workdir", required=True, metavar="W", help="the run's folder, made where missing")
     add("--stages", default="", metavar="A,B", help="only these stages, in the pipeline's order; default: all")
+    _base(parser)
     add("--sweep", action="append", default=[], metavar="KEY=V1,V2",
         help="one run for each value of a config's key, in a folder of its own under W; more of them: for each combination")
     add("--multihost", action="store_true", help="one process on each host of a pod, found by the environment (Cloud TPU, SLURM)")
@@ -168,6 +169,11 @@ def _prepare(parser) -> None:
     add("--fields", default="", metavar="NAME=FIELD,..", help="the file's own names of the fields, such as response=answer")
 
 
+def _base(parser) -> None:
+    parser.add_argument("--base", default="", metavar="DIR", help="where the run's base model is now, if it has moved from model.path; its "
+                        "files must be the same")
+
+
 def _records(parser) -> None:
     """What generate and score share."""
     add = parser.add_argument
@@ -175,6 +181,7 @@ def _records(parser) -> None:
     add("--workdir", metavar="W", help="... or a run's folder")
     add("--role", metavar="ROLE", help="with --workdir: init, sft or a method such as policy/init_sft; default: sft")
     add("--reward", metavar="RECIPE", help="with --workdir: a learnt reward, such as init_sft")
+    _base(parser)
     add("--out", required=True, metavar="O.jsonl", help="where the records go")
     add("--control_tokens", action="store_true",
         help="special tokens that the records' text spells out are those tokens: for text that a template has rendered; default: text")
@@ -209,7 +216,7 @@ def _export(parser) -> None:
     add("--role", required=True, metavar="ROLE", help="init, sft, or a method such as policy/init_sft or reward/init_sft")
     add("--out", required=True, metavar="DIR", help="the new folder; it must not be there, or be empty")
     add("--adapter", action="store_true", help="the role's LoRA adapter alone, for peft; default: merged into the weights")
-    add("--base", default="", metavar="DIR", help="with --adapter: the folder that it stands on; default: the run's own model.path")
+    _base(parser)
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights; default float32")
     add("--max_shard_size", type=_size, default="5GB", metavar="SIZE", help="weights are cut into files of at most this; default 5GB")
 

@@ -17,16 +17,21 @@ from irl_jax.models import families, published, tensors
 from irl_jax.models.transformer import ModelConfig
 from irl_jax.types import PyTree
 
+DECIDING = ("config.json", "generation_config.json", "tok*.json", "vocab*", "merges.txt", "*.model", "special_tokens_map.json",
+            "added_tokens.json", "chat_template.*", "additional_chat_templates/*", hf_export.INDEX)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
-def resolve(name: str | Path) -> Path:
+def resolve(name: str | Path, revision: str = "") -> Path:
     """The folder of a model: the folder itself, or a snapshot of that name from the Hugging Face hub (or its cache).
 
-    Raises: UserError where there is neither.
+    Args:
+      name: of the folder or the hub model. revision: the hub's branch, tag or commit; "" is its main branch.
+    Raises: UserError where there is neither, or a folder with a revision.
     """
     folder = paths.here(name)
     if folder.is_dir():
+        _no_revision(name, revision)
         return folder
     if folder.is_absolute() or folder.exists() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
         raise UserError(f"{name}: no such model folder")
@@ -34,25 +39,42 @@ def resolve(name: str | Path) -> Path:
 
     try:
         patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-        return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(str(name), revision=revision or None, allow_patterns=patterns))
     except (OSError, ValueError) as error:  # the hub's own errors are subclasses of these
         raise UserError(f"{name}: neither a folder nor a model the Hugging Face hub gives ({one_line(error)})") from error
 
 
-def read_config(name: str | Path) -> ModelConfig:
+def _no_revision(name: str | Path, revision: str) -> None:
+    if revision:
+        raise UserError(f"{name}: is a folder, which has no revision {revision!r}; leave the revision out, or name a hub model")
+
+
+def deciding_files(folder: Path) -> list[Path]:
+    """The files of a model's folder that decide what it computes: weights, configs, tokenizer and chat template, sorted by name.
+
+    Raises: UserError where the folder has no weights.
+    """
+    found = {file for pattern in DECIDING for file in folder.glob(pattern) if file.is_file()} | set(hf_import.weight_files(folder))
+    return sorted(found)
+
+
+def read_config(name: str | Path, revision: str = "") -> ModelConfig:
     """The architecture of a folder, of a model in `models.published`, or of one on the hub, whose config.json alone is fetched.
 
+    Args: as for `resolve`.
     Raises: UserError where there is none, or one beyond what this decoder does.
     """
     folder = paths.here(name)
-    if not folder.is_dir() and str(name) in published.HF_CONFIGS:
+    if folder.is_dir():
+        _no_revision(name, revision)
+    elif str(name) in published.HF_CONFIGS and not revision:
         return families.from_hf_config(published.HF_CONFIGS[str(name)], str(name))
     file = folder / "config.json"
     if not folder.is_dir():
         import huggingface_hub
 
         try:
-            file = Path(huggingface_hub.hf_hub_download(str(name), "config.json"))
+            file = Path(huggingface_hub.hf_hub_download(str(name), "config.json", revision=revision or None))
         except (OSError, ValueError) as error:
             listed = ", ".join(published.HF_CONFIGS)
             raise UserError(f"{name}: neither a folder nor a model whose config the Hugging Face hub gives ({one_line(error)}); without "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import importlib.metadata
 import io
 import json
@@ -24,7 +23,7 @@ from irl_jax.config import default
 from irl_jax.errors import UserError
 from irl_jax.overrides import leaves
 
-CONFIG, LOCK, DONE, TRUNK = "config.json", ".lock", "done.json", "trunk.json"
+CONFIG, INPUTS, LOCK, DONE = "config.json", "inputs.json", ".lock", "done.json"  # INPUTS: see irl_jax/stages/inputs.py
 FREE = ("checkpoint.", "log.", "mesh.", "profile.")  # a run may go on with others: no result changes, or (mesh) by rounding alone
 REPLACE = "bring the run's own back, or choose another --workdir"
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
@@ -118,12 +117,11 @@ class Workdir:
     def _unbind(self) -> None:
         """Forgets the config of a run that failed on its input before it made anything, so that a corrected one may follow.
 
-        A stage that left its done mark and nothing else (an imported model's `pretrain`) has made nothing, nor has a note of the
-        trunk's files.
+        A stage that left its done mark and nothing else (an imported model's `pretrain`) has made nothing, nor has a note of the inputs.
         """
         made = paths.files(self.path)
         kept = (self.path / CONFIG, self.path / LOCK)
-        if any(path not in kept and path.name not in (DONE, TRUNK) for path in made):
+        if any(path not in kept and path.name not in (DONE, INPUTS) for path in made):
             return
         for path in made:
             if path != self.path / LOCK:
@@ -151,41 +149,9 @@ class Workdir:
         """Marks the stage as finished; `timing` is what results.json says under timing.<stage>."""
         artifacts.write_json(self.stage(stage) / DONE, {"timing": timing})
 
-    def refer_to(self, files) -> None:
-        """Notes in W/trunk.json, by content, the weight files that the run's adapters stand on and that it does not copy.
-
-        Raises: as `same_trunk`.
-        """
-        distributed.primary_first(lambda: paths.write(self.path / TRUNK, artifacts.json_of({"files": same_trunk(self.path, files)})))
-
     def timing(self, stage: str) -> dict:
         """The timing given to `mark_done`."""
         return artifacts.read_json(self.path / stage / DONE, "timing")["timing"]
-
-
-def same_trunk(path, files) -> dict:
-    """What W/trunk.json says of the weight files: {path: bytes, when changed (ns), sha256}.
-
-    Args:
-      path: the workdir. files: paths. They are read whole once, and again only where size or time of change differ.
-
-    Raises:
-      UserError: a file's content is not what it was when the workdir was begun.
-    """
-    noted = artifacts.read_json(paths.of(path) / TRUNK, "files", advice="remove it")["files"] if (paths.of(path) / TRUNK).exists() else {}
-    found = {}
-    for file in map(pathlib.Path, files):
-        status, before = file.stat(), noted.get(file.name, {})
-        before = before if isinstance(before, dict) else {}
-        looks = {"path": str(file), "bytes": status.st_size, "changed": status.st_mtime_ns}
-        if any(before.get(key) != value for key, value in looks.items()):
-            with open(file, "rb") as content:
-                looks["sha256"] = hashlib.file_digest(content, "sha256").hexdigest()
-        found[file.name] = before | looks
-        if noted and found[file.name]["sha256"] != before.get("sha256"):
-            raise UserError(f"{file}: not the weights that this workdir was begun with ({paths.of(path) / TRUNK} has their SHA-256), "
-                            "to which its adapters belong; bring those back or choose another --workdir")
-    return found
 
 
 def read_config(path, strict: bool = True) -> ConfigDict:

@@ -150,7 +150,7 @@ WORKDIRS = {
     "config.json that names a model that is gone": Case(lambda b: b.of_workdir("export", "--role=sft", workdir=b.edit(
         b.workdir() / "config.json", lambda c: c["config"]["model"].update(path="/nowhere/m"))),
         "~/w: its config.json names model.path = '/nowhere/m' (a relative path starts at the current folder): /nowhere/m: no such "
-        "model folder"),
+        "model folder; if it has moved, name its folder by --base"),
     "config.json that is a folder": Case(lambda b: b.of_workdir("score", workdir=(
         without(b.workdir(), "config.json"), (b / "w/config.json").mkdir(), b / "w")[2]),
         "~/w: not a workdir (no config.json there); give the --workdir of a run"),
@@ -161,12 +161,20 @@ WORKDIRS = {
         "~/w/config.json: broken JSON (…); bring the run's own back, or choose another --workdir"),
     "run: config.json of another config": Case(lambda b: b.run(data__source=RIGHT, workdir=b.workdir()),
         "~/w: belongs to another config: …; choose another --workdir or the same config"),
-    "trunk.json of another shape": Case(lambda b: b.of_workdir("score", workdir=replaced(b.workdir(), "trunk.json", '{"files": 3}')),
-        "~/w/trunk.json: has no object 'files', which irl_jax writes there; remove it"),
-    "trunk.json of other weights": Case(lambda b: b.of_workdir("score", workdir=replaced(b.workdir(), "trunk.json", json.dumps(
-        {"files": {"model.safetensors": {"sha256": "0" * 64}}}))),
-        "@/model.safetensors: not the weights that this workdir was begun with (~/w/trunk.json has their SHA-256), to which its "
-        "adapters belong; bring those back or choose another --workdir"),
+    "inputs.json of another shape": Case(lambda b: b.of_workdir("score", workdir=replaced(b.workdir(), "inputs.json", '{"files": 3}')),
+        "~/w/inputs.json: has no object 'files', which irl_jax writes there; bring the run's own back, or choose another --workdir"),
+    "inputs.json of another model": Case(lambda b: b.of_workdir("score", workdir=replaced(b.workdir(), "inputs.json", json.dumps(
+        {"files": {"model.path": {"config.json": {"sha256": "0" * 64}}}, "records": {}}))),
+        "@/config.json: not the file that this workdir was begun with (~/w/inputs.json has its SHA-256); bring the run's own files back, "
+        "name their folder by --base or choose another --workdir"),
+    "a base that cannot be checked": Case(lambda b: b.of_workdir("generate", f"--base={b.base}"),
+        "--base=@: ~/…/w has no inputs.json, so that nothing tells whether it is the run's model"),
+    "a base that is nowhere": Case(lambda b: b.of_workdir("export", "--role=sft", "--base=/nowhere/m"),
+        "--base=/nowhere/m: /nowhere/m: no such model folder"),
+    "a base of a run from scratch": Case(lambda b: b.testbed()[:2] + ["--stages=pretrain", f"--base={b.base}"],
+        "--base=@: this run began from scratch, so that no base model can have moved"),
+    "a revision of a folder": Case(lambda b: b.run("model.revision=main", data__source=RIGHT),
+        "@: is a folder, which has no revision 'main'; leave the revision out, or name a hub model"),
     "leaves that are gone": Case(lambda b: b.of_workdir("export", "--role=sft", workdir=(
         w := b.workdir(), shutil.rmtree(w / "sft" / "leaves"))[0]),
         "~/w: nothing is trained under 'sft' yet; run that stage first (--stages=sft)"),

@@ -364,7 +364,7 @@ def test_peft_has_the_rewards_but_for_the_bias(run, tmp_path, torch, peft):
 
     _, base, w = run
     expected = our_rewards(w)
-    out = exported(w, "reward", tmp_path / "out", "--adapter", f"--base={base}")
+    out = exported(w, "reward", tmp_path / "out", "--adapter")
     classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, pad_token_id=1)
     loaded = peft.PeftModel.from_pretrained(classifier, out).eval()
     for got in transformers_rewards(torch, out, loaded):
@@ -399,6 +399,7 @@ def test_a_testbed_run(tmp_path, capsys, monkeypatch):
     adapter = exported(w, "sft", tmp_path / "adapter", "--adapter", f"--base={out}")
     assert read(adapter, "adapter_config.json")["base_model_name_or_path"] == str(out)
     merged = exported(w, "sft", tmp_path / "merged")
+    assert "only with --adapter" in refused(capsys, tmp_path / "a", f"--workdir={w}", "--role=sft", f"--base={out}")
     err = refused(capsys, tmp_path / "a", f"--workdir={w}", "--role=sft", "--adapter", f"--base={merged}")
     assert "not the model that this run's adapters were trained on: its weights differ" in err
     other = base_folder(tmp_path / "other", GPT2)
@@ -486,7 +487,7 @@ def test_mistakes(gpt2, tmp_path, capsys, monkeypatch):
     for size in ("big", "0", "-1GB", "5XB", ""):
         assert "is no size; write it as 5GB" in refused(capsys, out, run, "--role=sft", f"--max_shard_size={size}")
     assert "init is what the adapters stand on" in refused(capsys, out, run, "--role=init", "--adapter")
-    assert "--base: needs --adapter" in refused(capsys, out, run, "--role=sft", f"--base={base}")
+    assert "has no inputs.json, so that nothing tells" in refused(capsys, out, run, "--role=sft", f"--base={base}")
     assert "in a folder that exists" in refused(capsys, tmp_path / "none" / "out", run, "--role=sft")
     assert cli.main(["export", run, "--role=sft", "--out=gs://bucket/out"]) == 2
     assert "a folder of this machine" in capsys.readouterr().err
@@ -541,7 +542,7 @@ def test_a_padded_run_exports_scores_and_stands_on_what_an_unpadded_one_does(gpt
     padded = run_on(tmp_path / "w", base, **{"model.vocab_multiple": 24})
     context = generate.open_run(workdir.read_config(padded), padded)
     assert context.trunk["embed"]["tokens"].shape == (24, GPT2.width) and context.model.vocab_size == 16
-    for role, *flags in (("init",), ("policy",), ("reward",), ("sft", "--adapter", f"--base={base}")):
+    for role, *flags in (("init",), ("policy",), ("reward",), ("sft", "--adapter")):
         one, other = (exported(run, role, tmp_path / f"{role}-{run is w}", *flags) for run in (w, padded))
         for file in {file.name for file in one.iterdir()} - {"README.md"}:
             assert (one / file).read_bytes() == (other / file).read_bytes(), (role, file)

@@ -1,6 +1,7 @@
 """Streaming: the same batches as from memory where both can be made, whatever order they are asked in, every record once a pass."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -249,3 +250,15 @@ def test_two_hosts_train_as_one(prepared, tmp_path):
     one, two = (list(map(json.loads, (tmp_path / name / "sft" / "metrics.jsonl").read_text().splitlines())) for name in ("one", "two"))
     assert len(one) == 5 and [line["tokens"] for line in one] == [line["tokens"] for line in two]
     np.testing.assert_allclose([line["loss"] for line in one], [line["loss"] for line in two], rtol=1e-5)
+
+
+def test_a_run_goes_on_over_the_same_files_alone(prepared, tmp_path, capsys):
+    folder = shutil.copytree(prepared, tmp_path / "data")
+    config = configured(folder)
+    stages.run_pipeline(config, tmp_path / "w", ("pretrain",))
+    shard = next(folder.rglob("*.array_record*"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match="the streamed records are not those that this workdir was begun with"):
+        stages.run_pipeline(config, tmp_path / "w", ("sft",))

@@ -5,6 +5,7 @@ In the text the template's control tokens are marked, and what a turn's content 
 
 from __future__ import annotations
 
+import datetime
 import re
 from typing import Any, NamedTuple
 
@@ -21,10 +22,11 @@ class Chat(NamedTuple):
     """A tokenizer with a chat template; `of` makes one.
 
     end_id: the token that the template puts after the assistant's turn, such as <|im_end|>; None where it puts none.
-    spells_bos: whether what it renders begins with the BOS token.
+    spells_bos: whether what it renders begins with the BOS token. now: the time that the template writes; None: the present.
     """
 
     tokenizer: Any
+    now: datetime.datetime | None = None
     end_id: int | None = None
     spells_bos: bool = False
 
@@ -68,9 +70,22 @@ class Chat(NamedTuple):
         """The text of a conversation, its control tokens marked. Raises: UserError where the template refuses it."""
         shown, hidden = controls.hide(self.tokenizer, messages)
         try:
-            return controls.reveal(self.tokenizer, self.tokenizer.apply_chat_template(shown, tokenize=False, **how), hidden)
+            rendered = self.tokenizer.apply_chat_template(shown, tokenize=False, **self._dated(), **how)
+            return controls.reveal(self.tokenizer, rendered, hidden)
         except Exception as error:  # templates refuse by raise_exception, and are programs: whatever they do wrong comes out here
             raise UserError(f"the tokenizer's chat template refuses the conversation ({' '.join(str(error).split())[:200]})") from error
+
+    def _dated(self) -> dict:
+        """What makes a template that asks for the time (`strftime_now`) write `now`: transformers lets no function through to it."""
+        template = self.tokenizer.get_chat_template() if self.now else ""
+        if not self.now or "strftime_now" not in template:
+            return {}
+        return {"chat_template": _CLOCK + template, "irl_jax_now": [[f"%{code}", self.now.strftime(f"%{code}")] for code in _CODES]}
+
+
+_CODES = (*"aAwdbBmyYHIpMSfjUWcxXeFTDRhGuV", "-d", "-m", "-H", "-I", "-M", "-S", "-j")  # of strftime
+_CLOCK = """{%- macro strftime_now(format) -%}{%- set made = namespace(text=format) -%}{%- for code, value in irl_jax_now -%}
+{%- set made.text = made.text.replace(code, value) -%}{%- endfor -%}{{ made.text }}{%- endmacro -%}"""
 
 
 def turns_of(prompt: str) -> list[dict]:
@@ -88,16 +103,16 @@ def turns_of(prompt: str) -> list[dict]:
     return turns
 
 
-def of(tokenizer) -> Chat | None:
-    """The tokenizer's Chat; None where it has no template."""
+def of(tokenizer, now: datetime.datetime | None = None) -> Chat | None:
+    """The tokenizer's Chat; None where it has no template. `now`: see Chat."""
     if not getattr(tokenizer, "chat_template", None):
         return None
-    chat = Chat(tokenizer)
+    chat = Chat(tokenizer, now)
     for turns in ([_USER], [_SYSTEM, _USER]):
         try:
             prompt, after = chat._around(turns)
             bos = controls.marked(tokenizer.bos_token)
-            return Chat(tokenizer, _turn_end(tokenizer, after)[1], bool(bos) and prompt.startswith(bos))
+            return Chat(tokenizer, now, _turn_end(tokenizer, after)[1], bool(bos) and prompt.startswith(bos))
         except UserError:  # some want a system turn first; what wants more yet, each conversation will tell
             continue
     return chat

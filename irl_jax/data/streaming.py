@@ -40,6 +40,10 @@ class Stream:
         self.held: frozenset[str] = frozenset()
         self._fields, self._render = data_config.fields, render
 
+    def files(self) -> list:
+        """The files that the records are read from; see `Source.files`."""
+        return self._source.files()
+
     def rows(self, indices) -> list[Row]:
         """The records of these indices, one row each. Raises: UserError that names the record and the field."""
         return list(sources.pair_rows(self._source.read(indices), self._fields, self._render, pairs_only=False))

@@ -14,15 +14,16 @@ from irl_jax.workdir import Workdir
 STAGES = ("pretrain", "sft", "sample", "reward", "policy", "adversarial", "dpo", "spin", "rejection", "evaluate", "report")
 
 
-def run_pipeline(config, path, stages: tuple[str, ...] = ()) -> Path | None:
+def run_pipeline(config, path, stages: tuple[str, ...] = (), base: str = "") -> Path | None:
     """Runs the stages that are not done yet, in the pipeline's order.
 
     Args:
       config: locked ConfigDict. path: the workdir. stages: which to run; () is all.
+      base: where the files of config.model.path are now, for a workdir that was begun with them elsewhere.
     Returns:
       The report's path, where there is one.
     Raises:
-      UserError: an unknown stage, a workdir of another config, or anything wrong in the input.
+      UserError: an unknown stage, a workdir of another config or begun with other inputs, or anything wrong in the input.
     """
     refuse(config, stages)
     wanted = [stage for stage in STAGES if not stages or stage in stages]
@@ -32,7 +33,7 @@ def run_pipeline(config, path, stages: tuple[str, ...] = ()) -> Path | None:
         if not left:
             distributed.say(f"nothing to do: {', '.join(wanted)} done already")
         else:
-            _run(config, workdir, left)
+            _run(config, workdir, left, base)
         if report.exists():
             distributed.say(f"report: {report}")
             return report
@@ -61,10 +62,13 @@ def _check_reward_models(config) -> None:
         reward_model.check(config)
 
 
-def _run(config, workdir, left) -> None:
-    from irl_jax.stages.context import Context  # jax and the rest load only when there is work
+def _run(config, workdir, left, base) -> None:
+    from irl_jax.stages import inputs  # jax and the rest load only when there is work
+    from irl_jax.stages.context import Context
 
-    context = Context(config, workdir)
+    context = Context(config, workdir, base)
+    if left != ["report"]:  # which reads the workdir alone
+        inputs.hold(context)
     for stage in left:
         workdir.note(stage)
         start = time.perf_counter()

@@ -105,7 +105,7 @@ def make_planner(config, devices):
 def architecture(config):
     """The initial model's ModelConfig, from model.path or, for the testbed, from the config's sizes."""
     if config.data.source != "testbed":
-        return hf.read_config(config.model.path)
+        return hf.read_config(config.model.path, config.model.revision)
     from irl_jax.data import testbed
     from irl_jax.stages import context
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import datetime
 import zlib
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from irl_jax import checkpoint, distributed, hf, hf_import, paths, roles, sharding, variants, workdir
+from irl_jax import checkpoint, distributed, hf, paths, roles, sharding, variants
 from irl_jax.data import chat, sources, streaming, tokenize
 from irl_jax.data.tokenize import TokenReport
 from irl_jax.errors import UserError
@@ -47,16 +48,18 @@ class Reader:
         """A stage's folder."""
         return self.path / name
 
-    def refer_to(self, files) -> None:
-        """Checks that the trunk's weight files are those of the run; see `irl_jax.workdir.same_trunk`."""
-        workdir.same_trunk(self.path, files)
-
 
 class Context:
-    """One run: `config` (locked ConfigDict) and `workdir` (irl_jax.workdir.Workdir)."""
+    """One run: `config` (locked ConfigDict) and `workdir` (irl_jax.workdir.Workdir).
 
-    def __init__(self, config, workdir):
-        self.config, self.workdir = config, workdir
+    base: where the files of config.model.path are now; "": where it says. began: the time that a chat template writes.
+    """
+
+    def __init__(self, config, workdir, base: str = ""):
+        if base and not config.model.path:
+            raise UserError(f"--base={base}: this run began from scratch, so that no base model can have moved")
+        self.config, self.workdir, self.base = config, workdir, base
+        self.began = datetime.datetime.now()
         self.mesh = sharding.make_mesh(config.mesh)
 
     def key(self, purpose: str) -> jax.Array:
@@ -108,7 +111,7 @@ class Context:
         if not self.config.model.path:
             raise UserError("config.model.path: name a Hugging Face folder or hub model for this data source "
                             "(only the testbed initialises from scratch)")
-        return Path(hf.resolve(self.config.model.path))
+        return Path(hf.resolve(self.base) if self.base else hf.resolve(self.config.model.path, self.config.model.revision))
 
     @cached_property
     def tokenizer(self):
@@ -125,7 +128,7 @@ class Context:
     @cached_property
     def chat(self) -> chat.Chat | None:
         """The tokenizer's chat template, where it has one."""
-        return chat.of(self.tokenizer)
+        return chat.of(self.tokenizer, self.began)
 
     @property
     def eos_id(self) -> int:
@@ -236,8 +239,6 @@ class Context:
     def trunk(self):
         """The initial model's weights on the mesh: pretrained by this run (testbed) or imported."""
         if not self.is_testbed:
-            if self.workdir is not None:  # `generate --model` has none
-                self.workdir.refer_to(hf_import.weight_files(self.folder))
             model = self.config.model
             return hf.load_folder(self.folder, self.mesh, param_dtype=model.param_dtype, vocab_multiple=model.vocab_multiple)[1]
         pretrained = self.load("pretrain", self.like(lambda: transformer.init_trunk(jax.random.key(0), self.model)))

@@ -29,7 +29,7 @@ def run(context) -> dict:
 
 def _judge(context) -> golden.Judge:
     if context.config.golden.kind == "hf_reward":
-        return reward_model.make_judge(context.config, context.mesh, context.turns)
+        return reward_model.make_judge(context.config, context.mesh, context.turns, context.began)
     folder = context.directory("evaluate")
     return golden.make_judge(context.config, context.world, folder if paths.is_local(folder) else None)
 

@@ -61,10 +61,12 @@ def export(args) -> None:
         refuse_reward(role, trained.reward)
     if args.adapter:
         refuse_adapter(role, trained, args.base)
-    context = generate.open_run(config, args.workdir)
+    elif args.base and not config.model.path:
+        raise UserError(f"--base={args.base}: this run began from scratch; only with --adapter is there a folder to stand on")
+    context = generate.open_run(config, args.workdir, args.base if config.model.path else "")
     leaves = context.leaves(role)
     variables = roles.variables(context.trunk, leaves)
-    base = _base(context, args.base) if args.adapter else config.model.path
+    base = _base(context, args.base) if args.adapter else args.base or config.model.path
     facts = model_card.read_facts(context, role, method, base)
     hf.check_vocabulary(context.tokenizer, context.model.vocab_size, args.workdir)
     with hf_export.new_folder(args.out) as folder:
@@ -107,10 +109,10 @@ def refuse_adapter(role: str, config, base: str) -> None:
 def _base(context, given: str) -> str:
     """What adapter_config.json calls the base: a hub name as it is, a folder from the root on.
 
-    Raises: UserError where --base is not the model that the run's adapters were trained on.
+    Raises: UserError where --base is not the model that a run from scratch trained its adapters on.
     """
     name = given or context.config.model.path
-    if given:
+    if not context.config.model.path:
         where = f"--base={given}: not the model that this run's adapters were trained on"
         try:
             folder = hf.resolve(given)
@@ -118,8 +120,8 @@ def _base(context, given: str) -> str:
             raise UserError(f"--base={given}: {error}") from None
         if families.to_hf_config(hf.read_config(folder)) != families.to_hf_config(context.model):
             raise UserError(f"{where}: it has another architecture")
-        model = context.config.model
-        trunk = hf.load_folder(given, context.mesh, param_dtype=model.param_dtype, vocab_multiple=model.vocab_multiple)[1]
+        trunk = hf.load_folder(given, context.mesh, param_dtype=context.config.model.param_dtype,
+                               vocab_multiple=context.config.model.vocab_multiple)[1]
         if not all(map(jnp.array_equal, jax.tree.leaves(context.trunk), jax.tree.leaves(trunk))):
             raise UserError(f"{where}: its weights differ (export --role=init in float32)")
     folder = paths.here(name)

@@ -12,7 +12,7 @@ from irl_jax.config import GROUPS, default
 from irl_jax.data import sources, tokenize
 from irl_jax.errors import UserError
 from irl_jax.evaluation import best_of_n
-from irl_jax.stages import sampling, scoring
+from irl_jax.stages import inputs, sampling, scoring
 from irl_jax.stages.context import Context, Reader
 
 ASKED, ANSWERED = ("prompt",), ("prompt", "response")  # the fields of a record
@@ -89,9 +89,9 @@ class _Reading(Context):
     """A finished run, or a plain Hugging Face folder in the place of one: read only, on the devices that are here, for sequences
     up to the model's own context."""
 
-    def __init__(self, config, workdir=None):
+    def __init__(self, config, workdir=None, base=""):
         config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1  # not the devices that the run was trained on
-        super().__init__(config, workdir)
+        super().__init__(config, workdir, base)
 
     @property
     def longest(self) -> int:
@@ -113,7 +113,7 @@ def _context(args) -> tuple[Context, str]:
     rewards = [*(method.name for method in variants.methods(config, "reward")), "log_ratio"]
     if args.reward and args.reward not in rewards:
         raise UserError(f"--reward: unknown reward '{args.reward}'; one of {', '.join(rewards)}")
-    return open_run(config, args.workdir), role
+    return open_run(config, args.workdir, args.base), role
 
 
 def find_role(config, path, role: str, rewards: bool = False) -> str:
@@ -132,15 +132,26 @@ def find_role(config, path, role: str, rewards: bool = False) -> str:
     return role
 
 
-def open_run(config, path) -> Context:
-    """The finished run in the workdir `path`, read only. Raises: UserError where the model it started from is not there."""
+def open_run(config, path, base: str = "") -> Context:
+    """The finished run in the workdir `path`, read only.
+
+    Args:
+        config: the run's. path: the workdir. base: where the model that it started from is now; "": where its config says.
+
+    Raises: UserError where that model is not there, or is another one than the run started from.
+    """
+    context = _Reading(config, Reader(path), base)
     if config.model.path:
         try:
-            hf.resolve(config.model.path)
+            folder = context.folder
         except UserError as error:
+            if base:
+                raise UserError(f"--base={base}: {error}") from None
             raise UserError(f"{path}: its config.json names model.path = '{config.model.path}' (a relative path starts at the "
-                            f"current folder): {error}") from None
-    return _Reading(config, Reader(path))
+                            f"current folder): {error}; if it has moved, name its folder by --base") from None
+        inputs.check_model(path, folder, base)
+        context.began = inputs.began(path) or context.began
+    return context
 
 
 def _read(path, fields) -> list[tuple[str, dict]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -24,13 +25,15 @@ def check(config) -> None:
 
     Raises: UserError, naming the setting.
     """
-    named = [("golden.model", config.golden.model, "golden.label", config.golden.label)] if config.golden.kind == "hf_reward" else []
+    golden = config.golden
+    named = [("golden.model", golden.model, golden.revision, "golden.label", golden.label)] if golden.kind == "hf_reward" else []
     for method in [*variants.methods(config, "reward"), *variants.methods(config, "adversarial")]:
-        if method.config.reward.start:
-            named.append(("reward.start", method.config.reward.start, "reward.start_label", method.config.reward.start_label))
-    for key, path, label_key, label in dict.fromkeys(named):
+        reward = method.config.reward
+        if reward.start:
+            named.append(("reward.start", reward.start, reward.start_revision, "reward.start_label", reward.start_label))
+    for key, path, revision, label_key, label in dict.fromkeys(named):
         try:
-            tokenizer = hf.check_reward_model(path, label, key=label_key)
+            tokenizer = hf.check_reward_model(hf.resolve(path, revision), label, key=label_key)
         except UserError as error:
             raise UserError(f"config.{key}: {error}") from None
         if key == "golden.model" and config.golden.chat and chat.of(tokenizer) is None:
@@ -55,8 +58,9 @@ def start_leaves(context, purpose: str, spec: roles.RewardSpec) -> PyTree:
         return leaves
     own = leaves.get("members", leaves)
     kind = "float32" if "trunk" in own else context.config.model.param_dtype
-    loaded = hf.load_reward_model(reward.start, reward.start_label, context.mesh, key="reward.start_label", param_dtype=kind)
-    _same_kind(context, loaded.model, hf.load_tokenizer(reward.start))
+    folder = hf.resolve(reward.start, reward.start_revision)
+    loaded = hf.load_reward_model(folder, reward.start_label, context.mesh, key="reward.start_label", param_dtype=kind)
+    _same_kind(context, loaded.model, hf.load_tokenizer(folder))
     given: dict[str, PyTree] = {"head": {"kernel": loaded.weight[:, None], "bias": np.zeros(1, np.float32)}}
     shared = min(context.model.vocab_size, loaded.model.vocab_size)  # other rows are of tokens that this run's tokenizer does not give
     trunk = {**loaded.trunk, "embed": {**loaded.trunk["embed"], "tokens": loaded.trunk["embed"]["tokens"][:shared]}}
@@ -102,7 +106,7 @@ def _same_weights(context, trunk: PyTree) -> None:
                             f"reward.body = {reward.body!r} stands; set reward.body to 'trunk': the reward then has a whole one of its own")
 
 
-def make_judge(config, mesh, turns: Callable[[str], list[dict]] = chat.turns_of) -> Judge:
+def make_judge(config, mesh, turns: Callable[[str], list[dict]] = chat.turns_of, now: datetime.datetime | None = None) -> Judge:
     """The judge of golden.kind = "hf_reward": the logit of golden.label for prompt + response.
 
     The text is tokenised by the model's own tokenizer and rules; with golden.chat it is what the tokenizer's chat template makes of the
@@ -112,18 +116,19 @@ def make_judge(config, mesh, turns: Callable[[str], list[dict]] = chat.turns_of)
     Args:
         config: the whole config; reads golden, how models are computed (model.*) and eval.batch_size.
         mesh: where the model is put.
-        turns: the conversation that a prompt stands for.
+        turns: the conversation that a prompt stands for. now: the time that a chat template writes; None: the present.
 
     Raises:
         UserError: no such model or label, or no tokenizer that belongs to it.
     """
-    loaded = hf.load_reward_model(config.golden.model, config.golden.label, mesh, param_dtype=config.model.param_dtype,
+    folder = hf.resolve(config.golden.model, config.golden.revision)
+    loaded = hf.load_reward_model(folder, config.golden.label, mesh, param_dtype=config.model.param_dtype,
                                   vocab_multiple=config.model.vocab_multiple)
-    tokenizer = hf.load_tokenizer(config.golden.model)
+    tokenizer = hf.load_tokenizer(folder)
     model = as_configured(loaded.model, config)
     scorer = scoring.Scorer(model, mesh, loaded.trunk, longest=model.max_positions, rows=config.eval.batch_size)
     head = {"head": {"kernel": jnp.asarray(loaded.weight[:, None]), "bias": jnp.zeros(1, jnp.float32)}}
-    leaves, template = sharding.place(head, mesh), chat.of(tokenizer) if config.golden.chat else None
+    leaves, template = sharding.place(head, mesh), chat.of(tokenizer, now) if config.golden.chat else None
 
     def text(prompt: str, response: str) -> str:
         if template is None:

@@ -7,6 +7,7 @@ import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from irl_jax import paths
 from irl_jax.errors import UserError
 
 PREFIX = "tfds:"
@@ -32,6 +33,12 @@ class Source:
 
     def __len__(self) -> int:
         return len(self._source)
+
+    def files(self) -> list:
+        """The paths that the split's records are read from: its record files, and the two that say what is in them."""
+        shards = [paths.of(instruction.filename) for instruction in self._source.data_source.instructions]
+        told = [shards[0].parent / name for name in ("dataset_info.json", "features.json")] if shards else []
+        return [*told, *shards]
 
     def where(self, i: int) -> str:
         """The i-th record's name in messages."""
@@ -65,7 +72,7 @@ class _Files:
 
     def __init__(self, instructions: Sequence):
         """instructions: TFDS's, for the split: files, records to skip and to take of each."""
-        self._instructions = instructions
+        self.instructions = instructions
         self._ends = list(itertools.accumulate(instruction.take for instruction in instructions))
         self._readers: list = [None] * len(instructions)
         self._lock = threading.Lock()
@@ -75,7 +82,7 @@ class _Files:
 
     def __getitem__(self, i: int) -> bytes:
         number = bisect.bisect_right(self._ends, i)
-        place = i - (self._ends[number - 1] if number else 0) + self._instructions[number].skip
+        place = i - (self._ends[number - 1] if number else 0) + self.instructions[number].skip
         return self._reader(number).read(place, place + 1)[0]
 
     def __getitems__(self, indices: Iterable[int]) -> list[bytes]:
@@ -87,7 +94,7 @@ class _Files:
             if self._readers[number] is None:
                 from array_record.python import array_record_module
 
-                file = self._instructions[number]
+                file = self.instructions[number]
                 reader = array_record_module.ArrayRecordReader(
                     file.filename, options="readahead_buffer_size:0", file_reader_buffer_size=32768)
                 if reader.num_records() != file.examples_in_shard:
