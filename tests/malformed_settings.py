@@ -168,7 +168,7 @@ WORKDIRS = {
         "@/config.json: not the file that this workdir was begun with (~/w/inputs.json has its SHA-256); bring the run's own files back, "
         "name their folder by --base or choose another --workdir"),
     "a base that cannot be checked": Case(lambda b: b.of_workdir("generate", f"--base={b.base}"),
-        "--base=@: ~/…/w has no inputs.json, so that nothing tells whether it is the run's model"),
+        "--base=@: … has no inputs.json, so that nothing tells whether it is the run's model"),
     "a base that is nowhere": Case(lambda b: b.of_workdir("export", "--role=sft", "--base=/nowhere/m"),
         "--base=/nowhere/m: /nowhere/m: no such model folder"),
     "a base of a run from scratch": Case(lambda b: b.testbed()[:2] + ["--stages=pretrain", f"--base={b.base}"],
