@@ -8,11 +8,11 @@ import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from irl_jax import foreign
 from irl_jax.errors import UserError
 
 PREFIX = "tfds:"
 _CHUNK = 1024  # records read at a time
-_FEATURES = threading.Lock()  # held while TFDS's choice of features is restricted
 
 
 class Source:
@@ -125,13 +125,11 @@ def _open(name: str, split: str, data_dir: str):
     return source
 
 
-@contextlib.contextmanager
-def _own_features(connector, where: str) -> Iterator[None]:
-    """While entered, TFDS makes features of its own classes only; of itself it imports any module that a features.json names.
+def _own_features(connector, where: str) -> contextlib.AbstractContextManager[None]:
+    """While entered, TFDS makes features of its own classes only. Left alone, it imports any module that a features.json names.
 
     Raises: UserError where a prepared folder names another class.
     """
-    own = connector.__dict__["cls_from_name"]
 
     def cls_from_name(_, wanted: str):
         found = connector._registered_features.get(wanted)
@@ -140,12 +138,7 @@ def _own_features(connector, where: str) -> Iterator[None]:
                             "not imported; prepare it again with features of tfds.features")
         return found
 
-    with _FEATURES:
-        connector.cls_from_name = classmethod(cls_from_name)
-        try:
-            yield
-        finally:
-            connector.cls_from_name = own
+    return foreign.replaced(connector, "cls_from_name", classmethod(cls_from_name))
 
 
 def _needs(name: str, error: ModuleNotFoundError) -> UserError:
