@@ -84,7 +84,7 @@ if verb == "tpu-vm describe":
 if verb == "tpu-vm delete":
     world["node"] = []
     end()
-node = next(a for a in arguments[4:] if verb == "tpu-vm ssh" or ":" in a).partition(":")[0]
+node = next(a for a in arguments[4:] if verb == "tpu-vm ssh" or re.match("[a-z0-9-]+:", a)).partition(":")[0]
 chosen = range(2) if "--worker=all" in arguments else [0]
 homes = [stand / "homes" / f"{node}-w-{n}" for n in chosen]
 if world.get("executes"):
@@ -430,6 +430,32 @@ def test_install_sends_the_tree_and_installs_the_tpu_extra(tpu, checkout):
     tree = homes[0] / "irl_jax"  # what left the tree leaves the workers; copies and the environment stay; nothing is installed twice
     assert not (tree / "old.py").exists() and (tree / "my data.jsonl").exists() and (tree / ".venv").exists()
     assert not (homes[0] / "pip.json").exists()
+
+
+def test_names_that_begin_with_a_hyphen_are_files(tpu, checkout):
+    (checkout / "-f.py").write_text("")
+    for name in ("-x.jsonl", "a:b.jsonl"):
+        (tpu.folder / name).write_text(name)
+    git = ["git", "-C", str(checkout), "-c", "user.name=n", "-c", "user.email=e@x"]
+    for command in (["add", "--", "-f.py"], ["commit", "-q", "-m", "second"]):
+        subprocess.run([*git, *command], check=True)
+    tpu.world(resource=["ACTIVE"], executes=True)
+    homes = [tpu.home(worker=n) for n in (0, 1)]
+    assert tpu.run("install", *PROJECT, "--copy=-x.jsonl", "--copy=a:b.jsonl", launch=checkout / "launch").returncode == 0
+    assert tpu.calls("tpu-vm", "scp")[1][2:5] == ["--recurse", "./-x.jsonl", "./a:b.jsonl"]
+    (checkout / "-f.py").unlink()
+    done = tpu.run("install", *PROJECT, launch=checkout / "launch")
+    assert done.returncode == 0 and not (homes[0] / "irl_jax" / "-f.py").exists(), done
+    assert tpu.run("fetch", "--workdir=gs://b/w", "--to=-out").returncode == 0
+    assert tpu.calls("storage", "cp")[0][-1] == "./-out/results.json" and (tpu.folder / "-out" / "report").is_dir()
+
+
+def test_a_worker_that_cannot_say_is_not_one_that_has_run_nothing(tpu):
+    tpu.world(resource=["ACTIVE"], executes=True)
+    home = tpu.home()
+    (home / "irl_jax-run").write_text("in the way")
+    done = tpu.run("status", *PROJECT)
+    assert done.returncode != 0 and "irl-w-0: has run nothing" not in done.stdout and "irl-w-1: has run nothing" in done.stdout
 
 
 def test_install_waits_for_ssh_and_not_for_ever(tpu, checkout):
