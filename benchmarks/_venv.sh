@@ -7,6 +7,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/../launch/_venv.sh"
 VENV=${IRL_JAX_BENCHMARK_VENV:-$ROOT/benchmarks/.venv}
 PYTHON="$VENV/bin/python"
 
+known_flags() { # known_flags run|gpu: those that the program behind the script takes
+  sed -nE 's/.*add_argument\("(--[a-z_]+)".*/\1/p' "$ROOT/benchmarks/speed/$1.py" | tr '\n' ' '
+}
+
 ensure_peers() {
   local base wanted stamp="$VENV/.installed" extras=${IRL_JAX_BENCHMARK_EXTRAS:-}
   local here="$ROOT/benchmarks" pip=("$PYTHON" -m pip install --quiet --disable-pip-version-check -c "$ROOT/launch/constraints.txt")

@@ -7,6 +7,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export IRL_JAX_BENCHMARK_VENV=${IRL_JAX_BENCHMARK_VENV:-$here/.venv-gpu} IRL_JAX_BENCHMARK_EXTRAS=${IRL_JAX_BENCHMARK_EXTRAS-cuda}
 source "$here/_venv.sh"
+check_flags "$(known_flags gpu)" "$@"
 [ -e "$VENV/.installed" ] || [ ! -x "$PYTHON" ] || echo given > "$VENV/.given" # somebody else's environment is taken as it is
 [ -e "$VENV/.given" ] || ensure_peers
 cd "$ROOT"

@@ -4,6 +4,7 @@
 # About an hour on 2 idle cores, a few minutes with --quick. Prints the table and writes benchmarks/results.json and docs/sampling_speed.png.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
+check_flags "$(known_flags run)" "$@"
 ensure_peers
 cd "$ROOT"
 exec "$PYTHON" -m benchmarks.speed.run "$@"

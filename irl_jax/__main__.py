@@ -1,5 +1,12 @@
 """`python -m irl_jax`."""
 
-from irl_jax.cli import entry
+import os
+import sys
+
+# Python puts the working folder on the path. The command `irl_jax` does not, and optional modules of libraries must not come from there.
+if not sys.flags.safe_path and sys.path[:1] == [os.getcwd()]:
+    del sys.path[0]
+
+from irl_jax.cli import entry  # noqa: E402
 
 entry()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from irl_jax import hf_export, hf_import, paths, sharding
+from irl_jax import foreign, hf_export, hf_import, paths, sharding
 from irl_jax.errors import UserError
 from irl_jax.hf_import import one_line, read_json
 from irl_jax.models import families, published, tensors
@@ -199,19 +200,38 @@ def load_tokenizer(path: str | Path) -> Any:
     Raises: UserError where there is none or where it has ids that the weights lack.
     """
     from transformers import AutoTokenizer
+    from transformers.models.auto import tokenization_auto
 
     folder = resolve(path)
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):  # transformers would make an empty one up
         raise UserError(f"{folder}: no tokenizer; one of {', '.join(TOKENIZER_FILES)} must be there")
     # Before transformers reads it too, whose complaint about a field would be one about the tokenizer.
     config = read_config(folder) if (folder / "config.json").is_file() else None
+    chosen = _tokenizers_only(tokenization_auto.tokenizer_class_from_name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # runs no code of the folder's
+        with foreign.replaced(tokenization_auto, "tokenizer_class_from_name", chosen):
+            # runs no code of the folder's
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # what tokenizers raises is a bare Exception
         raise UserError(f"{folder}: no tokenizer that transformers can read ({one_line(error)})") from error
     if config is not None:
         check_vocabulary(tokenizer, config.vocab_size, folder)
     return tokenizer
+
+
+def _tokenizers_only(from_name: Callable[[str], Any]) -> Callable[[str], Any]:
+    """transformers' choice of a class by its name, with other classes refused: some of them ask whether to run the folder's code."""
+    from transformers import PreTrainedTokenizerBase
+    from transformers.utils import DummyObject
+
+    def chosen(name: str) -> Any:
+        found = from_name(name)
+        missing = found is None or isinstance(found, DummyObject)  # unknown, or it says which package it needs
+        if missing or isinstance(found, type) and issubclass(found, PreTrainedTokenizerBase):
+            return found
+        raise ValueError(f"tokenizer_class names {name!r}, which is no tokenizer")
+
+    return chosen
 
 
 def check_vocabulary(tokenizer: Any, vocab_size: int, where: str | Path) -> None:

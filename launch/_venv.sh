@@ -5,6 +5,24 @@
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PYTHON="$ROOT/.venv/bin/python"
 
+script_help() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; } # the comment at the top of the script that runs
+
+refuse() { # one line of the user's mistake, status 2
+  printf 'irl_jax: error: %s\n' "${*//$'\n'/ }" >&2
+  exit 2
+}
+
+check_flags() { # check_flags "FLAGS" "$@": answers --help, and refuses any flag that is none of FLAGS
+  local known=" $1 " argument
+  shift
+  for argument in "$@"; do
+    case $argument in
+      --help | -h) script_help && echo "The flags: ${known//  / }" && exit 0 ;;
+      -*) [[ $known == *" ${argument%%=*} "* ]] || refuse "unknown flag '${argument%%=*}'; see bash $0 --help" ;;
+    esac
+  done
+}
+
 find_python() {
   local candidate
   for candidate in python3.11 python3.12 python3.13 python3 python; do

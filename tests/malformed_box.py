@@ -119,6 +119,11 @@ class Box:
     def prepare(self, content=RIGHT, *flags, kind="demonstrations", out="out") -> list[str]:
         return ["prepare", f"--kind={kind}", f"--data={self.write('in.jsonl', content)}", f"--out={self / out}", *flags]
 
+    def prepared(self, features: str) -> pathlib.Path:
+        """TFDS's data_dir with a builder x, of the class that its features name."""
+        self.write("x/1.0.0/dataset_info.json", '{"name": "x", "version": "1.0.0", "fileFormat": "array_record"}')
+        return self.write("x/1.0.0/features.json", json.dumps({"pythonClassName": features, "text": {}})).parents[2]
+
     def edit(self, file: pathlib.Path, change: Callable) -> pathlib.Path:
         """A JSON file with its value changed; returns its folder."""
         value = json.loads(file.read_text())

@@ -151,6 +151,10 @@ DATA = {  # the same readers in `run`, and what only it reads
     "run: TFDS that is not prepared": Case(lambda b: b.run("data.source=tfds:../../etc", f"data.tfds_data_dir={b.path}"),
         "tfds:../../etc, split 'train': not found prepared as array_record in ~ (…); prepare it with tfds.builder('../../etc', "
         "file_format='array_record').download_and_prepare(), or see data.tfds_data_dir"),
+    "run: TFDS with a feature of a foreign module": Case(lambda b: b.run(
+        "data.source=tfds:x", f"data.tfds_data_dir={b.prepared('data.evil.Text')}"),
+        "tfds:x in ~: its features.json names the class 'data.evil.Text', which is none of TFDS's own features and is not imported; "
+        "prepare it again with features of tfds.features"),
     "run: the testbed for evaluation": Case(lambda b: b.run("data.eval_source=testbed", data__source=RIGHT),
         "config.data.eval_source: 'testbed' is a data.source only; name a file of records"),
     "run: a judge's file that is broken": Case(lambda b: b.run(
@@ -197,6 +201,9 @@ MODELS = {
         "~/m: no tokenizer that transformers can read (…)"),
     "a tokenizer of an unknown kind": Case(lambda b: b.score(model=b.edit(
         b.model() / "tokenizer.json", lambda t: t["model"].update(type="Pickle"))), "~/m: no tokenizer that transformers can read (…)"),
+    "a tokenizer that is no tokenizer": Case(lambda b: b.score(model=b.edit(
+        b.model() / "tokenizer_config.json", lambda c: c.update(tokenizer_class="AutoModelForCausalLM"))),
+        "~/m: no tokenizer that transformers can read (tokenizer_class names 'AutoModelForCausalLM', which is no tokenizer)"),
     "no tokenizer": Case(lambda b: b.score(model=without(b.model(), "tokenizer.json")),
         "~/m: no tokenizer; one of tokenizer.json, tokenizer.model, vocab.json, vocab.txt must be there"),
     "a model that is a file": Case(lambda b: b.score(model=b.write("m", "x")), "~/m: no such model folder"),

@@ -27,7 +27,7 @@ def command(*arguments, cwd=ROOT):
 def pipeline(monkeypatch):
     """The calls of run_pipeline, instead of the pipeline."""
     calls = []
-    monkeypatch.setattr(stages, "run_pipeline", lambda config, path, names: calls.append((config, path, names)))
+    monkeypatch.setattr(stages, "run_pipeline", lambda config, path, names, base: calls.append((config, path, names)))
     return calls
 
 

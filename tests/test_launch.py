@@ -47,6 +47,18 @@ def flag(name):
     return next(a.partition("=")[2] for a in arguments if a.startswith(f"--{name}="))
 
 
+def describe(state, kind):
+    path = f"projects/my-project/locations/{flag('zone')}/{kind}/{arguments[4]}"
+    if state == "MISSING":
+        end(error=f"ERROR: (gcloud.{'.'.join(arguments[:4])}) NOT_FOUND: Resource '{path}' was not found. This command is authenticated as "
+            f"me@x which is the active account specified by the [core/account] property\n  resourceName: {path}\n", status=1)
+    if state == "OFFLINE":
+        end(error="ERROR: gcloud crashed (ConnectionError):\nno network\n", status=1)
+    if state.startswith("ERROR"):
+        end(error=state + "\n", status=1)
+    end(state + "\n")
+
+
 if arguments[0] == "storage":
     end()
 verb = " ".join(arguments[2:4])
@@ -59,11 +71,7 @@ if world.get("fails", {}).get(step):
         end(error=f"ERROR: {step} refused\n", status=status)
 if verb == "queued-resources describe":
     state = following(world["resource"])
-    if state == "MISSING":
-        end(error="ERROR: (gcloud.compute.tpus) NOT_FOUND: Resource 'it' was not found\n", status=1)
-    if state == "OFFLINE":
-        end(error="ERROR: gcloud crashed (ConnectionError):\nno network\n", status=1)
-    end(state + "\n")
+    describe(state, "queuedResources")
 if verb == "queued-resources create":
     world["resource"], world["now"] = list(following(world["created"])), ["has run nothing"]
     end()
@@ -71,13 +79,12 @@ if verb == "queued-resources delete":
     world["resource"], world["node"] = ["MISSING"], []
     end()
 if verb == "tpu-vm describe":
-    if world["resource"][0] in ("MISSING", "SUSPENDED") and not world.get("node"):
-        end(error="ERROR: NOT_FOUND: gone\n", status=1)
-    end(following(world["node"]) + "\n" if world.get("node") else "READY\n")
+    gone = world["resource"][0] in ("MISSING", "SUSPENDED")
+    describe(following(world["node"]) if world.get("node") else "MISSING" if gone else "READY", "nodes")
 if verb == "tpu-vm delete":
     world["node"] = []
     end()
-node = next(a for a in arguments[4:] if verb == "tpu-vm ssh" or ":" in a).partition(":")[0]
+node = next(a for a in arguments[4:] if verb == "tpu-vm ssh" or re.match("[a-z0-9-]+:", a)).partition(":")[0]
 chosen = range(2) if "--worker=all" in arguments else [0]
 homes = [stand / "homes" / f"{node}-w-{n}" for n in chosen]
 if world.get("executes"):
@@ -117,7 +124,7 @@ if sys.argv[1:3] == ["-m", "pip"]:
 elif sys.argv[1:3] == ["-m", "irl_jax"]:
     pathlib.Path(os.environ["HOME"], "argv.json").write_text(json.dumps([os.getcwd(), *sys.argv[3:]]))
     if "--config.sleep=1" in sys.argv:
-        signal.signal(signal.SIGTERM, lambda *_: (print("saved"), sys.exit(143)))
+        signal.signal(signal.SIGTERM, lambda *_: "--config.deaf=1" in sys.argv or (print("saved"), sys.exit(143)))
         pathlib.Path(os.environ["HOME"], "ready").touch()
         time.sleep(60)
     if "--config.mistake=1" in sys.argv:
@@ -222,6 +229,28 @@ def test_every_script_says_how_it_is_used_and_stops_at_the_first_error(script, t
     assert (done.returncode, done.stderr) == (0, "") and done.stdout == re.sub(r"(?m)^# ?", "", head[1])
 
 
+@pytest.mark.parametrize("script", ["launch/quickstart.sh", "launch/test.sh", "benchmarks/run.sh", "benchmarks/gpu.sh", "launch/tpu/_worker.sh"])
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_of_the_scripts_that_run_here(tmp_path, script, flag):
+    done = subprocess.run(["bash", str(ROOT / script), flag], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and f"bash {'irl_jax/' * ('_worker' in script)}{script}" in done.stdout
+    assert "set -e" not in done.stdout and list(tmp_path.iterdir()) == []
+    if script.startswith("benchmarks"):
+        assert "--cases" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("script, arguments, said", [
+    ("launch/quickstart.sh", ["--hlep"], "'--hlep': the first argument is the workdir, flags come behind it"),
+    ("launch/quickstart.sh", ["--config.seed=1\nx"], "'--config.seed=1 x': the first argument is the workdir"),
+    ("launch/quickstart.sh", ["-v", "runs/x"], "'-v': the first argument is the workdir"),
+    ("benchmarks/run.sh", ["--quick", "--case=sampling"], "unknown flag '--case'; see bash "),
+    ("benchmarks/gpu.sh", ["--quick"], "unknown flag '--quick'; see bash "),
+])  # fmt: skip
+def test_mistakes_of_the_scripts_that_run_here(tmp_path, script, arguments, said):
+    assert said in refused(subprocess.run(["bash", str(ROOT / script), *arguments], cwd=tmp_path, capture_output=True, text=True))
+    assert list(tmp_path.iterdir()) == []
+
+
 # create
 
 
@@ -252,6 +281,23 @@ def test_create_slices_on_demand_in_the_default_project(tpu):
     assert call[2:] == [
         "irl", "--zone=us-east5-b", "--accelerator-type=v7x-16", "--runtime-version=v9", "--quiet", "--node-count=2", "--node-prefix=irl",
     ]  # fmt: skip
+
+
+def test_numbers_with_leading_zeros_are_decimal(tpu):
+    arguments = (*PROJECT, "--accelerator-type=v6e-8", "--node-count=010", "--timeout=09", "--poll=00")
+    assert tpu.run("create", *arguments).returncode == 0
+    assert "--node-count=10" in tpu.calls("queued-resources", "create")[0]
+    done = tpu.run("status", *PROJECT, "--node-count=010")
+    assert done.stderr == "" and [call[2] for call in tpu.calls("tpu-vm", "describe")] == [f"irl-{n}" for n in range(10)]
+    tpu.world(resource=["ACTIVE"], executes=True)
+    tpu.home(), tpu.home(worker=1)
+    done = tpu.run("stop", *PROJECT, "--grace=08")
+    assert (done.returncode, done.stderr) == (0, "") and tpu.calls("tpu-vm", "ssh")[0][-1].endswith("_worker.sh stop 8")
+    done = tpu.run("logs", *PROJECT, "--worker=00", "--lines=09", "--no-follow")
+    assert "--worker=0" in tpu.calls("tpu-vm", "ssh")[1] and tpu.calls("tpu-vm", "ssh")[1][-1].endswith("_worker.sh logs 9 1")
+    tpu.world(created=[["WAITING_FOR_RESOURCES"]])
+    done = tpu.run("create", *PROJECT, "--accelerator-type=v6e-8", "--timeout=00", "--poll=0")
+    assert done.returncode == 1 and "after --timeout=0 minutes" in done.stderr
 
 
 def test_create_takes_up_what_there_is(tpu):
@@ -309,6 +355,10 @@ RUN = ("--", "--workdir=gs://b/w")
         ("delete", [*WHERE, "--name=Irl"], "--name='Irl'"),
         ("status", [*PROJECT, "--node-count=0"], "--node-count=0: at least 1"),
         ("status", [*PROJECT, "--node-count=two"], "--node-count='two'"),
+        ("status", [*PROJECT, "--node-count=0000"], "--node-count=0: at least 1"),
+        ("status", [*PROJECT, "--node-count=01001"], "--node-count=1001: at least 1, at most 1000"),
+        ("status", [*PROJECT, "--node-count=0x2"], "--node-count='0x2': must be a whole number"),
+        ("stop", [*PROJECT, "--grace=-1"], "--grace='-1': must be a whole number"),
         ("install", [*PROJECT, "--copy=no such.jsonl"], "--copy=no such.jsonl: no such file"),
         ("run", PROJECT, "nothing to run"),
         ("run", [*PROJECT, "--", "--config=a.py"], "--workdir=gs://BUCKET/FOLDER is missing"),
@@ -380,6 +430,32 @@ def test_install_sends_the_tree_and_installs_the_tpu_extra(tpu, checkout):
     tree = homes[0] / "irl_jax"  # what left the tree leaves the workers; copies and the environment stay; nothing is installed twice
     assert not (tree / "old.py").exists() and (tree / "my data.jsonl").exists() and (tree / ".venv").exists()
     assert not (homes[0] / "pip.json").exists()
+
+
+def test_names_that_begin_with_a_hyphen_are_files(tpu, checkout):
+    (checkout / "-f.py").write_text("")
+    for name in ("-x.jsonl", "a:b.jsonl"):
+        (tpu.folder / name).write_text(name)
+    git = ["git", "-C", str(checkout), "-c", "user.name=n", "-c", "user.email=e@x"]
+    for command in (["add", "--", "-f.py"], ["commit", "-q", "-m", "second"]):
+        subprocess.run([*git, *command], check=True)
+    tpu.world(resource=["ACTIVE"], executes=True)
+    homes = [tpu.home(worker=n) for n in (0, 1)]
+    assert tpu.run("install", *PROJECT, "--copy=-x.jsonl", "--copy=a:b.jsonl", launch=checkout / "launch").returncode == 0
+    assert tpu.calls("tpu-vm", "scp")[1][2:5] == ["--recurse", "./-x.jsonl", "./a:b.jsonl"]
+    (checkout / "-f.py").unlink()
+    done = tpu.run("install", *PROJECT, launch=checkout / "launch")
+    assert done.returncode == 0 and not (homes[0] / "irl_jax" / "-f.py").exists(), done
+    assert tpu.run("fetch", "--workdir=gs://b/w", "--to=-out").returncode == 0
+    assert tpu.calls("storage", "cp")[0][-1] == "./-out/results.json" and (tpu.folder / "-out" / "report").is_dir()
+
+
+def test_a_worker_that_cannot_say_is_not_one_that_has_run_nothing(tpu):
+    tpu.world(resource=["ACTIVE"], executes=True)
+    home = tpu.home()
+    (home / "irl_jax-run").write_text("in the way")
+    done = tpu.run("status", *PROJECT)
+    assert done.returncode != 0 and "irl-w-0: has run nothing" not in done.stdout and "irl-w-1: has run nothing" in done.stdout
 
 
 def test_install_waits_for_ssh_and_not_for_ever(tpu, checkout):
@@ -481,6 +557,57 @@ def test_logs_and_their_workers(tpu):
     assert calls[1] == ["irl", *WHERE, "--worker=all", "--quiet", "--command=bash irl_jax/launch/tpu/_worker.sh logs 7 1"]
 
 
+def alive(process):
+    return process.poll() is None
+
+
+@pytest.mark.parametrize("born", [None, "", "another boot 1\n", "a later start"])
+def test_a_number_of_a_process_that_another_has_by_now_is_no_run(tpu, born):
+    """As after a reboot: the noted process group is somebody else's."""
+    tpu.world(resource=["ACTIVE"], executes=True)
+    homes = [tpu.home(worker=n) for n in (0, 1)]
+    other = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        for home in homes:
+            (runs := home / "irl_jax-run").mkdir()
+            (runs / "command").write_text(" run\n")
+            (runs / "pid").write_text(f"{other.pid}\n")
+            if born == "a later start":
+                boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+                start = pathlib.Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[19]
+                (runs / "born").write_text(f"{boot} {int(start) - 1}\n")
+            elif born is not None:
+                (runs / "born").write_text(born)
+        assert "worker irl-w-0: lost its run" in tpu.run("status", *PROJECT).stdout
+        assert tpu.run("stop", *PROJECT, "--grace=01").stdout == "" and alive(other)
+        assert tpu.run("run", *PROJECT, *RUN).stdout.count(": started\n") == 2
+        assert wait_for(homes[0] / "irl_jax-run" / "status").read_text() == "0\n" and alive(other)
+        for home in homes:  # so that the fixture's end leaves that process alone
+            wait_for(home / "irl_jax-run" / "status")
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_two_runs_at_once_are_one(tpu):
+    home = tpu.home()
+    environment = os.environ | {"HOME": str(home), "FAKE_HOST": "w", "PATH": f"{tpu.folder / 'bin'}:{os.environ['PATH']}"}
+    command = ["bash", str(home / "irl_jax/launch/tpu/_worker.sh"), "run", "run", "--config.sleep=1"]
+    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert sorted(process.communicate(timeout=60)[0] for process in both) == [
+        "irl_jax: w: started\n", "irl_jax: w: that run is going on already\n"]
+
+
+def test_a_run_that_does_not_save_in_time_is_killed(tpu):
+    tpu.world(resource=["ACTIVE"], executes=True)
+    homes = [tpu.home(worker=n) for n in (0, 1)]
+    tpu.run("run", *PROJECT, *RUN, "--config.sleep=1", "--config.deaf=1")
+    for home in homes:
+        wait_for(home / "ready")
+    assert tpu.run("stop", *PROJECT, "--grace=01").stdout.count(": stopped\n") == 2
+    assert tpu.run("status", *PROJECT).stdout.count("lost its run") == 2
+
+
 # fetch, delete
 
 
@@ -521,6 +648,61 @@ def test_delete_takes_a_node_that_was_left_and_insists(tpu):
     tpu.world(resource=["ACTIVE"], fails={"delete": [1]})
     done = tpu.run("delete", *PROJECT, "--poll=0", "--timeout=0")
     assert done.returncode == 1 and "it may go on costing" in done.stderr
+
+
+ELSEWHERE = "projects/my-project/locations/us-west4-a"
+UNSURE = [
+    "ERROR: (gcloud.compute.tpus.describe) PERMISSION_DENIED: Location us-west4-a is not found or access is unauthorized.",
+    f"ERROR: (gcloud.compute.tpus.describe) PERMISSION_DENIED: Permission 'tpu.nodes.get' denied on '{ELSEWHERE}/nodes/irl' (or it may not exist)",
+    f"ERROR: (gcloud.compute.tpus.describe) PERMISSION_DENIED: Resource '{ELSEWHERE}/queuedResources/irl' was not found or NOT_FOUND: denied",
+    f"ERROR: (gcloud.compute.tpus.describe) NOT_FOUND: Resource '{ELSEWHERE}/queuedResources/irl-2' was not found",
+    f"ERROR: (gcloud.compute.tpus.describe) NOT_FOUND: Resource '{ELSEWHERE}/networks/irl' was not found",
+    "ERROR: (gcloud.compute.tpus.describe) NOT_FOUND: Resource 'projects/p/locations/us-west4-b/queuedResources/irl' was not found",
+    "ERROR: (gcloud.compute.tpus.describe) NOT_FOUND: Project 'my-project' not found or deleted",
+    "ERROR: (gcloud.compute.tpus.describe) UNAVAILABLE: The service was not found to be reachable",
+    "ERROR: (gcloud) Command not found: tpus",
+    "ERROR: The credentials were not found; please run gcloud auth login",
+    "ERROR: (gcloud.compute.tpus.describe) RESOURCE_EXHAUSTED: Quota exceeded for quota metric",
+]
+
+
+@pytest.mark.parametrize("message", UNSURE, ids=range(len(UNSURE)))
+def test_what_gcloud_cannot_tell_is_not_gone(tpu, message):
+    tpu.world(resource=[message], node=[message])
+    done = tpu.run("status", *PROJECT)
+    assert (done.returncode, done.stdout) == (1, "irl_jax: irl: UNKNOWN\n") and message in done.stderr
+    done = tpu.run("delete", *PROJECT, "--poll=0", "--timeout=0")
+    assert done.returncode == 1 and "nothing of it is left" not in done.stdout
+    assert message in done.stderr and "still UNKNOWN after --timeout=0 minutes; it may go on costing" in done.stderr
+    done = tpu.run("create", *PROJECT, "--accelerator-type=v6e-8", "--poll=0", "--timeout=0")
+    assert done.returncode == 1 and tpu.steps() == []
+    tpu.world(resource=["MISSING"], node=[message])  # a node of a queued resource that is gone
+    done = tpu.run("delete", *PROJECT, "--poll=0", "--timeout=0")
+    assert done.returncode == 1 and done.stdout == "" and "irl: still UNKNOWN" in done.stderr
+    tpu.world(resource=[message, "ACTIVE", "MISSING"], node=["READY"])  # asked again, until it can tell
+    done = tpu.run("delete", *PROJECT, "--poll=0")
+    assert done.returncode == 0 and tpu.steps() == ["delete"] and done.stderr.count("asking again in 0 seconds") == 1
+
+
+def test_requested_entity_not_found_is_the_one_that_was_asked_for(tpu):
+    tpu.world(resource=["ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: Requested entity was not found"])
+    assert tpu.run("status", *PROJECT).stdout == "irl_jax: irl: MISSING\n"
+
+
+def test_delete_does_not_claim_what_it_could_not_delete(tpu):
+    for fails, nodes in (([1], ["READY"]), ([0], ["DELETING"])):
+        tpu.world(node=nodes, fails={"delete": fails})
+        done = tpu.run("delete", *PROJECT, "--poll=0", "--timeout=0")
+        assert done.returncode == 1 and "nothing of it is left" not in done.stdout and f"still {nodes[0]}" in done.stderr
+    tpu.world(resource=["MISSING"], node=["DELETING", "DELETING", "MISSING"])
+    assert tpu.run("delete", *PROJECT, "--poll=0").returncode == 0 and tpu.steps() == []
+
+
+def test_waiting_grows_while_gcloud_cannot_tell(tpu):
+    tpu.script("sleep", '#!/bin/sh\necho "$1" >> "$STAND_IN/slept"\n')
+    tpu.world(resource=[UNSURE[0]] * 7 + ["ACTIVE"] * 2 + [UNSURE[0], "MISSING"], fails={"delete": [1]})
+    assert tpu.run("delete", *PROJECT, "--poll=03").returncode == 0
+    assert (tpu.folder / "slept").read_text().split() == [str(3 * n) for n in (1, 2, 4, 8, 16, 16, 16, 1, 1, 1)]
 
 
 # the spot loop
@@ -598,5 +780,12 @@ def test_spot_deletes_nothing_because_the_network_is_down(tpu, checkout):
     states = ["ACTIVE"] * 4 + ["OFFLINE"] * 15 + ["ACTIVE"]
     done = spot(tpu, checkout, resource=states, runs=[["running", "running", "ended with status 0"]])
     assert done.returncode == 0 and tpu.steps().count("create") == 0 and tpu.steps().count("delete") == 1
+    for message in (UNSURE[0], UNSURE[6]):
+        done = spot(tpu, checkout, resource=["ACTIVE"] * 4 + [message] * 15 + ["ACTIVE"], runs=[["running", "running", "ended with status 0"]])
+        assert done.returncode == 0 and tpu.steps().count("create") == 0 and tpu.steps().count("delete") == 1
+        assert message in done.stderr and "asking again" in done.stderr
+        tpu.world(resource=["ACTIVE"], node=["READY"] * 3 + [message] * 15 + ["READY"], runs=[["running", "running", "ended with status 0"]])
+        assert tpu.run("spot", *SPOT, launch=checkout / "launch").returncode == 0
+        assert tpu.steps() == ["stop", "install", "run", "delete"]
     done = spot(tpu, checkout, runs=[["running", "SILENT"]])
     assert done.returncode == 1 and "no ssh to its workers; left as it is" in done.stderr and "delete" not in tpu.steps()

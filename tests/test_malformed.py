@@ -129,11 +129,19 @@ def test_no_value_of_a_key_is_more_than_a_refusal(key):
             checks.check(config)
 
 
-def test_a_tokenizer_with_code_of_its_own_is_read_without_it(box):
+@pytest.mark.parametrize("own", [
+    {"auto_map": {"AutoTokenizer": ["evil.Tok", "evil.Tok"]}, "tokenizer_class": "Tok"},
+    {"auto_map": {"AutoProcessor": "evil.Tok"}, "tokenizer_class": "AutoProcessor"},
+    {"auto_map": {"AutoProcessor": "evil.Tok"}, "tokenizer_class": "AutoProcessorFast"},
+    {"auto_map": {"AutoTokenizer": ["evil.Tok", "evil.Tok"]}, "tokenizer_class": "AutoTokenizer"},
+], ids=["a class of its own", "a processor", "a fast processor", "no class"])
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
+def test_a_tokenizer_with_code_of_its_own_is_read_without_it(box, monkeypatch, own, file):
     folder = box.model()
+    monkeypatch.setattr("builtins.input", lambda _: "yes")  # transformers may ask
     box.write("m/evil.py", f"open({str(box / 'sprung')!r}, 'w')\nclass Tok: pass\n")
-    own = {"auto_map": {"AutoTokenizer": ["evil.Tok", "evil.Tok"]}, "tokenizer_class": "Tok"}
-    box.edit(folder / "tokenizer_config.json", lambda c: c.update(own))
+    box.edit(folder / "tokenizer_config.json", lambda c: c.pop("tokenizer_class", None) and None)
+    box.edit(folder / file, lambda c: c.update(own))
     assert cli.main(box.score(model=folder)) in (0, 2)
     assert not (box / "sprung").exists()
 

@@ -169,7 +169,12 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     ("demonstrations-train.array_record-00000", b"", "its files cannot be read .*; prepare it again"),
     ("demonstrations-train.array_record-00000", None, "its files cannot be read .*; prepare it again"),
     ("dataset_info.json", b"{", "not found prepared as array_record"),
-    ("features.json", b'{"pythonClassName": "os.system"}', "not found prepared as array_record"),
+    ("features.json", b'{"pythonClassName": "os.system"}', "its features.json names the class 'os.system', which is none of TFDS's own"),
+    ("features.json", b"3", "not found prepared as array_record"),
+    ("features.json", b'{"type": "x"}', "not found prepared as array_record"),
+    ("features.json", b'{"pythonClassName": "tensorflow_datasets.core.features.text_feature.Text"}', "not found prepared as array_record"),
+    ("features.json", b'{"pythonClassName": "tensorflow_datasets.core.features.text_feature.Text", "text": {}}', "its files cannot be read"),
+    ("dataset_info.json", b'{"fileFormat": "array_record", "name": "demonstrations", "version": "1.0.0"}', "not found prepared as array"),
 ])
 def test_damaged_files_are_one_line(tmp_path, file, content, message):
     assert prepare(tmp_path / "out", write(tmp_path / "d.jsonl", [{"prompt": "p", "response": "r"}])) == 0
@@ -180,6 +185,71 @@ def test_damaged_files_are_one_line(tmp_path, file, content, message):
     with pytest.raises(UserError, match=f"tfds:demonstrations.*{message}") as caught:
         sources.load_corpus(data_config(tmp_path / "out", "demonstrations"), 0)
     assert "\n" not in str(caught.value)
+
+
+FEATURES = "tensorflow_datasets.core.features."
+OWN, TEXT = {"pythonClassName": "trapped.features.Text", "text": {}}, {"pythonClassName": f"{FEATURES}text_feature.Text", "text": {}}
+OLD = {"type": "trapped.features.Text", "content": {}}
+
+
+def features(**columns):
+    return {"pythonClassName": f"{FEATURES}features_dict.FeaturesDict", "featuresDict": {"features": columns}}
+
+
+@pytest.mark.parametrize(("file", "content"), [
+    ("features.json", features(prompt=TEXT, response=OWN)),
+    ("features.json", {**features(prompt=TEXT), "pythonClassName": OWN["pythonClassName"]}),
+    ("features.json", features(prompt={"python_class_name": OWN["pythonClassName"], "text": {}})),
+    ("features.json", features(prompt={"pythonClassName": f"{FEATURES}sequence_feature.Sequence", "sequence": {"feature": OWN}})),
+    ("features.json", features(prompt={"pythonClassName": OWN["pythonClassName"], "jsonFeature": {"json": "{}"}})),
+    ("features.json", features(prompt={"pythonClassName": f"{FEATURES}sequence_feature.Sequence",
+                                       "jsonFeature": {"json": json.dumps({"feature": OLD, "length": 1})}})),
+    ("features.json", {"type": f"{FEATURES}features_dict.FeaturesDict", "content": {"prompt": OLD}}),
+    ("features.json", {"type": OLD["type"], "content": {}, "proto_cls": "x"}),
+    ("dataset_info.json", {"features": features(prompt=OWN)}),
+    ("dataset_info.json", {"moduleName": "trapped.features"}),
+], ids=["column", "top", "snake case", "nested", "JSON", "in JSON text", "old column", "old top", "dataset_info", "module of the builder"])
+@pytest.mark.parametrize("known", [False, True], ids=["not imported yet", "a class of the program's own"])
+def test_no_class_but_tfds_own_is_made_and_nothing_imported(tmp_path, monkeypatch, file, content, known):
+    assert prepare(tmp_path / "out", write(tmp_path / "d.jsonl", [{"prompt": "p", "response": "r"}])) == 0
+    path = tmp_path / "out" / "demonstrations" / "1.0.0" / file
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if file == "dataset_info.json" else {}), **content}))
+    (tmp_path / "trapped").mkdir()
+    (tmp_path / "trapped" / "features.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    if known:
+        import tensorflow_datasets as tfds
+
+        registered = tfds.features.FeatureConnector._registered_features
+        monkeypatch.setitem(registered, OLD["type"], type("Text", (tfds.features.Text,), {"__module__": "trapped.features"}))
+    if "moduleName" in content:  # TFDS keeps that name and imports nothing
+        assert len(reading.Source("tfds:demonstrations", data_dir=str(tmp_path / "out"))) == 1
+    else:
+        with pytest.raises(UserError, match="its features.json names the class 'trapped.features.Text', which is none of TFDS's own"):
+            reading.Source("tfds:demonstrations", data_dir=str(tmp_path / "out"))
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("name", ["huggingface:demonstrations", "kubric:demonstrations", "demonstrations/data_dir=elsewhere", "mnist"])
+def test_what_is_not_prepared_is_neither_fetched_nor_made_by_code(tmp_path, monkeypatch, name):
+    import tensorflow_datasets as tfds
+
+    assert prepare(tmp_path / "out", write(tmp_path / "d.jsonl", [{"prompt": "p", "response": "r"}])) == 0
+    for asked in ("builder", "data_source", "load"):
+        monkeypatch.setattr(tfds, asked, lambda *_, **__: pytest.fail("TFDS was asked for a builder's code"))
+    with pytest.raises(UserError, match="not found prepared as array_record"):
+        reading.Source(f"tfds:{name}", data_dir=str(tmp_path / "out"))
+
+
+def test_the_working_folder_is_not_on_the_path_of_the_command(tmp_path):
+    data = write(tmp_path / "d.jsonl", [{"prompt": "p", "response": "r"}])
+    for name in ("numpy", "jax", "yaml", "cv2", "h5py", "pydub"):  # some are TFDS's optional ones, which it looks for
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')")
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-m", "irl_jax", "prepare", "--kind=demonstrations", f"--data={data}", "--out=out"],
+                              cwd=tmp_path, capture_output=True, text=True)
+    assert "is there already" in done.stderr and (tmp_path / "out" / "demonstrations").is_dir()
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_a_missing_split_is_one_line(tmp_path):

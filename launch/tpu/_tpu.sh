@@ -5,7 +5,9 @@
 # IRL_JAX_TPU_NAME, IRL_JAX_TPU_ZONE, IRL_JAX_TPU_PROJECT or IRL_JAX_TPU_NODE_COUNT stands in. The queued resource is called NAME; so is
 # its only node, and the nodes of several slices are NAME-0, NAME-1 and so on.
 
+source "$(dirname "${BASH_SOURCE[0]}")/../_venv.sh"
 name=${IRL_JAX_TPU_NAME:-} zone=${IRL_JAX_TPU_ZONE:-} project=${IRL_JAX_TPU_PROJECT:-} node_count=${IRL_JAX_TPU_NODE_COUNT:-1}
+poll=15             # seconds between two looks
 COPIES=() GCLOUD=() # the values of --copy and of --gcloud, which may be given several times
 REST=()             # what stands behind --
 where=()            # --zone and --project, for gcloud
@@ -16,11 +18,6 @@ say() { printf 'irl_jax: %s\n' "${*//$'\n'/ }"; }
 
 warn() { say "$@" >&2; }
 
-fail() { # the user's mistake: one line, status 2
-  warn "error: $*"
-  exit 2
-}
-
 options() { # options "FLAGS" "$@": --some-flag=VALUE becomes $some_flag; FLAGS are the script's own, those without a value end in ?
   local known="name zone project node-count $1" argument flag value kind
   shift
@@ -29,45 +26,54 @@ options() { # options "FLAGS" "$@": --some-flag=VALUE becomes $some_flag; FLAGS 
     shift
     case $argument in
       --) REST=("$@") && break ;;
-      --help | -h) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit 0 ;;
+      --help | -h) script_help && exit 0 ;;
       --?*=*) flag=${argument%%=*} value=${argument#*=} kind="" ;;
       --?*) flag=$argument value=1 kind="?" ;;
-      *) fail "unexpected argument '$argument'; see bash $0 --help" ;;
+      *) refuse "unexpected argument '$argument'; see bash $0 --help" ;;
     esac
     case " $known " in
       *" ${flag#--}$kind "*) ;;
-      *" ${flag#--} "*) fail "$flag: write it as $flag=VALUE" ;;
-      *" ${flag#--}? "*) fail "$flag: takes no value" ;;
-      *) fail "unknown flag '$flag'; the flags are --$(sed 's/?//g; s/  */, --/g' <<< "${known% }")" ;;
+      *" ${flag#--} "*) refuse "$flag: write it as $flag=VALUE" ;;
+      *" ${flag#--}? "*) refuse "$flag: takes no value" ;;
+      *) refuse "unknown flag '$flag'; the flags are --$(sed 's/?//g; s/  */, --/g' <<< "${known% }")" ;;
     esac
     case $flag in
-      --copy) COPIES+=("$value") ;;
+      --copy) COPIES+=("$(local_path "$value")") ;;
       --gcloud) GCLOUD+=("$value") ;;
       *) flag=${flag#--} && printf -v "${flag//-/_}" %s "$value" ;;
     esac
   done
-  [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || fail "--name='$name': give the TPU a name of lower-case letters, digits and hyphens"
-  [[ $zone =~ ^[a-z]+-[a-z0-9]+-[a-z]$ ]] || fail "--zone='$zone': give a zone, such as us-west4-a"
-  whole_number --node-count "$node_count"
-  [ "$node_count" -ge 1 ] || fail "--node-count=$node_count: at least 1"
-  for value in ${COPIES[@]+"${COPIES[@]}"}; do [ -e "$value" ] || fail "--copy=$value: no such file"; done
-  command -v gcloud > /dev/null || fail "gcloud is not on the PATH; install the Google Cloud CLI (https://cloud.google.com/sdk/docs/install)"
+  [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || refuse "--name='$name': give the TPU a name of lower-case letters, digits and hyphens"
+  [[ $zone =~ ^[a-z]+-[a-z0-9]+-[a-z]$ ]] || refuse "--zone='$zone': give a zone, such as us-west4-a"
+  whole_number node-count
+  [ "$node_count" -ge 1 ] && [ "$node_count" -le 1000 ] || refuse "--node-count=$node_count: at least 1, at most 1000"
+  for value in ${COPIES[@]+"${COPIES[@]}"}; do [ -e "$value" ] || refuse "--copy=$value: no such file"; done
+  command -v gcloud > /dev/null || refuse "gcloud is not on the PATH; install the Google Cloud CLI (https://cloud.google.com/sdk/docs/install)"
   where=(--zone="$zone")
   [ -z "$project" ] || where+=(--project="$project")
 }
 
 check_run() { # what can be refused of `irl_jax run`'s flags, behind --, before anything costs money
   local argument workdir=""
-  [ ${#REST[@]} -gt 0 ] || fail "nothing to run: put the flags of \`irl_jax run\` behind --, such as -- --workdir=gs://BUCKET/hh"
+  [ ${#REST[@]} -gt 0 ] || refuse "nothing to run: put the flags of \`irl_jax run\` behind --, such as -- --workdir=gs://BUCKET/hh"
   for argument in "${REST[@]}"; do
     case $argument in --workdir=*) workdir=${argument#*=} ;; esac
   done
-  [ -n "$workdir" ] || fail "--workdir=gs://BUCKET/FOLDER is missing behind --"
-  [[ -n $1 || $workdir == gs://?* ]] || fail "--workdir=$workdir: not gs://..., which all workers see; --local-workdir allows it"
+  [ -n "$workdir" ] || refuse "--workdir=gs://BUCKET/FOLDER is missing behind --"
+  [[ -n $1 || $workdir == gs://?* ]] || refuse "--workdir=$workdir: not gs://..., which all workers see; --local-workdir allows it"
 }
 
-whole_number() { # FLAG VALUE
-  [[ $2 =~ ^[0-9]{1,7}$ ]] || fail "$1='$2': must be a whole number"
+whole_number() { # FLAG...: checks each, and writes its variable without leading zeros, which bash would read as octal
+  local flag variable
+  for flag; do
+    variable=${flag//-/_}
+    [[ ${!variable} =~ ^[0-9]{1,7}$ ]] || refuse "--$flag='${!variable}': must be a whole number"
+    printf -v "$variable" %d "$((10#${!variable}))"
+  done
+}
+
+local_path() { # PATH: one that gcloud takes for no flag and for no worker's file
+  case $1 in /*) echo "$1" ;; -* | *:*) echo "./$1" ;; *) echo "$1" ;; esac
 }
 
 nodes() {
@@ -75,10 +81,13 @@ nodes() {
 }
 
 described() { # described queued-resources|tpu-vm NAME FORMAT: gcloud's answer; MISSING; UNKNOWN where it could not say, with why on stderr
-  local answer
-  if answer=$(gcloud compute tpus "$1" describe "$2" "${where[@]}" --format="value($3)" 2> "$complaints" < /dev/null); then
-    echo "${answer:-UNKNOWN}"
-  elif grep -qiE 'NOT_FOUND|not found' "$complaints"; then
+  local answer kind=nodes missing
+  if [ "$1" = queued-resources ]; then kind=queuedResources; fi
+  # MISSING is this very resource alone: a project, a zone or a right that is not found says nothing about what goes on costing
+  missing="^ERROR: (\(gcloud[a-z.-]*\) )?NOT_FOUND: (Resource '?projects/[^/]+/locations/$zone/$kind/$2'?|Requested entity) was not found"
+  if answer=$(gcloud compute tpus "$1" describe "$2" "${where[@]}" --format="value($3)" 2> "$complaints" < /dev/null) && [ -n "$answer" ]; then
+    echo "$answer"
+  elif grep -qE "$missing" "$complaints"; then
     echo MISSING
   else
     warn "gcloud cannot tell how $2 is: $(cat "$complaints")"
@@ -99,6 +108,14 @@ tpu_state() { # ACTIVE where the queued resource is and all its nodes are READY;
     state=ACTIVE
   fi
   echo "$state"
+}
+
+unknown=0
+pause() { # pause STATE: --poll seconds; where gcloud could not tell, twice as long each time in a row, up to 16 times that
+  case $1 in UNKNOWN | NODE_UNKNOWN) unknown=$((unknown < 5 ? unknown + 1 : 5)) ;; *) unknown=0 ;; esac
+  local seconds=$((unknown ? poll << (unknown - 1) : poll))
+  if [ "$unknown" -gt 0 ]; then warn "$name: asking again in $seconds seconds"; fi
+  sleep "$seconds"
 }
 
 on_workers() { # on_workers WORKER COMMAND: at once on WORKER (a number, or all) of each slice; the status of one that failed, if any did
@@ -126,5 +143,6 @@ on_worker_script() { # the command line that runs a verb of _worker.sh; every ar
 
 worker_lines() { # what each worker's run is doing
   # shellcheck disable=SC2016
-  on_workers all 'bash irl_jax/launch/tpu/_worker.sh status 2> /dev/null || echo "worker $(hostname): has run nothing"'
+  on_workers all 'if [ -e irl_jax/launch/tpu/_worker.sh ]; then bash irl_jax/launch/tpu/_worker.sh status
+else echo "worker $(hostname): has run nothing"; fi'
 }

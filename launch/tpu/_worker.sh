@@ -8,8 +8,9 @@
 #   logs LINES follow|once    the last lines, and those to come
 #   stop SECONDS              SIGTERM, and SIGKILL after so long
 #
-# A run leaves ~/irl_jax-run/{log,command,pid,status}. Cost and time: those of the scripts that call it.
+# A run leaves ~/irl_jax-run/{log,command,pid,born,status}. Cost and time: those of the scripts that call it.
 set -euo pipefail
+case ${1:---help} in --help | -h) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit 0 ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 runs=$HOME/irl_jax-run
 host=$(hostname)
@@ -17,7 +18,30 @@ verb=$1
 shift
 mkdir -p "$runs"
 
-running() { [ ! -e "$runs/status" ] && [ -s "$runs/pid" ] && kill -0 "$(cat "$runs/pid")" 2> /dev/null; }
+born() { # born PID: the boot and the moment in it that the process began, which no later process of that number shares; fails where it ended
+  local stat fields
+  stat=$(cat "/proc/$1/stat" 2> /dev/null) || return
+  read -ra fields <<< "${stat##*) }" # what stands before is the command's name, which may hold anything
+  [ "${fields[0]}" != Z ] && echo "$(cat /proc/sys/kernel/random/boot_id) ${fields[19]}"
+}
+
+running() { # sets pid: the leader of the run's process group
+  local since
+  [ ! -e "$runs/status" ] && read -r pid 2> /dev/null < "$runs/pid" && since=$(born "$pid") && [ "$since" = "$(cat "$runs/born" 2> /dev/null)" ]
+}
+
+signal() { # signal NAME: to the run's process group, or to its leader where it has not made one yet
+  if running; then kill "-$1" -- "-$pid" 2> /dev/null || kill "-$1" "$pid" 2> /dev/null || true; fi
+}
+
+wait_for_end() { # wait_for_end SECONDS; fails where the run goes on
+  local fifth
+  for ((fifth = 0; fifth < 10#$1 * 5; fifth++)); do
+    running || return 0
+    sleep 0.2
+  done
+  ! running
+}
 
 refuse_if_running() {
   if running; then
@@ -25,6 +49,8 @@ refuse_if_running() {
     exit 2
   fi
 }
+
+case $verb in run | stop) exec 9> "$runs/lock" && flock 9 ;; esac # two at once would see the same run, or none
 
 case $verb in
   idle) refuse_if_running ;;
@@ -58,7 +84,8 @@ case $verb in
       .venv/bin/python -m irl_jax "${@:2}" || status=$?
       echo "$status" > "$1/status.part"
       mv "$1/status.part" "$1/status"
-    ' bash "$runs" "$@" < /dev/null >> "$runs/log" 2>&1 &
+    ' bash "$runs" "$@" < /dev/null >> "$runs/log" 2>&1 9>&- &
+    born $! > "$runs/born" || true
     echo $! > "$runs/pid"
     echo "irl_jax: $host: started"
     ;;
@@ -81,17 +108,16 @@ case $verb in
       exit
     fi
     follow=()
-    if [ "$2" = follow ] && running; then follow=(-F --pid="$(cat "$runs/pid")"); fi
+    if [ "$2" = follow ] && running; then follow=(-F --pid="$pid"); fi
     tail -n "$1" ${follow[@]+"${follow[@]}"} "$runs/log" | sed -u "s/^/$host: /"
     ;;
   stop)
     if running; then
-      kill -TERM -- "-$(cat "$runs/pid")"
-      for ((second = 0; second < $1 * 5; second++)); do
-        running || break
-        sleep 0.2
-      done
-      if running; then kill -KILL -- "-$(cat "$runs/pid")"; fi
+      signal TERM
+      if ! wait_for_end "$1"; then
+        signal KILL
+        wait_for_end 10 || { echo "irl_jax: error: $host: the run could not be stopped" >&2 && exit 1; }
+      fi
       echo "irl_jax: $host: stopped"
     fi
     ;;

@@ -14,18 +14,17 @@
 # Time: minutes where there is capacity; spot may wait for hours. Called again, it goes on waiting for the same request.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_tpu.sh"
-accelerator_type="" runtime_version="" spot="" timeout=60 poll=15
+accelerator_type="" runtime_version="" spot="" timeout=60
 options "accelerator-type runtime-version spot? timeout poll gcloud" "$@"
-whole_number --timeout "$timeout"
-whole_number --poll "$poll"
+whole_number timeout poll
 case ${runtime_version:+given}$accelerator_type in
-  "" | given) fail "--accelerator-type is missing: v5litepod-16, v6e-64, v5p-64 ..." ;;
+  "" | given) refuse "--accelerator-type is missing: v5litepod-16, v6e-64, v5p-64 ..." ;;
   given*) ;;
   v5litepod-*) runtime_version=v2-alpha-tpuv5-lite ;;
   v6e-*) runtime_version=v2-alpha-tpuv6e ;;
   v5p-*) runtime_version=v2-alpha-tpuv5 ;;
   v4-*) runtime_version=tpu-ubuntu2204-base ;;
-  *) fail "--accelerator-type=$accelerator_type: unknown here; give its --runtime-version too" ;;
+  *) refuse "--accelerator-type=$accelerator_type: unknown here; give its --runtime-version too" ;;
 esac
 
 flags=("${where[@]}" --accelerator-type="$accelerator_type" --runtime-version="$runtime_version" --quiet)
@@ -57,5 +56,5 @@ while true; do
     warn "error: $name: still $state after --timeout=$timeout minutes; call again to wait on, or launch/tpu/delete.sh"
     exit 1
   fi
-  sleep "$poll"
+  pause "$state"
 done

@@ -6,32 +6,39 @@
 # Cost: none, and the TPU's ends. Time: 1 to 5 minutes.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_tpu.sh"
-timeout=20 poll=15
+timeout=20
 options "timeout poll" "$@"
-whole_number --timeout "$timeout"
-whole_number --poll "$poll"
+whole_number timeout poll
+
+there() { # the first of what is there still, as "queued-resources|tpu-vm NAME STATE"; nothing where all is gone for certain
+  local node state
+  state=$(resource_state)
+  if [ "$state" != MISSING ]; then echo "queued-resources $name $state" && return; fi
+  for node in $(nodes); do # one that its queued resource left behind
+    state=$(described tpu-vm "$node" state)
+    if [ "$state" != MISSING ]; then echo "tpu-vm $node $state" && return; fi
+  done
+}
+
 asked=""
 while true; do
-  state=$(resource_state)
+  read -r kind what state <<< "$(there)"
+  if [ -z "$kind" ]; then break; fi
   case $state in
-    MISSING) break ;;
     DELETING | UNKNOWN) ;;
     *)
-      say "$name: $state; deleting it"
-      if gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet < /dev/null; then asked=1; fi
-      if [ "$(resource_state)" = MISSING ]; then break; fi
+      say "$what: $state; deleting it"
+      if [ "$kind" = queued-resources ]; then force=(--force); else force=(); fi
+      if gcloud compute tpus "$kind" delete "$what" "${where[@]}" ${force[@]+"${force[@]}"} --quiet < /dev/null; then
+        # it is gone as a rule, and there is nothing to wait for
+        if [ "$asked" != "$what" ]; then asked=$what && continue; fi
+      fi
       ;;
   esac
   if [ "$SECONDS" -ge $((timeout * 60)) ]; then
-    warn "error: $name: still $state after --timeout=$timeout minutes; it may go on costing: see gcloud compute tpus queued-resources list"
+    warn "error: $what: still $state after --timeout=$timeout minutes; it may go on costing: see gcloud compute tpus queued-resources list"
     exit 1
   fi
-  sleep "$poll"
-done
-for node in $(nodes); do # one that its queued resource left behind
-  case $(described tpu-vm "$node" state) in
-    MISSING | UNKNOWN | DELETING) ;;
-    *) gcloud compute tpus tpu-vm delete "$node" "${where[@]}" --quiet < /dev/null && asked=1 ;;
-  esac
+  pause "$state"
 done
 say "$name: ${asked:+deleted; }nothing of it is left in $zone"

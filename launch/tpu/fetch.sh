@@ -12,10 +12,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/_tpu.sh"
 workdir="" to="" everything=""
 case " $* " in *" --workdir=gs://"*) name=${name:-none} zone=${zone:-none-none-a} ;; esac # no TPU is needed for a bucket
 options "workdir to everything?" "$@"
-[ -n "$workdir" ] || fail "--workdir is missing: gs://BUCKET/FOLDER, or a folder of worker 0"
-[ -n "$to" ] || fail "--to is missing: the folder here that the results go to"
-workdir=${workdir%/}
-mkdir -p "$to" || fail "--to=$to: cannot be made"
+[ -n "$workdir" ] || refuse "--workdir is missing: gs://BUCKET/FOLDER, or a folder of worker 0"
+[ -n "$to" ] || refuse "--to is missing: the folder here that the results go to"
+workdir=${workdir%/} to=$(local_path "$to")
+mkdir -p "$to" || refuse "--to=$to: cannot be made"
 if [ "${workdir#gs://}" != "$workdir" ]; then
   if [ -n "$everything" ]; then
     gcloud storage rsync --recursive "$workdir" "$to"

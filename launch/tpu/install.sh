@@ -9,13 +9,12 @@
 # Cost: nothing beyond the TPU's. Time: 3 to 5 minutes the first time, seconds after that. Refused while a run is going on.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_tpu.sh"
-tries=5 poll=15
+tries=5
 options "copy tries poll" "$@"
-whole_number --tries "$tries"
-whole_number --poll "$poll"
+whole_number tries poll
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-top=$(git -C "$root" rev-parse --show-toplevel 2> "$complaints") || fail "$root: not a git checkout, whose files could be sent"
-[ "$top" = "$(cd "$root" && pwd -P)" ] || fail "$root: not a git checkout of its own; it lies in $top"
+top=$(git -C "$root" rev-parse --show-toplevel 2> "$complaints") || refuse "$root: not a git checkout, whose files could be sent"
+[ "$top" = "$(cd "$root" && pwd -P)" ] || refuse "$root: not a git checkout of its own; it lies in $top"
 
 untracked=$(git -C "$root" ls-files --others --exclude-standard)
 [ -z "$untracked" ] || warn "not sent, since git does not track them (git add them, or --copy): $untracked"
@@ -35,7 +34,7 @@ on_workers all 'test ! -f irl_jax/launch/tpu/_worker.sh || bash irl_jax/launch/t
 say "$name: sending $(git -C "$root" describe --always --dirty)"
 to_workers irl_jax.new.tar.gz "$archive/irl_jax.tar.gz"
 # files of the last tree go first, so that none lingers; the environment and what was copied stay
-on_workers all 'set -e; mkdir -p irl_jax; touch irl_jax.files; (cd irl_jax && xargs -d "\n" rm -f) < irl_jax.files
+on_workers all 'set -e; mkdir -p irl_jax; touch irl_jax.files; (cd irl_jax && xargs -d "\n" rm -f --) < irl_jax.files
 tar -tzf irl_jax.new.tar.gz | grep -v "/$" > irl_jax.files; tar -xzf irl_jax.new.tar.gz -C irl_jax'
 if [ ${#COPIES[@]} -gt 0 ]; then to_workers irl_jax/ "${COPIES[@]}"; fi
 on_workers all "$(on_worker_script install)"

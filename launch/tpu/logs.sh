@@ -11,6 +11,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_tpu.sh"
 worker=0 lines=100 no_follow=""
 options "worker lines no-follow?" "$@"
-[ "$worker" = all ] || whole_number --worker "$worker"
-whole_number --lines "$lines"
+[ "$worker" = all ] || whole_number worker
+whole_number lines
 on_workers "$worker" "$(on_worker_script logs "$lines" "${no_follow:-follow}")"

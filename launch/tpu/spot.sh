@@ -21,9 +21,9 @@ here=$(dirname "${BASH_SOURCE[0]}")
 source "$here/_tpu.sh"
 accelerator_type="" runtime_version="" local_workdir="" on_demand="" keep="" timeout=1440 poll=60 max_failures=3 max_preemptions=50
 options "accelerator-type runtime-version local-workdir? on-demand? keep? timeout poll max-failures max-preemptions copy gcloud" "$@"
-for flag in timeout poll max_failures max_preemptions; do whole_number "--${flag//_/-}" "${!flag}"; done
+whole_number timeout poll max-failures max-preemptions
 check_run "$local_workdir"
-[ -n "$accelerator_type" ] || fail "--accelerator-type is missing: v5litepod-16, v6e-64, v5p-64 ..."
+[ -n "$accelerator_type" ] || refuse "--accelerator-type is missing: v5litepod-16, v6e-64, v5p-64 ..."
 creating=(--accelerator-type="$accelerator_type" --timeout="$timeout" --poll="$poll")
 if [ -n "$runtime_version" ]; then creating+=(--runtime-version="$runtime_version"); fi
 if [ -z "$on_demand" ]; then creating+=(--spot); fi
@@ -40,9 +40,8 @@ look() { # sets seen: lost, unreachable, running, done, saved, mistake or failed
   state=$(tpu_state) report=""
   case $state in
     ACTIVE) report=$(worker_lines | grep '^worker ') || report="" ;;
-    UNKNOWN | ACCEPTED | WAITING_FOR_RESOURCES | CREATING | PROVISIONING) ;;
-    NODE_UNKNOWN | NODE_CREATING | NODE_STARTING | NODE_RESTARTING | NODE_REPAIRING | NODE_REIMAGING) ;;
-    *) seen=lost && return ;;
+    MISSING | FAILED | SUSPENDING | SUSPENDED | DELETING) seen=lost && return ;;
+    NODE_MISSING | NODE_PREEMPTED | NODE_TERMINATED | NODE_STOP* | NODE_DELETING | NODE_HID*) seen=lost && return ;;
   esac
   if [ -z "$report" ]; then
     seen=unreachable
@@ -60,17 +59,16 @@ look() { # sets seen: lost, unreachable, running, done, saved, mistake or failed
 }
 
 start() { # from whatever there is to a run under way
-  local try
+  local try=0
   look
   if [ "$seen" = lost ]; then
     if [ "$state" != MISSING ]; then script delete --poll="$poll" || return; fi
     ours=1
   fi
   script create "${creating[@]}" || return
-  for try in 1 2 3 4 5 6 7 8 9 10; do
-    look
-    if [ "$seen" != unreachable ] || [ "$try" = 10 ]; then break; fi
-    sleep "$poll"
+  while look && [ "$seen" = unreachable ] && [ "$try" -lt 10 ]; do
+    case $state in *UNKNOWN) ;; *) try=$((try + 1)) ;; esac
+    pause "$state"
   done
   case $seen in
     lost | unreachable) return 1 ;;
@@ -115,10 +113,11 @@ while true; do
   if [ "$status" -ne 0 ]; then
     look
     case $state in
+      *UNKNOWN) ;; # no reason to give it up
       SUSPEND* | NODE_*) preempted ;;
       *) failed "it could not be started (status $status)" ;;
     esac
-    sleep "$poll"
+    pause "$state"
     continue
   fi
 
@@ -134,7 +133,7 @@ while true; do
       warn "error: $name: ACTIVE, but no ssh to its workers; left as it is, and costing: this command again takes it up"
       exit 1
     fi
-    sleep "$poll"
+    pause "$state"
   done
 
   if [ "$seen" = saved ] || [ "$seen" = failed ]; then # one worker's end may be the first sign that the TPU is going

@@ -8,5 +8,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_tpu.sh"
 grace=120
 options "grace" "$@"
-whole_number --grace "$grace"
+whole_number grace
 on_workers all "test ! -f irl_jax/launch/tpu/_worker.sh || $(on_worker_script stop "$grace")"

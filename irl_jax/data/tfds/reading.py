@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from irl_jax import paths
+from irl_jax import foreign, paths
 from irl_jax.errors import UserError
 
 PREFIX = "tfds:"
@@ -52,7 +53,9 @@ class Source:
         indices = [int(i) for i in indices]
         try:
             records = self._source.__getitems__(indices)
-        except RuntimeError as error:  # ArrayRecord's word for it
+        except ModuleNotFoundError as error:
+            raise _needs(self._name, error) from None
+        except Exception as error:  # noqa: BLE001 - ArrayRecord's words for damaged files, and TFDS's for records of other features
             raise UserError(f"{self._name}: its files cannot be read ({_short(error)}); prepare it again") from None
         return [(self.where(i), _plain(record)) for i, record in zip(indices, records, strict=True)]
 
@@ -104,24 +107,48 @@ class _Files:
 
 
 def _open(name: str, split: str, data_dir: str):
+    """TFDS's data source of a split, made from the prepared files alone: neither a dataset's code nor what its files name is imported."""
     try:
         import tensorflow_datasets as tfds
-        from google.protobuf import json_format  # which TFDS stands on
+        from tensorflow_datasets.core import read_only_builder
     except ModuleNotFoundError:
         raise UserError(f"{PREFIX}{name}: TFDS is not installed; pip install tensorflow_datasets array_record") from None
+    where = data_dir or "TFDS's default folder"
     try:
-        source = tfds.data_source(name, split=split, data_dir=data_dir or None, download=False)
+        with _own_features(tfds.features.FeatureConnector, f"{PREFIX}{name} in {where}"):
+            builder = read_only_builder.builder_from_files(name, data_dir=data_dir or None, file_format="array_record")
+            source = builder.as_data_source(split=split)
         source.data_source = _Files(source.dataset_info.splits[split].file_instructions)
+    except UserError:
+        raise
     except ModuleNotFoundError as error:
-        raise UserError(f"{PREFIX}{name}: reading it needs the module {error.name}; pip install {error.name}") from None
-    except (AssertionError, FileNotFoundError, NotImplementedError, ValueError, json_format.Error) as error:
-        # TFDS's word for a dataset that is unknown, not prepared, prepared as TFRecord, or without this split
-        where = data_dir or "TFDS's default folder"
+        raise _needs(f"{PREFIX}{name}", error) from None
+    except Exception as error:  # noqa: BLE001 - TFDS's words for what is not prepared, or not as ArrayRecord, and for damaged files
         raise UserError(
             f"{PREFIX}{name}, split {split!r}: not found prepared as array_record in {where} ({_short(error)}); prepare it with "
             f"tfds.builder({name!r}, file_format='array_record').download_and_prepare(), or see data.tfds_data_dir"
         ) from None
     return source
+
+
+def _own_features(connector, where: str) -> contextlib.AbstractContextManager[None]:
+    """While entered, TFDS makes features of its own classes only. Left alone, it imports any module that a features.json names.
+
+    Raises: UserError where a prepared folder names another class.
+    """
+
+    def cls_from_name(_, wanted: str):
+        found = connector._registered_features.get(wanted)
+        if found is None or not found.__module__.startswith("tensorflow_datasets."):
+            raise UserError(f"{where}: its features.json names the class {wanted[:80]!r}, which is none of TFDS's own features and is "
+                            "not imported; prepare it again with features of tfds.features")
+        return found
+
+    return foreign.replaced(connector, "cls_from_name", classmethod(cls_from_name))
+
+
+def _needs(name: str, error: ModuleNotFoundError) -> UserError:
+    return UserError(f"{name}: reading it needs the module {error.name}; pip install {error.name}")
 
 
 def _short(error: Exception) -> str:
