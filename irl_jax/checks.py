@@ -84,6 +84,9 @@ _INT, _FLOAT = 2**31 - 1, 1e30  # what the devices' numbers hold, with room for 
 def check(config: ConfigDict) -> None:
     """Refuses what no stage could use, before anything is written: the run's settings, and those of each of its methods.
 
+    What only methods use is checked method by method, with the method's own settings: a recipe and a variant of the same settings get
+    the same verdict.
+
     Raises:
         UserError: a value outside its choices or its range, or settings that contradict each other.
     """
@@ -99,9 +102,6 @@ def check(config: ConfigDict) -> None:
         raise UserError("config.sample.eval_samples must be at least 2: best-of-n compares samples of one prompt")
     if config.model.width % config.model.num_heads or config.model.num_heads % config.model.num_kv_heads:
         raise UserError("config.model: num_heads must divide width, and num_kv_heads must divide num_heads")
-    if config.policy.recipes or methods(config, "adversarial"):
-        check_policy(config)
-    check_reward(config, config.reward.recipes)
     for method in all_methods(config):
         try:
             _check_method(method)

@@ -59,16 +59,16 @@ KEYS = {  # one or two of every section
     "seed, of 32 bits": ("seed=2147483648", "config.seed = 2147483648: must be a finite number, and at most 2,147,483,647"),
     "variants": ("variants=policy/a",
         'config.variants: cannot read "policy/a"; write "GROUP/NAME = RECIPE key=value ..." with GROUP one of reward, policy, '
-        'adversarial, dpo, spin, rejection, and NAME of up to 100 letters, digits, dots and dashes'),
+        'adversarial, dpo, spin, rejection, and NAME of up to 100 letters (a-z), digits, dots and dashes, no dot at its end'),
     "variants, out of the workdir": ("variants=policy/.. = init_sft",
         'config.variants: cannot read "policy/.. = init_sft"; write "GROUP/NAME = RECIPE key=value ..." with GROUP one of reward, '
-        'policy, adversarial, dpo, spin, rejection, and NAME of up to 100 letters, digits, dots and dashes'),
+        'policy, adversarial, dpo, spin, rejection, and NAME of up to 100 letters (a-z), digits, dots and dashes, no dot at its end'),
     "variants, a name too long": (f"variants=policy/{'a' * 300} = init_sft",
         'config.variants: cannot read '
         '"policy/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'
         'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'
         'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa = init_sft"; write "GROUP/NAME = RECIPE key=value ..." with GROUP '
-        'one of reward, policy, adversarial, dpo, spin, rejection, and NAME of up to 100 letters, digits, dots and dashes'),
+        'one of reward, policy, adversarial, dpo, spin, rejection, and NAME of up to 100 letters (a-z), digits, dots and dashes, no dot at its end'),
     "variants, a setting out of range": ("variants=policy/a = init_sft policy.beta=-1",
         "config.variants, policy/a: config.policy.beta = -1.0: must not be negative"),
     "data.kind": ("data.kind=parquet", "config.data.kind = 'parquet': must be one of pairs, continuations"),
@@ -146,7 +146,7 @@ WORKDIRS = {
     "config.json whose variant leads out": Case(lambda b: b.of_workdir("export", "--role=policy/..", workdir=b.edit(
         b.workdir() / "config.json", lambda c: c["config"].update(variants=["policy/.. = init_sft"]))),
         'config.variants: cannot read "policy/.. = init_sft"; write "GROUP/NAME = RECIPE key=value ..." with GROUP one of reward, '
-        'policy, adversarial, dpo, spin, rejection, and NAME of up to 100 letters, digits, dots and dashes'),
+        'policy, adversarial, dpo, spin, rejection, and NAME of up to 100 letters (a-z), digits, dots and dashes, no dot at its end'),
     "config.json that names a model that is gone": Case(lambda b: b.of_workdir("export", "--role=sft", workdir=b.edit(
         b.workdir() / "config.json", lambda c: c["config"]["model"].update(path="/nowhere/m"))),
         "~/w: its config.json names model.path = '/nowhere/m' (a relative path starts at the current folder): /nowhere/m: no such "

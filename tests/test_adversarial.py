@@ -31,7 +31,7 @@ LOOP = ("", "policy.divergence=jensen_shannon", "policy.divergence=forward_kl", 
         "reward.ensemble=2 reward.combine=mean_minus_std")  # fmt: skip
 FIXED = ("", "policy.advantage=reinforce", "policy.advantage=grpo", "policy.beta=1.0", "policy.kl=k2_loss", "policy.kl=k3_loss",
          "policy.kl=k3_weighted_loss", "policy.beta=1.0 policy.target_kl=0.000001", "policy.beta=1.0 policy.reference=init",
-         "policy.entropy=1.0", "policy.normalise_rewards=true", "policy.surrogate=ppo_clip policy.epochs=2",
+         "policy.entropy=1.0", "policy.normalise_rewards=true", "policy.surrogate=ppo_clip policy.epochs=4",
          "policy.surrogate=ppo_clip policy.minibatches=2", "policy.surrogate=ppo_clip policy.epochs=2 policy.clip_ratio=0.000001",
          "policy.advantage=gae policy.value_coefficient=0.5", "policy.advantage=gae policy.value_coefficient=0.5 policy.gamma=0.5",
          "policy.advantage=gae policy.value_coefficient=0.5 policy.gae_lambda=0.1", "policy.divergence=hellinger", "policy.samples=3", "policy.start=init")  # fmt: skip
@@ -136,6 +136,15 @@ def test_rollouts_are_kept_as_asked(finished):
     assert arrays["tokens"].shape[0] == rows and set(arrays) == {"tokens", "prompt_lengths", "lengths", "ended", "reward", "kl"}
     np.testing.assert_allclose(arrays["kl"], 0, atol=1e-4)  # the first samples are sft's own
     assert arrays["reward"].mean() == pytest.approx(lines_of(path, "policy/0")[0]["reward"], abs=1e-5)
+
+
+@pytest.mark.parametrize("line", ["", "policy.surrogate=ppo_clip policy.epochs=4", "policy.beta=1.0 policy.reference=init"])
+def test_the_kl_that_is_logged_is_that_of_the_samples(finished, line):
+    """policy.max_kl, policy.target_kl and the curves mean the policy that drew the samples, however many updates follow."""
+    path, _ = finished
+    role = f"policy/{FIXED.index(line)}"
+    kept = np.load(path / role / "rollouts/0.npz")["kl"].mean()
+    assert lines_of(path, role)[0]["kl"] == pytest.approx(kept, abs=1e-4)
 
 
 def test_the_tracked_coefficient_moves(finished):
