@@ -100,6 +100,9 @@ def check(config: ConfigDict) -> None:
         raise UserError("config.reward.recipes and reward.controls: one reward at least is needed, such as the control 'log_ratio'")
     if config.sample.eval_samples < 2:
         raise UserError("config.sample.eval_samples must be at least 2: best-of-n compares samples of one prompt")
+    if not any(1 < n <= config.sample.eval_samples for n in config.eval.best_of):
+        raise UserError(f"config.eval.best_of = {config.eval.best_of}: no n is above 1 and at most sample.eval_samples = "
+                        f"{config.sample.eval_samples}; name such an n, or raise eval_samples")
     if config.model.width % config.model.num_heads or config.model.num_heads % config.model.num_kv_heads:
         raise UserError("config.model: num_heads must divide width, and num_kv_heads must divide num_heads")
     for method in all_methods(config):

@@ -63,6 +63,12 @@ KEYS = {  # one or two of every section
     "variants, out of the workdir": ("variants=policy/.. = init_sft",
         'config.variants: cannot read "policy/.. = init_sft"; write "GROUP/NAME = RECIPE key=value ..." with GROUP one of reward, '
         'policy, adversarial, dpo, spin, rejection, and NAME of up to 100 letters (a-z), digits, dots and dashes, no dot at its end'),
+    "variants, the name of a control": ("variants=reward/length = init_sft",
+        'config.variants: "reward/length = init_sft": length is the name of something else in every run; choose another name'),
+    "variants, the name of a file": ("variants=policy/done.json = init_sft",
+        'config.variants: "policy/done.json = init_sft": done.json is the name of something else in every run; choose another name'),
+    "variants, the same but for capitals": ("variants=policy/a = init_sft,policy/A = init_sft",
+        "config.variants: the name policy/a is taken twice (capitals do not count)"),
     "variants, a name too long": (f"variants=policy/{'a' * 300} = init_sft",
         'config.variants: cannot read '
         '"policy/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'
@@ -113,6 +119,8 @@ KEYS = {  # one or two of every section
     "golden.preserves": ("golden.preserves=response", "config.golden.preserves = 'response': must be one of '', prompt"),
     "golden.window_words": ("golden.window_words=0", "config.golden.window_words = 0: must be positive"),
     "eval": ("eval.best_of=()", "config.eval.best_of = (): at least one n is needed, and every n must be at least 1"),
+    "eval, more than there are samples": ("eval.best_of=1,128",
+        "config.eval.best_of = (1, 128): no n is above 1 and at most sample.eval_samples = 64; name such an n, or raise eval_samples"),
     "eval, a call": ("eval.best_of=(__import__('os').system('true'),)",
         "--config.eval.best_of=(__import__('os').system('true'),): takes values separated by commas, such as a,b,c"),
     "checkpoint": ("checkpoint.keep=0", "config.checkpoint.keep = 0: must be positive"),
