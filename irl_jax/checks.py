@@ -297,6 +297,11 @@ def _check_sources(config: ConfigDict) -> None:
         raise UserError("config.golden.model: 'hf_reward' needs the folder or hub name of a *ForSequenceClassification model")
     _check_streaming(config.data)
     if config.data.source == "testbed":
+        m = config.model
+        kernels = m.num_layers * m.width * (4 * m.width + 3 * m.mlp_width)
+        if kernels > 10**12:
+            raise UserError(f"config.model: num_layers, width and mlp_width make a model of up to {kernels:.0e} parameters; they must be "
+                            "at most 1e+12")
         if config.model.path:
             raise UserError(f"config.model.path = {config.model.path!r}: the testbed brings its own vocabulary; set data.source to "
                             "your records, or leave model.path empty")

@@ -140,12 +140,12 @@ DATA = {  # the same readers in `run`, and what only it reads
         "too, and training leaves those out; give records of other prompts in one of the two"),
     "run: one training prompt for a reward": Case(lambda b: b.run(stages="pretrain,sft,sample,reward", data__source=GOOD,
         data__eval_source=lines({"prompt": "w3", "response": "w2"})),
-        "config.data: the training records have one distinct prompt, and the stage reward (recipe init_sft) holds one prompt out and "
-        "needs two; give more, or run other stages alone by --stages"),
+        "config.data: one distinct prompt is left for training, and the stage reward (recipe init_sft) holds one out and needs two; give "
+        "records of more prompts, or run other stages alone by --stages"),
     "run: one prompt sampled for the rewards": Case(lambda b: b.run("sample.reward_prompts=1", "reward.recipes=()", "policy.recipes=()",
         stages="pretrain,sft,sample,evaluate", data__source=RIGHT),
-        "config.sample: sample.reward_prompts = 1, and the stage evaluate (recipe init_sft) holds one prompt out and needs two; give "
-        "more, or run other stages alone by --stages"),
+        "config.sample.reward_prompts = 1, and the stage evaluate (recipe init_sft) holds one out and needs two; raise it, or run other "
+        "stages alone by --stages"),
     "run: a prompt too long": Case(lambda b: b.run(data__source=RIGHT + lines({"prompt": "w1 " * 20, "response": "w2"})),
         "record …: the prompt has 20 tokens, the limit is 12; raise data.max_prompt_tokens, or cut prompts with data.truncate_prompts"),
     "run: a rating that is text": Case(lambda b: b.run(
@@ -174,6 +174,11 @@ DATA = {  # the same readers in `run`, and what only it reads
 }  # fmt: skip
 
 MODELS = {
+    "a model of 2e9 layers": Case(lambda b: b.score(model=b.edit(b.model() / "config.json", lambda c: c.update(n_layer=2 * 10**9))),
+        "~/m/config.json: n_layer = 2000000000: must be at most 1,024"),
+    "a vocabulary of 2e9 tokens": Case(lambda b: b.score(
+        model=b.edit(b.model() / "config.json", lambda c: c.update(vocab_size=2 * 10**9))),
+        "~/m: tensor transformer.wte.weight has shape (…), the config asks for (2000000000, …)"),
     "weights as a pickle": Case(lambda b:
         b.score(model=replaced(without(b.model(), "model.safetensors"), "pytorch_model.bin", pickled(b))),
         "~/m: has neither model.safetensors nor model.safetensors.index.json; other formats must be converted to safetensors first"),

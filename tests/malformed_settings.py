@@ -95,6 +95,8 @@ KEYS = {  # one or two of every section
         "config.data.testbed.demonstrations = 2147483647: must be at most 10,000,000"),
     "model": ("model.width=-96", "config.model.width = -96: must be positive"),
     "model, huge": ("model.num_layers=100000", "config.model.num_layers = 100000: must be at most 1,024"),
+    "model, a product that is huge": ("model.width=1048576",
+        "config.model: num_layers, width and mlp_width make a model of up to 1e+13 parameters; they must be at most 1e+12"),
     "model.architecture": ("model.architecture=../../gpt2", "config.model.architecture = '../../gpt2': must be one of gpt2, llama, gemma"),
     "adapter": ("adapter.alpha=-inf", "--config.adapter.alpha=-inf: takes a finite number"),
     "mesh": ("mesh.fsdp=0", "config mesh.fsdp = 0: must be at least 1"),

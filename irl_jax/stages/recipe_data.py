@@ -27,17 +27,17 @@ def require(context, wanted) -> None:
     Raises:
       UserError: there are fewer.
     """
+    sampled = [recipe for recipe in wanted if recipe != "preference"]
+    if sampled and len(context.reward_prompts) < 2:
+        few = context.config.sample.reward_prompts < 2
+        told = "config.sample.reward_prompts = 1" if few else "config.data: one distinct prompt is left for training"
+        raise UserError(f"{told}, and the stage {wanted[sampled[0]]} (recipe {sampled[0]}) holds one out and needs two; "
+                        f"{'raise it' if few else 'give records of more prompts'}, or run other stages alone by --stages")
     pairs = len({pair.chosen.prompt.tobytes() for pair in context.pairs}) if "preference" in wanted else 2
     if pairs < 2:
         raise UserError(f"config.reward.recipes (or dpo.recipes): 'preference' needs pairs on two or more training prompts, and the data "
                         f"have them on {pairs}; set data.preference_source to a JSONL file of {{prompt, chosen, rejected}}, or leave the "
                         "recipe out")
-    sampled = [recipe for recipe in wanted if recipe != "preference"]
-    if sampled and len(context.reward_prompts) < 2:
-        limit = context.config.sample.reward_prompts
-        few = f"sample.reward_prompts = {limit}" if limit < 2 else "the training records have one distinct prompt"
-        raise UserError(f"config.{'sample' if limit < 2 else 'data'}: {few}, and the stage {wanted[sampled[0]]} (recipe {sampled[0]}) "
-                        "holds one prompt out and needs two; give more, or run other stages alone by --stages")
 
 
 def data_of(context, recipe: str):
