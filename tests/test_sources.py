@@ -118,6 +118,8 @@ def test_few_prompts_leave_one_for_training(tmp_path, count):
     other = write(tmp_path / "e.jsonl", [{"prompt": "new", "response": "y"}])
     alone = write(tmp_path / "one.jsonl", [{"prompt": "", "response": "y"}] * 3)
     assert [len(part) for part in load_corpus(data_config(source=alone, eval_source=other), 0)[:3]] == [3, 0, 1]
+    if count > 2:
+        assert len(load_corpus(data_config(source=path, heldout_fraction=0.1, development_fraction=0.9), 0).train) == 2
 
 
 def test_no_evaluation_record_names_the_key(tmp_path):

@@ -115,7 +115,8 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
             f"{data_config.source}: no record is left for training: each of its {len(prompts)} prompts is in data.eval_source = "
             f"{data_config.eval_source} too, and training leaves those out; give records of other prompts in one of the two"
         )
-    number = share(data_config.development_fraction, len(prompts), "data.development_fraction", left=len(order))
+    # Training keeps two prompts where there are two, for a reward holds one of them out.
+    number = share(data_config.development_fraction, len(prompts), "data.development_fraction", left=len(order) - 1)
     development = _records_of(order[:number], rows)
     train_prompts = order[number:]
     train = _records_of(train_prompts, [row for row in rows if row.demonstration])
@@ -134,7 +135,7 @@ def share(fraction: float, prompts: int, key: str, left: int | None = None) -> i
     """How many of the prompts a fraction is: at least one where it is positive, but never the last one.
 
     Args:
-        fraction: of the prompts. prompts: how many there are. key: of the setting. left: how many no other split has (None: all).
+        fraction: of the prompts. prompts: how many there are. key: of the setting. left: of how many the last one stays (None: of all).
     """
     if not 0 <= fraction < 1:
         raise UserError(f"{key} = {fraction}: it must be at least 0 and below 1")
