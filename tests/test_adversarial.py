@@ -15,7 +15,7 @@ from tiny import tiny_config
 from irl_jax import checkpoint, cli, stages, workdir
 from irl_jax.errors import UserError
 from irl_jax.stages import context as contexts
-from irl_jax.stages import recipe_data, scoring
+from irl_jax.stages import gradient, recipe_data, sampling, scoring
 
 SMALL = {"model__num_layers": 1, "model__width": 16, "model__num_heads": 2, "model__num_kv_heads": 2, "model__mlp_width": 32,
          "data__max_response_tokens": 24, "policy__steps": 2, "policy__recipes": (), "reward__recipes": ("init_sft",),
@@ -75,6 +75,17 @@ def test_the_positives_and_the_closed_forms_differ(finished):
     roles = ("adversarial/0", "adversarial/sft", "policy/0", "policy/ens", "policy/residual", "policy/dense", "policy/dense_gamma", "policy/end")
     found = [flat(context, role) for role in roles]
     assert all(not np.array_equal(found[i], found[j]) for i in range(len(found)) for j in range(i))
+
+
+@pytest.mark.parametrize(("recipe", "eos_counts"), [("log_ratio_like", False), ("init_sft", False), ("log_ratio_dense", True)])
+def test_a_reward_is_known_by_its_kind_and_not_by_how_its_name_begins(finished, monkeypatch, recipe, eos_counts):
+    _, context = finished
+    seen = []
+    monkeypatch.setattr(gradient.training, "compiled", lambda context, name, make, donate=(0,): make())
+    monkeypatch.setattr(gradient.rollouts, "make_advantages", lambda *_, **how: seen.append(how))
+    gradient.PolicyGradient(context, "policy/0", recipe=recipe, granularity="token", combine="mean",
+                            prompts=sampling.training_prompts(context), rounds=1)
+    assert seen == [{"eos_counts": eos_counts}]
 
 
 def test_a_residual_reward_has_nothing_of_length_within_the_classes(finished):
