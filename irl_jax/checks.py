@@ -84,6 +84,9 @@ _INT, _FLOAT = 2**31 - 1, 1e30  # what the devices' numbers hold, with room for 
 def check(config: ConfigDict) -> None:
     """Refuses what no stage could use, before anything is written: the run's settings, and those of each of its methods.
 
+    What only methods use is checked method by method, with the method's own settings: a recipe and a variant of the same settings get
+    the same verdict.
+
     Raises:
         UserError: a value outside its choices or its range, or settings that contradict each other.
     """
@@ -97,11 +100,11 @@ def check(config: ConfigDict) -> None:
         raise UserError("config.reward.recipes and reward.controls: one reward at least is needed, such as the control 'log_ratio'")
     if config.sample.eval_samples < 2:
         raise UserError("config.sample.eval_samples must be at least 2: best-of-n compares samples of one prompt")
+    if not any(1 < n <= config.sample.eval_samples for n in config.eval.best_of):
+        raise UserError(f"config.eval.best_of = {config.eval.best_of}: no n is above 1 and at most sample.eval_samples = "
+                        f"{config.sample.eval_samples}; name such an n, or raise eval_samples")
     if config.model.width % config.model.num_heads or config.model.num_heads % config.model.num_kv_heads:
         raise UserError("config.model: num_heads must divide width, and num_kv_heads must divide num_heads")
-    if config.policy.recipes or methods(config, "adversarial"):
-        check_policy(config)
-    check_reward(config, config.reward.recipes)
     for method in all_methods(config):
         try:
             _check_method(method)
@@ -294,6 +297,11 @@ def _check_sources(config: ConfigDict) -> None:
         raise UserError("config.golden.model: 'hf_reward' needs the folder or hub name of a *ForSequenceClassification model")
     _check_streaming(config.data)
     if config.data.source == "testbed":
+        m = config.model
+        kernels = m.num_layers * m.width * (4 * m.width + 3 * m.mlp_width)
+        if kernels > 10**12:
+            raise UserError(f"config.model: num_layers, width and mlp_width make a model of up to {kernels:.0e} parameters; they must be "
+                            "at most 1e+12")
         if config.model.path:
             raise UserError(f"config.model.path = {config.model.path!r}: the testbed brings its own vocabulary; set data.source to "
                             "your records, or leave model.path empty")

@@ -194,7 +194,7 @@ def _record(run: _Run, pending, book: Book, bar) -> Book:
     if pending is None:
         return book
     done, metrics, extra = pending
-    values = {key: float(value) for key, value in jax.device_get({**metrics, **extra}).items()}
+    values = {key: float(value) for key, value in jax.device_get(dict(**metrics, **extra)).items()}
     run.tracker.add(done, values)
     for key, value in values.items():
         if key.endswith(("loss", "grad_norm")) and not math.isfinite(value):

@@ -66,9 +66,10 @@ def make_policy_step(model: ModelConfig, optimizer, settings: PolicySettings, ac
 
     Returns:
         step(state, trunk, batch: PolicyBatch, rng) -> (state, metrics), means over the updates: loss (per sequence), grad_norm,
-        tokens (response tokens of the batch), kl (k1: mean log-ratio to the reference, nats per sequence), entropy (nats per
-        token, exact where it is rewarded and estimated by the samples elsewhere), behaviour_gap (mean |log policy - log
-        behaviour|, nats per token: 0 up to rounding in the first update); clipped (share of tokens, ppo_clip), value_loss (gae).
+        tokens (response tokens of the batch), entropy (nats per token, exact where it is rewarded and estimated by the samples
+        elsewhere), behaviour_gap (mean |log policy - log behaviour|, nats per token: 0 up to rounding in the first update); clipped
+        (share of tokens, ppo_clip), value_loss (gae). The KL to the reference is not among them: later updates see old samples, so
+        `rollouts.make_advantages` measures it when the samples are drawn.
     """
 
     def loss(beta, leaves, trunk, batch: PolicyBatch, rng):
@@ -93,9 +94,8 @@ def make_policy_step(model: ModelConfig, optimizer, settings: PolicySettings, ac
             error, _ = policy.value_loss(values_BxT, batch.returns, rows.mask, weight_B)
             total += settings.value_coefficient * error
             metrics["value_loss"] = (error, weight)
-        ratio_B = policy.log_ratio(logprobs_BxT, batch.reference_logprobs, rows.mask)
         gap_BxT = jnp.abs(logprobs_BxT - batch.behaviour_logprobs)
-        metrics |= {"kl": (jnp.sum(weight_B * ratio_B), weight), "behaviour_gap": (jnp.sum(gap_BxT * mask_BxT), jnp.sum(mask_BxT))}
+        metrics["behaviour_gap"] = (jnp.sum(gap_BxT * mask_BxT), jnp.sum(mask_BxT))
         return total, weight, count_tokens(batch), metrics
 
     def step(state: TrainState, trunk, batch: PolicyBatch, rng):

@@ -125,7 +125,7 @@ def make_step(loss, optimizer: optax.GradientTransformation, accumulate: int = 1
 
     def objective(leaves, trunk, batch, rng):
         total, weight, tokens, metrics = loss(leaves, trunk, batch, rng)
-        return total, metrics | {"loss": (total, weight), "tokens": (tokens, 1.0)}
+        return total, dict(**metrics, loss=(total, weight), tokens=(tokens, 1.0))
 
     gradient = jax.grad(objective, has_aux=True)
 

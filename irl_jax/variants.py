@@ -6,6 +6,9 @@ spin, rejection), trained as RECIPE says with some settings of its own. Its role
     "policy/clipped = init_sft policy.surrogate=ppo_clip policy.epochs=2"
     "adversarial/gail = demo policy.divergence=jensen_shannon policy.beta=0.0"
     "reward/cheap = init_sft reward.body=frozen reward.head=mlp"      # ... and "policy/cheap = cheap" optimises it
+
+A name means one thing in a run. A variant may not have the name of a reward or source of samples (`RESERVED`), unless that is its own
+recipe. Names that differ by case alone are one name, since they are one folder on some file systems.
 """
 
 from __future__ import annotations
@@ -15,12 +18,13 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from irl_jax.config import GROUPS
+from irl_jax.config import CLOSED_FORMS, CONTROLS, GROUPS, LEARNT, POSITIVES
 from irl_jax.errors import UserError
 from irl_jax.overrides import nearest, override
 
 SECTIONS = {group: (group,) for group in GROUPS} | {"adversarial": ("adversarial", "policy", "reward")}  # what a variant may set
-_LINE = re.compile(r"\s*(?P<group>[^\s/=]+)/(?P<name>\w[\w.+-]{0,99})\s*=\s*(?P<recipe>[^\s=]+)(?P<settings>(\s+[^\s=]+=\S*)*)\s*")
+_LINE = re.compile(r"\s*(?P<group>[^\s/=]+)/(?P<name>[A-Za-z0-9_]([\w.+-]{0,98}[\w+-])?)\s*=\s*(?P<recipe>[^\s=]+)(?P<settings>(\s+[^\s=]+=\S*)*)\s*", re.ASCII)
+RESERVED = frozenset((*LEARNT, *CONTROLS, *CLOSED_FORMS, *POSITIVES, "init", "done.json"))  # the last stands beside a group's methods
 
 
 class Method(NamedTuple):
@@ -39,20 +43,20 @@ def methods(config: ConfigDict, group: str) -> list[Method]:
     """The methods of a group: one for each of config.<group>.recipes, then the variants, in order.
 
     Raises:
-      UserError: a variant that cannot be read, sets an unknown key or one of another section, or takes a name twice.
+      UserError: a variant that cannot be read, sets an unknown key or one of another section, or has a name that is taken.
     """
     found = [Method(f"{group}/{recipe}", recipe, recipe, config) for recipe in config[group].recipes]
     for line in config.variants:
         parsed = _LINE.fullmatch(line)
         if not parsed or parsed["group"] not in GROUPS:
             raise UserError(f'config.variants: cannot read "{line}"; write "GROUP/NAME = RECIPE key=value ..." with GROUP one of '
-                            f"{', '.join(GROUPS)}, and NAME of up to 100 letters, digits, dots and dashes")
+                            f"{', '.join(GROUPS)}, and NAME of up to 100 letters (a-z), digits, dots and dashes, no dot at its end")
         if parsed["group"] == group:
             found.append(_variant(config, line, parsed))
-    names = [method.name for method in found]
+    names = [method.name.lower() for method in found]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"config.variants: the name {group}/{name} is taken twice")
+            raise UserError(f"config.variants: the name {group}/{name} is taken twice (capitals do not count)")
     return found
 
 
@@ -76,6 +80,8 @@ def find(config: ConfigDict, role: str) -> Method:
 
 def _variant(config: ConfigDict, line: str, parsed) -> Method:
     group, name = parsed["group"], parsed["name"]
+    if name.lower() in RESERVED and name != parsed["recipe"]:
+        raise UserError(f'config.variants: "{line.strip()}": {name} is the name of something else in every run; choose another name')
     own = ConfigDict(config.to_dict()).lock()
     for setting in parsed["settings"].split():
         key, _, text = setting.partition("=")

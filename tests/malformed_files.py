@@ -129,8 +129,23 @@ DATA = {  # the same readers in `run`, and what only it reads
     "run: an empty file": Case(lambda b: b.run(data__source=b""),
         "~/data__source.jsonl: no record in it can be used; give a file with records"),
     "run: one record": Case(lambda b: b.run(data__source=GOOD),
-        "~/data__source.jsonl: no demonstration is left for training out of 1 records of 1 prompts; lower data.min_rating, "
-        "data.heldout_fraction or data.development_fraction, or give more records"),
+        "~/data__source.jsonl: all of its 1 records have one prompt, and training and evaluation share no prompt; give records of other "
+        "prompts too, or name a file of evaluation records on other prompts in data.eval_source"),
+    "run: one prompt, whatever is held out": Case(lambda b: b.run("data.heldout_fraction=0", data__source=b"".join(
+        lines({"prompt": "", "response": f"w{i}"}) for i in range(5))),
+        "~/data__source.jsonl: all of its 5 records have one prompt, and training and evaluation share no prompt; give records of other "
+        "prompts too, or name a file of evaluation records on other prompts in data.eval_source"),
+    "run: evaluation on every prompt": Case(lambda b: b.run(data__source=GOOD, data__eval_source=GOOD),
+        "~/data__source.jsonl: no record is left for training: each of its 1 prompts is in data.eval_source = ~/data__eval_source.jsonl "
+        "too, and training leaves those out; give records of other prompts in one of the two"),
+    "run: one training prompt for a reward": Case(lambda b: b.run(stages="pretrain,sft,sample,reward", data__source=GOOD,
+        data__eval_source=lines({"prompt": "w3", "response": "w2"})),
+        "config.data: one distinct prompt is left for training, and the stage reward (recipe init_sft) holds one out and needs two; give "
+        "records of more prompts, or run other stages alone by --stages"),
+    "run: one prompt sampled for the rewards": Case(lambda b: b.run("sample.reward_prompts=1", "reward.recipes=()", "policy.recipes=()",
+        stages="pretrain,sft,sample,evaluate", data__source=RIGHT),
+        "config.sample.reward_prompts = 1, and the stage evaluate (recipe init_sft) holds one out and needs two; raise it, or run other "
+        "stages alone by --stages"),
     "run: a prompt too long": Case(lambda b: b.run(data__source=RIGHT + lines({"prompt": "w1 " * 20, "response": "w2"})),
         "record …: the prompt has 20 tokens, the limit is 12; raise data.max_prompt_tokens, or cut prompts with data.truncate_prompts"),
     "run: a rating that is text": Case(lambda b: b.run(
@@ -163,6 +178,11 @@ DATA = {  # the same readers in `run`, and what only it reads
 }  # fmt: skip
 
 MODELS = {
+    "a model of 2e9 layers": Case(lambda b: b.score(model=b.edit(b.model() / "config.json", lambda c: c.update(n_layer=2 * 10**9))),
+        "~/m/config.json: n_layer = 2000000000: must be at most 1,024"),
+    "a vocabulary of 2e9 tokens": Case(lambda b: b.score(
+        model=b.edit(b.model() / "config.json", lambda c: c.update(vocab_size=2 * 10**9))),
+        "~/m: tensor transformer.wte.weight has shape (…), the config asks for (2000000000, …)"),
     "weights as a pickle": Case(lambda b:
         b.score(model=replaced(without(b.model(), "model.safetensors"), "pytorch_model.bin", pickled(b))),
         "~/m: has neither model.safetensors nor model.safetensors.index.json; other formats must be converted to safetensors first"),

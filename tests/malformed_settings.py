@@ -59,16 +59,22 @@ KEYS = {  # one or two of every section
     "seed, of 32 bits": ("seed=2147483648", "config.seed = 2147483648: must be a finite number, and at most 2,147,483,647"),
     "variants": ("variants=policy/a",
         'config.variants: cannot read "policy/a"; write "GROUP/NAME = RECIPE key=value ..." with GROUP one of reward, policy, '
-        'adversarial, dpo, spin, rejection, and NAME of up to 100 letters, digits, dots and dashes'),
+        'adversarial, dpo, spin, rejection, and NAME of up to 100 letters (a-z), digits, dots and dashes, no dot at its end'),
     "variants, out of the workdir": ("variants=policy/.. = init_sft",
         'config.variants: cannot read "policy/.. = init_sft"; write "GROUP/NAME = RECIPE key=value ..." with GROUP one of reward, '
-        'policy, adversarial, dpo, spin, rejection, and NAME of up to 100 letters, digits, dots and dashes'),
+        'policy, adversarial, dpo, spin, rejection, and NAME of up to 100 letters (a-z), digits, dots and dashes, no dot at its end'),
+    "variants, the name of a control": ("variants=reward/length = init_sft",
+        'config.variants: "reward/length = init_sft": length is the name of something else in every run; choose another name'),
+    "variants, the name of a file": ("variants=policy/done.json = init_sft",
+        'config.variants: "policy/done.json = init_sft": done.json is the name of something else in every run; choose another name'),
+    "variants, the same but for capitals": ("variants=policy/a = init_sft,policy/A = init_sft",
+        "config.variants: the name policy/a is taken twice (capitals do not count)"),
     "variants, a name too long": (f"variants=policy/{'a' * 300} = init_sft",
         'config.variants: cannot read '
         '"policy/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'
         'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'
         'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa = init_sft"; write "GROUP/NAME = RECIPE key=value ..." with GROUP '
-        'one of reward, policy, adversarial, dpo, spin, rejection, and NAME of up to 100 letters, digits, dots and dashes'),
+        'one of reward, policy, adversarial, dpo, spin, rejection, and NAME of up to 100 letters (a-z), digits, dots and dashes, no dot at its end'),
     "variants, a setting out of range": ("variants=policy/a = init_sft policy.beta=-1",
         "config.variants, policy/a: config.policy.beta = -1.0: must not be negative"),
     "data.kind": ("data.kind=parquet", "config.data.kind = 'parquet': must be one of pairs, continuations"),
@@ -89,6 +95,8 @@ KEYS = {  # one or two of every section
         "config.data.testbed.demonstrations = 2147483647: must be at most 10,000,000"),
     "model": ("model.width=-96", "config.model.width = -96: must be positive"),
     "model, huge": ("model.num_layers=100000", "config.model.num_layers = 100000: must be at most 1,024"),
+    "model, a product that is huge": ("model.width=1048576",
+        "config.model: num_layers, width and mlp_width make a model of up to 1e+13 parameters; they must be at most 1e+12"),
     "model.architecture": ("model.architecture=../../gpt2", "config.model.architecture = '../../gpt2': must be one of gpt2, llama, gemma"),
     "adapter": ("adapter.alpha=-inf", "--config.adapter.alpha=-inf: takes a finite number"),
     "mesh": ("mesh.fsdp=0", "config mesh.fsdp = 0: must be at least 1"),
@@ -113,6 +121,8 @@ KEYS = {  # one or two of every section
     "golden.preserves": ("golden.preserves=response", "config.golden.preserves = 'response': must be one of '', prompt"),
     "golden.window_words": ("golden.window_words=0", "config.golden.window_words = 0: must be positive"),
     "eval": ("eval.best_of=()", "config.eval.best_of = (): at least one n is needed, and every n must be at least 1"),
+    "eval, more than there are samples": ("eval.best_of=1,128",
+        "config.eval.best_of = (1, 128): no n is above 1 and at most sample.eval_samples = 64; name such an n, or raise eval_samples"),
     "eval, a call": ("eval.best_of=(__import__('os').system('true'),)",
         "--config.eval.best_of=(__import__('os').system('true'),): takes values separated by commas, such as a,b,c"),
     "checkpoint": ("checkpoint.keep=0", "config.checkpoint.keep = 0: must be positive"),
@@ -146,7 +156,7 @@ WORKDIRS = {
     "config.json whose variant leads out": Case(lambda b: b.of_workdir("export", "--role=policy/..", workdir=b.edit(
         b.workdir() / "config.json", lambda c: c["config"].update(variants=["policy/.. = init_sft"]))),
         'config.variants: cannot read "policy/.. = init_sft"; write "GROUP/NAME = RECIPE key=value ..." with GROUP one of reward, '
-        'policy, adversarial, dpo, spin, rejection, and NAME of up to 100 letters, digits, dots and dashes'),
+        'policy, adversarial, dpo, spin, rejection, and NAME of up to 100 letters (a-z), digits, dots and dashes, no dot at its end'),
     "config.json that names a model that is gone": Case(lambda b: b.of_workdir("export", "--role=sft", workdir=b.edit(
         b.workdir() / "config.json", lambda c: c["config"]["model"].update(path="/nowhere/m"))),
         "~/w: its config.json names model.path = '/nowhere/m' (a relative path starts at the current folder): /nowhere/m: no such "

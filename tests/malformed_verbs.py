@@ -40,7 +40,7 @@ STATUS = {
     "status: config.json whose variant leads out": Case(lambda b: ["status", str(b.edit(
         b.begun() / "config.json", lambda c: c["config"].update(variants=["policy/../../x = init_sft"])))],
         'config.variants: cannot read "policy/../../x = init_sft"; write "GROUP/NAME = RECIPE key=value ..." with GROUP one of reward, '
-        'policy, adversarial, dpo, spin, rejection, and NAME of up to 100 letters, digits, dots and dashes'),
+        'policy, adversarial, dpo, spin, rejection, and NAME of up to 100 letters (a-z), digits, dots and dashes, no dot at its end'),
     "status: config.json beyond all numbers": Case(lambda b: ["status", str(b.edit(
         b.begun() / "config.json", lambda c: c["config"]["sft"].update(learning_rate=10**400)))],
         "~/w/config.json: a key of another type: int too large to convert to float"),
@@ -98,8 +98,8 @@ SWEEPS = {
         "'../../etc/passwd' (only the testbed initialises from scratch)"),
     "sweep: a variant that leads out": Case(lambda b: b.sweep('variants=("policy/../../x = init_sft")'),
         'variants=policy_.._.._x___init_sft-3d83a48d: config.variants: cannot read "policy/../../x = init_sft"; write "GROUP/NAME = '
-        'RECIPE key=value ..." with GROUP one of reward, policy, adversarial, dpo, spin, rejection, and NAME of up to 100 letters, '
-        'digits, dots and dashes'),
+        'RECIPE key=value ..." with GROUP one of reward, policy, adversarial, dpo, spin, rejection, and NAME of up to 100 letters '
+        '(a-z), digits, dots and dashes, no dot at its end'),
     "sweep: a stage that is none": Case(lambda b: ["run", f"--workdir={b / 's'}", "--stages=../sft", "--sweep=seed=1,2"],
         "seed=1: --stages: unknown stage '../sft'; one of pretrain, sft, sample, reward, policy, adversarial, dpo, spin, rejection, "
         "evaluate, report"),

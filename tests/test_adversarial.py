@@ -15,7 +15,7 @@ from tiny import tiny_config
 from irl_jax import checkpoint, cli, stages, workdir
 from irl_jax.errors import UserError
 from irl_jax.stages import context as contexts
-from irl_jax.stages import recipe_data, scoring
+from irl_jax.stages import gradient, recipe_data, sampling, scoring
 
 SMALL = {"model__num_layers": 1, "model__width": 16, "model__num_heads": 2, "model__num_kv_heads": 2, "model__mlp_width": 32,
          "data__max_response_tokens": 24, "policy__steps": 2, "policy__recipes": (), "reward__recipes": ("init_sft",),
@@ -31,7 +31,7 @@ LOOP = ("", "policy.divergence=jensen_shannon", "policy.divergence=forward_kl", 
         "reward.ensemble=2 reward.combine=mean_minus_std")  # fmt: skip
 FIXED = ("", "policy.advantage=reinforce", "policy.advantage=grpo", "policy.beta=1.0", "policy.kl=k2_loss", "policy.kl=k3_loss",
          "policy.kl=k3_weighted_loss", "policy.beta=1.0 policy.target_kl=0.000001", "policy.beta=1.0 policy.reference=init",
-         "policy.entropy=1.0", "policy.normalise_rewards=true", "policy.surrogate=ppo_clip policy.epochs=2",
+         "policy.entropy=1.0", "policy.normalise_rewards=true", "policy.surrogate=ppo_clip policy.epochs=4",
          "policy.surrogate=ppo_clip policy.minibatches=2", "policy.surrogate=ppo_clip policy.epochs=2 policy.clip_ratio=0.000001",
          "policy.advantage=gae policy.value_coefficient=0.5", "policy.advantage=gae policy.value_coefficient=0.5 policy.gamma=0.5",
          "policy.advantage=gae policy.value_coefficient=0.5 policy.gae_lambda=0.1", "policy.divergence=hellinger", "policy.samples=3", "policy.start=init")  # fmt: skip
@@ -75,6 +75,17 @@ def test_the_positives_and_the_closed_forms_differ(finished):
     roles = ("adversarial/0", "adversarial/sft", "policy/0", "policy/ens", "policy/residual", "policy/dense", "policy/dense_gamma", "policy/end")
     found = [flat(context, role) for role in roles]
     assert all(not np.array_equal(found[i], found[j]) for i in range(len(found)) for j in range(i))
+
+
+@pytest.mark.parametrize(("recipe", "eos_counts"), [("log_ratio_like", False), ("init_sft", False), ("log_ratio_dense", True)])
+def test_a_reward_is_known_by_its_kind_and_not_by_how_its_name_begins(finished, monkeypatch, recipe, eos_counts):
+    _, context = finished
+    seen = []
+    monkeypatch.setattr(gradient.training, "compiled", lambda context, name, make, donate=(0,): make())
+    monkeypatch.setattr(gradient.rollouts, "make_advantages", lambda *_, **how: seen.append(how))
+    gradient.PolicyGradient(context, "policy/0", recipe=recipe, granularity="token", combine="mean",
+                            prompts=sampling.training_prompts(context), rounds=1)
+    assert seen == [{"eos_counts": eos_counts}]
 
 
 def test_a_residual_reward_has_nothing_of_length_within_the_classes(finished):
@@ -136,6 +147,15 @@ def test_rollouts_are_kept_as_asked(finished):
     assert arrays["tokens"].shape[0] == rows and set(arrays) == {"tokens", "prompt_lengths", "lengths", "ended", "reward", "kl"}
     np.testing.assert_allclose(arrays["kl"], 0, atol=1e-4)  # the first samples are sft's own
     assert arrays["reward"].mean() == pytest.approx(lines_of(path, "policy/0")[0]["reward"], abs=1e-5)
+
+
+@pytest.mark.parametrize("line", ["", "policy.surrogate=ppo_clip policy.epochs=4", "policy.beta=1.0 policy.reference=init"])
+def test_the_kl_that_is_logged_is_that_of_the_samples(finished, line):
+    """policy.max_kl, policy.target_kl and the curves mean the policy that drew the samples, however many updates follow."""
+    path, _ = finished
+    role = f"policy/{FIXED.index(line)}"
+    kept = np.load(path / role / "rollouts/0.npz")["kl"].mean()
+    assert lines_of(path, role)[0]["kl"] == pytest.approx(kept, abs=1e-4)
 
 
 def test_the_tracked_coefficient_moves(finished):

@@ -37,6 +37,7 @@ def test_the_default_is_fine():
     ("data.heldout_fraction", 1.5, "data.heldout_fraction = 1.5"),
     ("data.development_fraction", -0.5, "data.development_fraction = -0.5"),
     ("reward.heldout_fraction", 1.0, "reward.heldout_fraction = 1.0"),
+    ("eval.best_of", (1, 128), "no n is above 1 and at most sample.eval_samples = 64"),
     ("eval.best_of", (1, 0), "every n must be at least 1"),
     ("eval.divergence_prompts", 0, "eval.divergence_prompts = 0"),
     ("model.path", "gpt2", "testbed brings its own vocabulary"),

@@ -108,6 +108,20 @@ def test_short_texts_are_left_out_and_counted(tmp_path):
     assert {r for split in corpus[:3] for r in split} >= {Record("a b", " c d")}
 
 
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_few_prompts_leave_one_for_training(tmp_path, count):
+    """Evaluation has at least one, training too; development gives way."""
+    path = write(tmp_path / "d.jsonl", pair_records(count))
+    for heldout in (0.1, 0.9):
+        corpus = load_corpus(data_config(source=path, heldout_fraction=heldout, development_fraction=0.9), 0)
+        assert corpus.train and corpus.evaluation and len(corpus.train) + len(corpus.development) + len(corpus.evaluation) == count
+    other = write(tmp_path / "e.jsonl", [{"prompt": "new", "response": "y"}])
+    alone = write(tmp_path / "one.jsonl", [{"prompt": "", "response": "y"}] * 3)
+    assert [len(part) for part in load_corpus(data_config(source=alone, eval_source=other), 0)[:3]] == [3, 0, 1]
+    if count > 2:
+        assert len(load_corpus(data_config(source=path, heldout_fraction=0.1, development_fraction=0.9), 0).train) == 2
+
+
 def test_no_evaluation_record_names_the_key(tmp_path):
     path = write(tmp_path / "d.jsonl", pair_records(20))
     with pytest.raises(UserError, match="data.heldout_fraction = 0: no record is left for evaluation.*data.eval_source"):
@@ -181,7 +195,8 @@ GOOD = b'{"prompt": "p", "response": "r"}\n'
         (b"", r"d\.jsonl: no record in it can be used"),
         (gzip.compress(GOOD * 2000, mtime=0)[:-20], r"d\.jsonl: the gzip file is truncated or damaged"),
         (gzip.compress(GOOD, mtime=0)[:15] + b"\x00" * 30, r"d\.jsonl: the gzip file is truncated or damaged"),
-        (GOOD, r"no demonstration is left for training out of 1 records"),
+        (GOOD, r"all of its 1 records have one prompt"),
+        (GOOD * 5, r"all of its 5 records have one prompt"),
     ],
 )
 def test_bad_files_are_one_clear_line(tmp_path, content, message):

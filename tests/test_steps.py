@@ -169,12 +169,21 @@ def test_policy_loss_and_metrics(kind):
     _, metrics = run(kind, batch)
     want = {
         "loss": loss,
-        "kl": np.average(ratio, weights=w),
         "entropy": -(w[:, None] * logprobs).sum() / (w[:, None] * mask).sum(),
         "behaviour_gap": (w[:, None] * np.abs(logprobs - batch.behaviour_logprobs)).sum() / (w[:, None] * mask).sum(),
         "tokens": mask.sum(),
     }
     close({name: metrics[name] for name in want}, want, rtol=1e-5)
+    assert "kl" not in metrics  # that is the samples', which rollouts measures
+
+
+def test_two_metrics_of_one_name_are_an_error():
+    def loss(leaves, trunk, rows, rng):
+        return jnp.sum(leaves["x"]), 1.0, 1.0, {"loss": (1.0, 1.0)}
+
+    optimizer = optax.sgd(0.1)
+    with pytest.raises(TypeError, match="multiple values for keyword argument 'loss'"):
+        steps.make_step(loss, optimizer)(steps.init_state({"x": jnp.ones(2)}, optimizer), None, None, jax.random.key(0))
 
 
 @pytest.mark.parametrize("kind", ["sft", "policy"])

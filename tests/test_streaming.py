@@ -174,7 +174,7 @@ def test_bounded_parts_share_no_prompt_with_training(prepared):
 def test_nothing_for_training_or_evaluation_is_one_line(prepared):
     with pytest.raises(UserError, match="no record is left for evaluation out of 240; see data.heldout_fraction"):
         streaming.load(configured(prepared, data__eval_source="").data, 0)
-    with pytest.raises(UserError, match="no record is left for training out of 1;"):
+    with pytest.raises(UserError, match="no record is left for evaluation out of 1;"):
         streaming.load(configured(prepared, data__eval_source="", data__heldout_fraction=0.9, data__max_records=1).data, 0)
 
 

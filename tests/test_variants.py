@@ -44,6 +44,17 @@ def test_a_variant_of_the_adversarial_loop_sets_policy_and_reward():
     ("policy/a = init_sft sft.epochs=2", "may set policy"),
     ("policy/a = init_sft policy.recipes=b", "recipe stands after"),
     ("policy/init_sft = init_sft", "taken twice"),
+    ("reward/length = init_sft", "name of something else"),
+    ("reward/golden = init_sft", "name of something else"),
+    ("reward/log_ratio = init_sft", "name of something else"),
+    ("reward/log_ratio_dense = init_sft", "name of something else"),
+    ("reward/Random = init_sft", "name of something else"),
+    ("policy/init_demo = init_sft", "name of something else"),
+    ("adversarial/sft = demo", "name of something else"),
+    ("spin/init = demo", "name of something else"),
+    ("policy/done.json = init_sft", "name of something else"),
+    ("policy/a. = init_sft", "no dot at its end"),
+    ("policy/caf\u00e9 = init_sft", "cannot read"),
     ("policy/a = golden", "unknown 'golden'"),
     ("policy/a = nonesuch", "unknown 'nonesuch'"),
     ("rejection/a = log_ratio_dense", "unknown 'log_ratio_dense'"),
@@ -75,6 +86,44 @@ def test_refusals_are_one_line_that_names_the_method(line, message):
     with pytest.raises(UserError, match=message) as caught:
         check(config_of(line))
     assert "\n" not in str(caught.value) and ("config.variants" in str(caught.value) or "recipes" in str(caught.value))
+
+
+def test_names_that_differ_by_case_are_one():
+    with pytest.raises(UserError, match="policy/a is taken twice"):
+        check(config_of("policy/a = init_sft", "policy/A = init_sft"))
+    check(config_of("policy/a = init_sft", "adversarial/A = demo", "policy/beta0.5 = init_sft policy.beta=0.5", "policy/a.b = init_sft"))
+    check(config_of("policy/log_ratio = log_ratio policy.beta=0.5", "adversarial/demo = demo"))  # a recipe's own name
+
+
+@pytest.mark.parametrize(("recipe", "keys"), [
+    ("log_ratio_dense", {"policy.gamma": 0.9}),
+    ("log_ratio", {"policy.gamma": 0.9}),
+    ("token", {"policy.gamma": 0.9}),
+    ("log_ratio", {"policy.advantage": "gae"}),
+    ("log_ratio", {"policy.normalise_rewards": True, "policy.advantage": "grpo"}),
+])
+def test_a_recipe_and_a_variant_get_the_same_verdict(recipe, keys):
+    def verdict(*variants, **also):
+        try:
+            check(config_of("reward/token = init_sft reward.granularity=token", *variants, **also))
+        except UserError as error:
+            return str(error).removeprefix("config.variants, policy/v: ")
+        return ""
+
+    own = " ".join(f"{key}={value}" for key, value in keys.items())
+    as_variant = verdict(f"policy/v = {recipe} {own}", policy__recipes=())
+    assert verdict(policy__recipes=(recipe,), **keys) == as_variant
+    assert bool(as_variant) == (recipe == "log_ratio")
+
+
+@pytest.mark.parametrize("keys", [
+    {"policy__gamma": 0.9, "policy__recipes": ()},
+    {"reward__combine": "min", "reward__recipes": ()},
+    {"reward__length_residual": True, "reward__granularity": "token", "reward__recipes": ()},
+])
+def test_settings_that_no_method_uses_are_no_contradiction(keys):
+    check(config_of("adversarial/a = demo policy.gamma=1.0 reward.combine=mean reward.length_residual=false",
+                    **({"policy__recipes": ()} | keys)))
 
 
 def test_contradictions_of_the_run_itself_are_refused_too():

@@ -98,6 +98,11 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
         turns |= {row.prompt: row.turns for row in evaluation_rows if row.turns}
     else:
         number = share(data_config.heldout_fraction, len(prompts), "data.heldout_fraction")
+        if len(prompts) == 1:
+            raise UserError(
+                f"{data_config.source}: all of its {len(rows)} records have one prompt, and training and evaluation share no prompt; give "
+                "records of other prompts too, or name a file of evaluation records on other prompts in data.eval_source"
+            )
         evaluation = _records_of(order[:number], rows)
         order = order[number:]
     if not evaluation:
@@ -105,7 +110,13 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
             f"data.heldout_fraction = {data_config.heldout_fraction:g}: no record is left for evaluation; make it positive, or name "
             "a file of evaluation records in data.eval_source"
         )
-    number = share(data_config.development_fraction, len(prompts), "data.development_fraction")
+    if not order:
+        raise UserError(
+            f"{data_config.source}: no record is left for training: each of its {len(prompts)} prompts is in data.eval_source = "
+            f"{data_config.eval_source} too, and training leaves those out; give records of other prompts in one of the two"
+        )
+    # Training keeps two prompts where there are two, for a reward holds one of them out.
+    number = share(data_config.development_fraction, len(prompts), "data.development_fraction", left=len(order) - 1)
     development = _records_of(order[:number], rows)
     train_prompts = order[number:]
     train = _records_of(train_prompts, [row for row in rows if row.demonstration])
@@ -120,11 +131,16 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
     return Corpus(train, development, evaluation, pairs, {name: number for name, number in counts.items() if number}, turns)
 
 
-def share(fraction: float, prompts: int, key: str) -> int:
-    """How many of the prompts a fraction is: at least one where it is positive and there are any to spare."""
+def share(fraction: float, prompts: int, key: str, left: int | None = None) -> int:
+    """How many of the prompts a fraction is: at least one where it is positive, but never the last one.
+
+    Args:
+        fraction: of the prompts. prompts: how many there are. key: of the setting. left: of how many the last one stays (None: of all).
+    """
     if not 0 <= fraction < 1:
         raise UserError(f"{key} = {fraction}: it must be at least 0 and below 1")
-    return max(round(fraction * prompts), min(1, prompts)) if fraction > 0 else 0
+    most = (prompts if left is None else left) - 1
+    return max(0, min(max(round(fraction * prompts), 1), most)) if fraction > 0 else 0
 
 
 def _records_of(prompts: list[str], rows: list[Row]) -> list[Record]:

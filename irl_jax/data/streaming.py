@@ -79,8 +79,9 @@ def load(data_config, seed: int, render: Render | None = None) -> tuple[Corpus, 
     train = list(itertools.islice((row for row in rows if row.prompt not in held), most))
     for name, part in (("evaluation", evaluation), ("training", train)):
         if not part:
-            raise UserError(f"{data_config.source}: no record is left for {name} out of {stream.size}; see data.heldout_fraction, "
-                            "data.development_fraction and data.eval_source")
+            prompts = f" ({len(held)} distinct prompts are held out, and training has none of those)" if held else ""
+            raise UserError(f"{data_config.source}: no record is left for {name} out of {stream.size}{prompts}; see data.heldout_fraction, "
+                            "data.development_fraction and data.eval_source, or give records of more prompts")
     stream.held = frozenset(held)
     learnt, tuned, judged = ([Record(row.prompt, row.response) for row in part] for part in (train, development, evaluation))
     pairs = sources.load_pairs(data_config, seed, render, train, tuned + judged, counts)[:most]

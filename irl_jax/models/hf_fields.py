@@ -16,15 +16,21 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 HF_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "gelu": "gelu", "silu": "silu"}
+_LARGEST = {  # far beyond any model: a larger size would cost time or memory before it is compared with the weights
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_attention_heads", "num_key_value_heads", "n_head"), 2**10),
+    **dict.fromkeys(("hidden_size", "n_embd", "head_dim"), 2**20),
+}
 _LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 def size(hf: dict, key: str, where: str, default: int | None = None) -> int:
-    """A positive integer of 31 bits. Raises: UserError where it is none, or missing without a default."""
+    """A positive integer of 31 bits, at most _LARGEST. Raises: UserError where it is none, or missing without a default."""
     value = hf.get(key)
     value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
         raise UserError(f"{where}: {key} must be a positive integer, not {_short(value)}")
+    if value > _LARGEST.get(key, value):
+        raise UserError(f"{where}: {key} = {value}: must be at most {_LARGEST[key]:,}")
     return value
 
 

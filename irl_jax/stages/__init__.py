@@ -8,7 +8,9 @@ from pathlib import Path
 
 from irl_jax import distributed, tracking
 from irl_jax.checks import check
+from irl_jax.config import GROUPS
 from irl_jax.errors import UserError
+from irl_jax.variants import methods
 from irl_jax.workdir import Workdir
 
 STAGES = ("pretrain", "sft", "sample", "reward", "policy", "adversarial", "dpo", "spin", "rejection", "evaluate", "report")
@@ -63,12 +65,17 @@ def _check_reward_models(config) -> None:
 
 
 def _run(config, workdir, left, base) -> None:
-    from irl_jax.stages import inputs  # jax and the rest load only when there is work
+    from irl_jax.stages import inputs, recipe_data  # jax and the rest load only when there is work
     from irl_jax.stages.context import Context
 
+    beyond = [str(n) for n in sorted(set(config.eval.best_of)) if n > config.sample.eval_samples]
+    if beyond and "evaluate" in left:
+        distributed.say(f"evaluate: no best-of-n for n = {', '.join(beyond)}, for sample.eval_samples = {config.sample.eval_samples}")
+    workdir.note(left[0])
     context = Context(config, workdir, base)
     if left != ["report"]:  # which reads the workdir alone
         inputs.hold(context)
+    recipe_data.require(context, recipe_data.needed(config, left))
     for stage in left:
         workdir.note(stage)
         start = time.perf_counter()
@@ -77,4 +84,7 @@ def _run(config, workdir, left, base) -> None:
         workdir.mark_done(stage, timing)
         speed = f", {timing['tokens_per_second']:,.0f} tokens/s" if timing.get("tokens_per_second") else ""
         compiled = f", {timing['compile_seconds']:.1f} s compiling" if timing.get("compile_seconds") else ""
+        if stage in GROUPS and not methods(config, stage):
+            distributed.say(f"{stage}: nothing to do ({stage}.recipes is empty, and no variant is of this group)")
+            continue
         distributed.say(f"{stage}: done in {timing['seconds']:.1f} s{compiled}{speed}")

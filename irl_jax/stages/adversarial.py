@@ -58,7 +58,7 @@ def train_adversarial(context, method) -> dict:
         policy = state.policy
         if fed.number >= config.warmup_rounds:
             policy, more = trainer.update(policy, drawn, critic.leaves(reward), fed, jax.random.fold_in(rng, 1))
-            metrics |= more
+            metrics = dict(**metrics, **more)  # a name that both have is an error
         return State(policy, reward, replay.add(state.buffer, examples), np.asarray(accuracy)), metrics
 
     def stop(row):

@@ -156,7 +156,10 @@ def _compare_at_kl(config, policies: dict, curves: dict) -> None:
 
     Not where the samples are of another law than training's: neither their golden nor their log-ratio compares with its curve.
     """
-    if BASELINE not in curves or {config.policy.start, config.policy.reference} != {"sft"}:  # a curve against another KL
+    if BASELINE not in curves:
+        return
+    own = variants.find(config, BASELINE).config.policy
+    if {own.start, own.reference} != {"sft"}:  # a curve against another KL
         return
     if sampling.law_of(config.sample) != sampling.MODEL:
         return

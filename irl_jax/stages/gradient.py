@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from irl_jax import artifacts, policy_steps, rollouts, sampler, sharding, steps
+from irl_jax.config import CLOSED_FORMS
 from irl_jax.data import batching
 from irl_jax.stages import sampling, training
 from irl_jax.types import Example, PromptBatch
@@ -40,13 +41,13 @@ class PolicyGradient:
         self._length = batching.bucket_length(max(map(len, prompts)), context.config.data.max_prompt_tokens)
         self.longest = self._length + context.config.data.max_response_tokens  # tokens of a row
         model, dense = context.model, rollouts.is_dense(recipe, granularity)
+        kind = recipe if recipe in CLOSED_FORMS else "learnt"
         rows = sampling.rows_of(context.config.sample, self._rows, config.samples)
         self._draw = training.compiled(context, ("draw", config.samples, rows), lambda: rollouts.make_draw(
             model, sampler.make_sampler(model, samples=config.samples, rows=rows, max_tokens=context.config.data.max_response_tokens,
                                         eos_ids=context.eos_ids, pad_id=context.pad_id), context.pad_id), donate=())
-        kind = recipe if recipe.startswith("log_ratio") else "learnt"
         self._judge = training.compiled(context, ("judge", kind, granularity, combine), lambda: rollouts.make_judge(
-            model, recipe, granularity, combine), donate=())
+            model, kind, granularity, combine), donate=())
         self._advantages = training.compiled(context, ("advantages", self.settings, config.samples, kind, dense), lambda: (
             rollouts.make_advantages(model, self.settings, config.samples, eos_counts=kind != "learnt")), donate=())
         self._step = training.compiled(
@@ -80,7 +81,7 @@ class PolicyGradient:
             path = self.context.directory(f"{self.role}/rollouts") / f"{fed.number}.npz"
             _keep(path, drawn, batch, len(fed.chosen) * self.config.samples)
         state, more = self._step(state, trunk, batch, rng)
-        return state._replace(control=control), {**metrics, **more}
+        return state._replace(control=control), dict(**metrics, **more)  # a name that both have is an error
 
     def examples(self, drawn, fed: Round) -> list:
         """The samples on the host, `source` the prompt's number."""

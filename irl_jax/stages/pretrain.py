@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import jax
 
-from irl_jax import sharding, steps, variants
+from irl_jax import sharding, steps
 from irl_jax.errors import UserError
 from irl_jax.models import transformer
-from irl_jax.stages import recipe_data, training
+from irl_jax.stages import training
 
 
 def run(context) -> dict:
@@ -29,7 +29,6 @@ def run(context) -> dict:
 
 def _read_everything(context) -> None:
     """All data are read and tokenised before anything trains: what is wrong with them shows at once, not after an hour."""
-    recipe_data.require(context, {method.recipe for group in ("reward", "dpo") for method in variants.methods(context.config, group)})
     parts = (context.demonstrations, context.evaluation, context.development)
     if not parts[0] or not parts[1]:
         raise UserError("config.data: no training or no evaluation records are left after the split; give more data")

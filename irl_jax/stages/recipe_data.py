@@ -6,20 +6,38 @@ import zlib
 
 import numpy as np
 
+from irl_jax import variants
 from irl_jax.data import recipes
 from irl_jax.errors import UserError
 from irl_jax.stages import sampling
 
 
+def needed(config, stages) -> dict[str, str]:
+    """{recipe: the stage that needs its data} of some stages. Evaluation measures every reward on the held-out samples of `init_sft`."""
+    found = {"init_sft": "evaluate"} if "evaluate" in stages else {}
+    return found | {method.recipe: group for group in ("dpo", "reward") if group in stages for method in variants.methods(config, group)}
+
+
 def require(context, wanted) -> None:
-    """Checks that the data of the wanted recipes can be had.
+    """Checks that the data of the wanted recipes can be had: two prompts at least, of which one is held out.
+
+    Args:
+      context: the run. wanted: recipes, as {recipe: the stage that needs it}.
 
     Raises:
-      UserError: `preference` without pairs on two prompts at least.
+      UserError: there are fewer.
     """
-    if "preference" in wanted and len({pair.chosen.prompt.tobytes() for pair in context.pairs}) < 2:
-        raise UserError("config.reward.recipes (or dpo.recipes): 'preference' needs pairs; set data.preference_source to a JSONL file of "
-                        "{prompt, chosen, rejected}, or leave the recipe out")
+    sampled = [recipe for recipe in wanted if recipe != "preference"]
+    if sampled and len(context.reward_prompts) < 2:
+        few = context.config.sample.reward_prompts < 2
+        told = "config.sample.reward_prompts = 1" if few else "config.data: one distinct prompt is left for training"
+        raise UserError(f"{told}, and the stage {wanted[sampled[0]]} (recipe {sampled[0]}) holds one out and needs two; "
+                        f"{'raise it' if few else 'give records of more prompts'}, or run other stages alone by --stages")
+    pairs = len({pair.chosen.prompt.tobytes() for pair in context.pairs}) if "preference" in wanted else 2
+    if pairs < 2:
+        raise UserError(f"config.reward.recipes (or dpo.recipes): 'preference' needs pairs on two or more training prompts, and the data "
+                        f"have them on {pairs}; set data.preference_source to a JSONL file of {{prompt, chosen, rejected}}, or leave the "
+                        "recipe out")
 
 
 def data_of(context, recipe: str):

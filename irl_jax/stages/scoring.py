@@ -76,11 +76,13 @@ class Scorer:
 
     def token_logprobs(self, leaves, examples: list[Example]) -> list[np.ndarray]:
         """log pi of each response token given all before it, nats; float64 [tokens] a response, which sum to `logprobs`."""
+        longest = batching.bucket_length(max((len(e.prompt) + len(e.response) for e in examples), default=1), self.longest)
+
         def score(chunk, length):
             rows = sharding.put_batch(batching.token_rows(chunk, length, self.rows), self.mesh)
-            return jnp.pad(self._logprobs(self.trunk, leaves, rows), ((0, 0), (0, self.longest - length)))
+            return jnp.pad(self._logprobs(self.trunk, leaves, rows), ((0, 0), (0, longest - length)))
 
-        scores = self._run(examples, score, (self.longest,))
+        scores = self._run(examples, score, (longest,))
         return [row[len(e.prompt) : len(e.prompt) + len(e.response)] for row, e in zip(scores, examples, strict=True)]
 
     def member_rewards(self, leaves, examples: list[Example], granularity: str = "response") -> np.ndarray:
