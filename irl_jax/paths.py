@@ -98,8 +98,16 @@ def _files(folder, seen: set):
 
 
 def numbered(folder, suffix: str = "") -> list[int]:
-    """The numbers N of the entries "N<suffix>" in a folder, ascending; others are nobody's of ours. [] where there is no folder."""
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    """The numbers N of a folder's entries "N<suffix>", ascending; entries of other names are not ours. [] where there is no folder.
+
+    Raises: UserError: it cannot be read.
+    """
+    try:
+        names = [entry.name for entry in folder.iterdir()]
+    except FileNotFoundError:
+        names = []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror or error})") from None
     stems = [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
     return sorted(int(stem) for stem in stems if re.fullmatch("0|[1-9][0-9]{0,11}", stem))
 

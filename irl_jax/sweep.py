@@ -165,17 +165,9 @@ def _note(folder, names: list[str]) -> None:
         raise UserError(f"{folder}: not empty and not a sweep's folder (no {SWEEP} there); choose another --workdir")
     if set(names) <= set(_noted(folder)):
         return
-    fresh = not folder.exists()
-    try:
-        with _alone(folder):  # what another sweep has just noted is read, and kept
-            members = {"members": list(dict.fromkeys([*_noted(folder), *names]))}
-            paths.write(folder / SWEEP, lambda file: file.write((json.dumps(members, indent=2) + "\n").encode()))
-    except UserError:
-        if fresh and paths.is_local(folder):
-            (folder / workdir.LOCK).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # it is not there
-                folder.rmdir()
-        raise
+    with _alone(folder):  # what another sweep has just noted is read, and kept
+        members = {"members": list(dict.fromkeys([*_noted(folder), *names]))}
+        paths.write(folder / SWEEP, lambda file: file.write((json.dumps(members, indent=2) + "\n").encode()))
 
 
 def _noted(folder) -> list[str]:
@@ -188,7 +180,8 @@ def _alone(folder):
     if not paths.is_local(folder):
         yield
         return
-    with paths.refusals(folder):
+    fresh = not folder.exists()
+    with paths.refusals(folder / SWEEP):
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(paths.open_own(folder / workdir.LOCK, os.O_RDWR | os.O_CREAT), "rb")
     with lock:
@@ -198,7 +191,14 @@ def _alone(folder):
                 if time.monotonic() > until:
                     raise UserError(f"{folder}: another irl_jax process is using this folder; wait for it or choose another")
                 time.sleep(0.02)
-        yield
+        try:
+            yield
+        except UserError:
+            if fresh:
+                (folder / workdir.LOCK).unlink()
+                with contextlib.suppress(OSError):  # somebody else has written into it
+                    folder.rmdir()
+            raise
 
 
 def arguments(config: ConfigDict) -> list[str]:
