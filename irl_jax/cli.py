@@ -46,7 +46,8 @@ def main(argv: list[str]) -> int:
         print(f"irl_jax: error: {_one_line(str(error))}", file=sys.stderr)
         return 2
     except PermissionError as error:
-        print(f"irl_jax: error: {_one_line(f'{error.filename}: {error.strerror}; change its rights, or name another')}", file=sys.stderr)
+        said = f"{error.filename}: {error.strerror}; change its rights, or name another"
+        print(f"irl_jax: error: {_one_line(said)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it once more as it ends

@@ -40,7 +40,7 @@ class Workdir:
     Raises:
       UserError: the folder is somebody else's, belongs to another config, or is in use.
 
-    As a context manager it takes back config.json (and the folder, if it made it) where a UserError comes before any result.
+    As a context manager it takes back config.json (and the folder, if it made it) where the user's mistake comes before any result.
     """
 
     def __init__(self, path, config: ConfigDict):
@@ -119,7 +119,7 @@ class Workdir:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        if self._made_config and kind is not None and issubclass(kind, UserError):
+        if self._made_config and kind is not None and issubclass(kind, (UserError, PermissionError)):
             self._unbind()
         self.close()
 

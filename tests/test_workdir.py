@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import pathlib
 import resource
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import irl_jax
-from irl_jax import artifacts
+from irl_jax import artifacts, cli
 from irl_jax import workdir as workdirs
 from irl_jax.artifacts import write_json
 from irl_jax.config import default
@@ -232,7 +233,7 @@ def test_bad_input_does_not_bind_the_workdir(tmp_path):
     fail(tmp_path / "made", bad, make)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "there").mkdir()
-    fail(tmp_path / "there", bad, make)
+    fail(tmp_path / "there", bad, make, PermissionError)
     assert [path.name for path in (tmp_path / "there").iterdir()] == [".lock"]
     for name in ("made", "there"):
         with Workdir(tmp_path / name, good) as workdir:
@@ -281,6 +282,29 @@ def test_foreign_folder_is_refused_and_untouched(tmp_path):
         Workdir(tmp_path / "thesis.tex" / "w", default())
     with pytest.raises(UserError, match="not a workdir"):
         workdirs.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("arguments", [
+    ["run", "--workdir={}", "--stages=pretrain"], ["run", "--workdir={}", "--sweep=seed=0,1"], ["status", "{}"], ["config", "--workdir={}"],
+    ["compare", "{}", "--out={}/out"], ["generate", "--workdir={}", "--prompts={}.jsonl", "--out={}.out"]], ids=" ".join)  # fmt: skip
+@pytest.mark.parametrize("below", ["", "w"])
+def test_a_folder_that_may_not_be_read_is_one_line(arguments, below, tmp_path, monkeypatch, capsys):
+    """Root may read everything, hence the system's answer of its own."""
+    closed, stat = tmp_path / "closed", pathlib.Path.stat
+
+    def refuses(path, **how):
+        if path.is_relative_to(closed) and path != closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, **how)
+
+    closed.mkdir()
+    (tmp_path / "closed.jsonl").write_text('{"prompt": "a"}\n')
+    monkeypatch.setattr(pathlib.Path, "stat", refuses)
+    given = [part.replace("{}", str(closed / below) if part in ("{}", "--workdir={}") else str(closed)) for part in arguments]
+    given = [part.replace(f"{closed}/out", f"{tmp_path}/out") for part in given]
+    assert cli.main(given) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"irl_jax: error: {closed}") and said.count("\n") == 1 and "Permission denied" in said
 
 
 def test_broken_config_json_is_refused(tmp_path):
