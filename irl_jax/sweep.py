@@ -195,7 +195,7 @@ def _alone(folder):
             yield
         except UserError:
             if fresh:
-                (folder / workdir.LOCK).unlink()
+                (folder / workdir.LOCK).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):  # somebody else has written into it
                     folder.rmdir()
             raise
