@@ -61,8 +61,7 @@ def append_jsonl(path, *records: dict) -> None:
         if time.monotonic() - since > 30:
             flush_jsonl(path)
         return
-    with paths.refusals(path), open(path, "a", encoding="utf-8") as file:
-        file.write("".join(_line(record) for record in records))
+    paths.append(path, "".join(_line(record) for record in records).encode())
 
 
 _waiting: dict[str, tuple[list[str], float]] = {}  # of object stores: lines not written yet, and since when

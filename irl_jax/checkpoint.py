@@ -99,7 +99,7 @@ class Saver:
             if not reason:
                 raise
             if distributed.is_primary():
-                paths.remove_folder(self._unfinished(step))
+                paths.remove(self._unfinished(step))
             raise UserError(f"{self.directory}: the checkpoint of step {step} could not be written ({reason}); earlier ones are as they "
                             "were: make room and start the same command again") from None
 
@@ -133,7 +133,7 @@ def save(directory, step: int, tree: PyTree, keep: int) -> None:
 def _begin(directory, unfinished) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for leftover in (*directory.glob(".unfinished-*"), unfinished):
-        paths.remove_folder(leftover)
+        paths.remove(leftover)
     unfinished.mkdir()
 
 
@@ -144,11 +144,11 @@ def _finish(directory, unfinished, step: int, described: dict, keep: int) -> Non
     place = directory / str(step)
     for old in _steps(directory):
         if old >= step and directory / str(old) != unfinished:
-            paths.remove_folder(directory / str(old))
+            paths.remove(directory / str(old))
     if unfinished != place:
-        os.replace(unfinished, place)
+        paths.publish(unfinished, place)
     for old in _steps(directory)[:-keep]:
-        paths.remove_folder(directory / str(old))
+        paths.remove(directory / str(old))
 
 
 def restore_latest(directory, like: PyTree) -> tuple[int, PyTree] | None:
@@ -208,9 +208,7 @@ def load_tree(directory, like: PyTree) -> PyTree:
 
 def _steps(directory) -> list[int]:
     """The steps of the checkpoints in `directory`, ascending."""
-    if not directory.is_dir():
-        return []
-    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal())
+    return paths.numbered(directory)
 
 
 def _flatten(tree: PyTree) -> dict:

@@ -40,9 +40,14 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # its tokenizers need no PyTorch, whatever it says at import
     try:
         arguments, overrides = parse(argv)
+        _check_system()
         return _DISPATCH[arguments.verb](arguments, overrides)
     except UserError as error:
         print(f"irl_jax: error: {_one_line(str(error))}", file=sys.stderr)
+        return 2
+    except PermissionError as error:
+        said = f"{error.filename}: {error.strerror}; change its rights, or name another"
+        print(f"irl_jax: error: {_one_line(said)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it once more as it ends
@@ -50,6 +55,14 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("irl_jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+
+
+def _check_system() -> None:
+    """Refuses a system without the locks and signals of POSIX."""
+    try:
+        import fcntl  # noqa: F401
+    except ImportError:
+        raise UserError("irl_jax runs on Linux and macOS; on Windows, run it in WSL (the Windows Subsystem for Linux)") from None
 
 
 def _one_line(text: str, most: int = 1500) -> str:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from irl_jax import paths
 from irl_jax.errors import UserError
 from irl_jax.models.tensors import Stored
 
@@ -73,7 +70,10 @@ def save_tensors(file: Path, tensors: dict[str, np.ndarray]) -> int:
     from safetensors.numpy import save_file
 
     try:
+        file.touch()
+        mode = file.stat().st_mode  # what the umask leaves; the library writes for the owner alone
         save_file(tensors, file, metadata={"format": "pt"})
+        file.chmod(mode)
     except SafetensorError as error:  # how it says that the disk is full
         raise OSError(" ".join(str(error).split())[:200]) from error
     return sum(tensor.nbytes for tensor in tensors.values())
@@ -144,19 +144,3 @@ def write_folder(
     if generation is not None:
         write_json(directory / "generation_config.json", generation)
     return written
-
-
-@contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write into, which takes that name where all went well and is removed where not.
-
-    Raises: UserError where the system refuses to write.
-    """
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with paths.refusals(out):
-            temporary.mkdir()
-            yield temporary
-            os.rename(temporary, out)  # onto an empty folder too
-    finally:
-        paths.remove_folder(temporary)

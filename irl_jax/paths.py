@@ -2,6 +2,10 @@
 
 A store has no folders, no locks and no renaming in one stroke, and an object appears whole when it is written. What is written to one
 therefore goes straight to its name, and what marks a thing as finished is written last.
+
+On this machine there is one way to write: `write` for a file and `new_folder` for a folder. Both fill a new file or folder beside the
+target, under a random name. Its writer locks it while it lives, so that whoever writes there next can tell what a kill has left behind
+from what is being written, and removes only the first.
 """
 
 from __future__ import annotations
@@ -12,11 +16,16 @@ import io
 import os
 import pathlib
 import re
+import secrets
 import shutil
+import stat
 
 import numpy as np
 
 from irl_jax.errors import UserError
+
+UNFINISHED = re.compile(r"\.irl_jax\.[0-9a-f]{16}\.tmp")  # names of what is being written
+_CAREFUL = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no link is followed, no pipe is waited for
 
 
 def of(path):
@@ -70,11 +79,37 @@ def is_local(path) -> bool:
 
 
 def files(folder) -> list:
-    """Every file in a folder and the folders below it, sorted."""
-    if is_local(folder):
-        return sorted(path for path in folder.rglob("*") if not path.is_dir())
-    entries = sorted(folder.iterdir()) if folder.exists() else []
-    return [file for entry in entries for file in (files(entry) if entry.is_dir() else [entry])]
+    """Every file in a folder and the folders below it, linked ones included, sorted.
+
+    Raises: OSError: a folder that cannot be read.
+    """
+    return list(_files(folder, set()))
+
+
+def _files(folder, seen: set):
+    real = os.path.realpath(folder) if is_local(folder) else str(folder)
+    try:
+        entries = [] if real in seen else sorted(folder.iterdir())
+    except FileNotFoundError:  # stores have no empty folders, and others may go meanwhile
+        entries = []
+    seen.add(real)  # links may lead in a circle
+    for entry in entries:
+        yield from _files(entry, seen) if entry.is_dir() else [entry]
+
+
+def numbered(folder, suffix: str = "") -> list[int]:
+    """The numbers N of a folder's entries "N<suffix>", ascending; entries of other names are not ours. [] where there is no folder.
+
+    Raises: UserError: it cannot be read.
+    """
+    try:
+        names = [entry.name for entry in folder.iterdir()]
+    except FileNotFoundError:
+        names = []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror or error})") from None
+    stems = [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
+    return sorted(int(stem) for stem in stems if re.fullmatch("0|[1-9][0-9]{0,11}", stem))
 
 
 def here(name) -> pathlib.Path:
@@ -117,17 +152,120 @@ def write(path, fill) -> None:
         with refusals(path):
             path.write_bytes(content.getvalue())
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with refusals(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with refusals(path), _beside(path, lambda new: open_own(new, os.O_RDWR | os.O_CREAT | os.O_EXCL)) as (_, descriptor):
+        with open(descriptor, "wb", closefd=False) as file:
+            fill(file)
+
+
+@contextlib.contextmanager
+def new_folder(path):
+    """A folder beside `path` to fill. It takes that name where all went well, and is removed where not.
+
+    Args:
+      path: a path of this machine, where nothing or an empty folder is.
+
+    Raises:
+      UserError: the system refuses to write.
+    """
+    if path.is_mount():
+        raise UserError(f"{path}: is the root of a file system, which cannot be replaced; name a folder in it")
+    path = path.resolve() if path.is_symlink() else path
+    with refusals(path), _beside(path, _make_folder) as (folder, _):
+        yield folder
+
+
+def _make_folder(path) -> int:
+    os.mkdir(path)
+    return os.open(path, os.O_RDONLY | _CAREFUL)
+
+
+@contextlib.contextmanager
+def _beside(path, make):
+    """(name, descriptor) of a new file or folder beside `path`, which takes its place in the end; after a failure all is as it was."""
+    missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        remove_unfinished(path.parent)
+        new, descriptor = _reserved(path.parent, make)
         try:
-            with open(temporary, "wb") as file:
-                fill(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            yield new, descriptor
+            publish(new, path)
         finally:
-            temporary.unlink(missing_ok=True)
+            remove(new)
+            os.close(descriptor)
+    except BaseException:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # somebody else is writing there
+                folder.rmdir()
+        raise
+
+
+def _reserved(folder, make):
+    while True:
+        new = folder / f".irl_jax.{secrets.token_hex(8)}.tmp"
+        descriptor = make(new)
+        with contextlib.suppress(OSError):  # no locks there, and then nobody removes it either
+            if not lock(descriptor) or not new.exists():  # another process is just removing it
+                os.close(descriptor)
+                continue
+        return new, descriptor
+
+
+def publish(new, path) -> None:
+    """Gives a finished file or folder its name in one stroke. Its content is on the disk before, and its name after."""
+    for folder, _, names in os.walk(new):
+        for name in names:
+            _sync(os.path.join(folder, name))
+        with contextlib.suppress(OSError):  # some file systems cannot do that with folders
+            _sync(folder)
+    if not new.is_dir():
+        _sync(new)
+    os.replace(new, path)
+    with contextlib.suppress(OSError):
+        _sync(path.parent)
+
+
+def _sync(path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_own(path, flags: int) -> int:
+    """The descriptor of a file of ours, opened with `flags`; one that is made gets the rights that the umask leaves.
+
+    Raises:
+      UserError: it is a link, a folder or a device: what it stands for is not ours. OSError: as os.open.
+    """
+    try:
+        descriptor = os.open(path, flags | _CAREFUL, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{path}: is a link, where irl_jax has a file of its own; remove it") from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path}: is no plain file, and irl_jax has one of its own there; remove it")
+    return descriptor
+
+
+def lock(descriptor: int) -> bool:
+    """Takes the lock of an open file or folder, until it is closed; False where another process has it.
+
+    Raises:
+      OSError: the file system, or the system, has no locks.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows, which the command line refuses
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # the second, on file systems that stand on fcntl's locks
+        return False
+    return True
 
 
 def read_arrays(path) -> dict:
@@ -158,15 +296,22 @@ def append(path, content: bytes) -> None:
         if not is_local(path):
             path.write_bytes((path.read_bytes() if path.exists() else b"") + content)
             return
-        with open(path, "ab") as file:
+        with open(open_own(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "ab") as file:
             file.write(content)
 
 
 def remove_unfinished(folder) -> None:
-    """Removes what `write` leaves below a folder where the process is killed in the middle of it."""
-    for path in folder.rglob(".*.tmp") if is_local(folder) else ():
-        if re.fullmatch(r"\..+\.\d+\.tmp", path.name) and path.is_file():
-            path.unlink(missing_ok=True)
+    """Removes from a folder what `write` and `new_folder` leave where the process is killed: it has a name of ours, and nobody's lock."""
+    with contextlib.suppress(OSError):  # a folder that cannot be listed
+        for entry in [entry for entry in os.scandir(folder) if UNFINISHED.fullmatch(entry.name)]:
+            flags = os.O_RDONLY if entry.is_dir(follow_symlinks=False) else os.O_RDWR  # NFS locks what can be written
+            with contextlib.suppress(OSError):
+                descriptor = os.open(entry.path, flags | _CAREFUL)
+                try:
+                    if lock(descriptor):
+                        remove(of(entry))
+                finally:
+                    os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -180,7 +325,12 @@ def refusals(path):
                         f"{'make room' if full else 'let it be written there'} and start the same command again") from None
 
 
-def remove_folder(folder) -> None:
-    """Removes a folder with all that is in it, if it is there."""
-    if folder.exists():
-        shutil.rmtree(folder, ignore_errors=True) if is_local(folder) else folder.rmtree()
+def remove(path) -> None:
+    """Removes a file, or a folder with all that is in it, if it is there."""
+    if not is_local(path):
+        if path.exists():
+            path.rmtree()
+    elif path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

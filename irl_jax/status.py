@@ -16,6 +16,7 @@ from irl_jax.stages import STAGES
 from irl_jax.sweep import SWEEP, names_in
 from irl_jax.tracking import METRICS, PROGRESS
 
+_NOTE = 1 << 12  # bytes that hold a whole note in .lock
 _TAIL = 1 << 16  # bytes at the end of metrics.jsonl that surely hold a whole line
 
 
@@ -48,9 +49,9 @@ def lines(text: str) -> list[str]:
       UserError: it is neither a run's workdir nor a sweep's folder.
     """
     path = paths.of(text)
-    if not path.exists():
-        raise UserError(f"{path}: no such folder; give the --workdir of a run")
     try:
+        if not path.exists():
+            raise UserError(f"{path}: no such folder; give the --workdir of a run")
         return _told(path)
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from None
@@ -74,17 +75,18 @@ def holder(path) -> Holder:
     """Who has the lock of the workdir, which is not touched: its holder has written into the file who it is."""
     if not paths.is_local(path):
         return Holder("store")
-    file = path / workdir.LOCK
     try:
-        note = json.loads(file.read_bytes())
+        with open(paths.open_own(path / workdir.LOCK, os.O_RDONLY), "rb") as file:
+            note, inode = json.loads(file.read(_NOTE)), os.fstat(file.fileno()).st_ino
         found = Holder("here", int(_number(note["pid"])), str(note["host"]), _number(note["since"]), str(note["stage"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return Holder()
     if found.host != socket.gethostname():
         return found._replace(where="elsewhere")
-    if note.get("inode") != file.stat().st_ino:  # the folder is a copy
+    if note.get("inode") != inode:  # the folder is a copy
         return Holder()
-    return found if _has_lock(found.pid) else Holder()
+    alive = workdir.born(found.pid)  # numbers of dead processes are given to others
+    return found if alive and note.get("born") == alive else Holder()
 
 
 def _number(value) -> float:
@@ -92,22 +94,6 @@ def _number(value) -> float:
     if isinstance(value, bool) or not 0 <= value < 2**33:
         raise ValueError(value)
     return float(value)
-
-
-def _has_lock(pid: int) -> bool:
-    """Whether the process lives and, where the system tells, holds a lock: numbers of dead processes are given to others."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # somebody else's, alive
-    try:
-        with open("/proc/locks", encoding="ascii") as file:
-            fields = [line.split() for line in file]
-    except OSError:
-        return True
-    return any(entry[1] == "FLOCK" and entry[4] == str(pid) for entry in fields if len(entry) > 4)
 
 
 # ----------------------------------------------------------------------------------------------------------- the parts
@@ -186,7 +172,7 @@ def _steps(folder, held: Holder, stage: str) -> str:
     steps, first, since = _session(folder / PROGRESS)
     said = f"step {at} of {steps}" if steps else f"step {at}"
     if _state(held, stage, True) == "stopped":
-        saved = max((int(entry.name) for entry in _entries(folder / "checkpoints") if re.fullmatch("[0-9]{1,12}", entry.name)), default=0)
+        saved = max(paths.numbered(folder / "checkpoints"), default=0)
         return f"{said}; goes on from {f'step {saved}' if saved else 'its beginning'}"
     written = paths.changed(folder / METRICS)
     if steps and at > first and written > since:
@@ -219,10 +205,6 @@ def _last_step(path) -> int | None:
         return int(_number(json.loads(whole)["step"]))
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-
-
-def _entries(folder) -> list:
-    return list(folder.iterdir()) if folder.exists() else []
 
 
 # ------------------------------------------------------------------------------------------------------------- in words

@@ -14,10 +14,12 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -29,6 +31,7 @@ from irl_jax.overrides import keys_of, override, spelled, split, unquoted, value
 from irl_jax.stages import refuse
 
 SWEEP, MOST = "sweep.json", 10_000  # members: what makes more is a slip of the finger
+_PATIENCE = 10.0  # seconds to wait for another sweep, which writes one small file
 _LONGEST = 180  # letters of a folder's name; file systems take 255 bytes
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -160,18 +163,42 @@ def _note(folder, names: list[str]) -> None:
         raise UserError(f"{folder}: is a link to nothing; --workdir takes a folder")
     if folder.exists() and not (folder / SWEEP).exists() and any(entry.name[:1] != "." for entry in folder.iterdir()):
         raise UserError(f"{folder}: not empty and not a sweep's folder (no {SWEEP} there); choose another --workdir")
-    before = names_in(folder) if (folder / SWEEP).exists() else []
-    after = list(dict.fromkeys([*before, *names]))
-    if after == before:
+    if set(names) <= set(_noted(folder)):
+        return
+    with _alone(folder):  # what another sweep has just noted is read, and kept
+        members = {"members": list(dict.fromkeys([*_noted(folder), *names]))}
+        paths.write(folder / SWEEP, lambda file: file.write((json.dumps(members, indent=2) + "\n").encode()))
+
+
+def _noted(folder) -> list[str]:
+    return names_in(folder) if (folder / SWEEP).exists() else []
+
+
+@contextlib.contextmanager
+def _alone(folder):
+    """While entered, no other sweep writes into the folder, which is made where missing; stores, and some file systems, have no locks."""
+    if not paths.is_local(folder):
+        yield
         return
     fresh = not folder.exists()
-    try:
-        paths.write(folder / SWEEP, lambda file: file.write((json.dumps({"members": after}, indent=2) + "\n").encode()))
-    except UserError:
-        if fresh and paths.is_local(folder):
-            with contextlib.suppress(OSError):  # it is not there
-                folder.rmdir()
-        raise
+    with paths.refusals(folder / SWEEP):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(paths.open_own(folder / workdir.LOCK, os.O_RDWR | os.O_CREAT), "rb")
+    with lock:
+        until = time.monotonic() + _PATIENCE
+        with contextlib.suppress(OSError):
+            while not paths.lock(lock.fileno()):
+                if time.monotonic() > until:
+                    raise UserError(f"{folder}: another irl_jax process is using this folder; wait for it or choose another")
+                time.sleep(0.02)
+        try:
+            yield
+        except UserError:
+            if fresh:
+                (folder / workdir.LOCK).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # somebody else has written into it
+                    folder.rmdir()
+            raise
 
 
 def arguments(config: ConfigDict) -> list[str]:

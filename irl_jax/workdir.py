@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import io
 import json
@@ -12,6 +11,7 @@ import pathlib
 import platform
 import socket
 import subprocess
+import sys
 import time
 
 from ml_collections import ConfigDict
@@ -39,7 +39,7 @@ class Workdir:
     Raises:
       UserError: the folder is somebody else's, belongs to another config, or is in use.
 
-    As a context manager it takes back config.json (and the folder, if it made it) where a UserError comes before any result.
+    As a context manager it takes back config.json (and the folder, if it made it) where the user's mistake comes before any result.
     """
 
     def __init__(self, path, config: ConfigDict):
@@ -55,45 +55,53 @@ class Workdir:
 
     def _open(self) -> None:
         config = self.config
-        _refuse_foreign(self.path)
-        self._made_folder = not self.path.exists()
         try:
+            _refuse_foreign(self.path)
+            self._made_folder = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             if paths.is_local(self.path):  # object stores have no locks
-                self._lock = open(os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
+                self._lock = self._locked()
         except OSError as error:
             raise UserError(f"{self.path}: cannot write the workdir there: {error.strerror}") from None
-        if self._lock:
-            self._lock_it(self._lock)
         try:
             if (self.path / CONFIG).exists():
                 _refuse_other_config(self.path, config)
-                paths.remove_unfinished(self.path)
+                for folder in os.walk(self.path) if self._lock else ():
+                    paths.remove_unfinished(folder[0])
             else:
                 paths.write(self.path / CONFIG, artifacts.json_of(_describe_run(config)))
                 self._made_config = True
         except UserError:
-            self.close()
             if self._made_folder and self._lock:  # nothing was written, not even config.json
-                (self.path / LOCK).unlink()
+                (self.path / LOCK).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     self.path.rmdir()
+            self.close()
             raise
 
-    def _lock_it(self, lock: io.FileIO) -> None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise UserError(
-                f"{self.path}: another irl_jax process is using this workdir; wait for it or choose another"
-            ) from None
+    def _locked(self) -> io.FileIO:
+        """The lock's file, with its lock where the file system has locks; one line says where it has none."""
+        file = self.path / LOCK
+        while True:
+            lock = open(paths.open_own(file, os.O_RDWR | os.O_CREAT), "r+b", buffering=0)
+            try:
+                if not paths.lock(lock.fileno()):
+                    lock.close()
+                    raise UserError(f"{self.path}: another irl_jax process is using this workdir; wait for it or choose another")
+            except OSError as error:
+                print(f"irl_jax: {self.path}: its file system has no locks ({error.strerror}); going on without one: start no second "
+                      "run there meanwhile", file=sys.stderr)
+                return lock
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock.fileno()), os.lstat(file)):
+                    return lock
+            lock.close()  # whoever had the lock before made nothing and has removed the file
 
     def note(self, stage: str) -> None:
         """Writes into the lock's file who has it and what it is at, for `irl_jax status`, which cannot ask for the lock itself."""
-        if self._lock:
+        if self._lock and os.fstat(self._lock.fileno()).st_nlink == 1:  # a file with other names is not ours alone
             self._since = self._since or time.time()
-            note = {"pid": os.getpid(), "host": socket.gethostname(), "since": self._since, "stage": stage,
+            note = {"pid": os.getpid(), "born": born(os.getpid()), "host": socket.gethostname(), "since": self._since, "stage": stage,
                     "inode": os.fstat(self._lock.fileno()).st_ino}
             with contextlib.suppress(OSError):  # of a full disk the stage itself speaks
                 os.pwrite(self._lock.fileno(), json.dumps(note).encode().ljust(512) + b"\n", 0)  # always as long, so that it is whole
@@ -110,7 +118,7 @@ class Workdir:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        if self._made_config and kind is not None and issubclass(kind, UserError):
+        if self._made_config and kind is not None and issubclass(kind, (UserError, PermissionError)):
             self._unbind()
         self.close()
 
@@ -191,7 +199,8 @@ def _refuse_foreign(path) -> None:
         raise UserError(f"{path}: is a link to nothing; --workdir takes a folder")
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; --workdir takes a folder")
-    if path.is_dir() and not (path / CONFIG).exists() and any(entry.name != LOCK for entry in path.iterdir()):
+    if path.is_dir() and not (path / CONFIG).exists() and any(
+            entry.name != LOCK and not paths.UNFINISHED.fullmatch(entry.name) for entry in path.iterdir()):
         raise UserError(f"{path}: not empty and not a workdir (no {CONFIG} there); choose another --workdir")
 
 
@@ -214,6 +223,19 @@ def _describe_run(config: ConfigDict) -> dict:
     versions = {"irl_jax": irl_jax.__version__, "python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"config": config, "seed": config.seed, "versions": versions, "git_commit": _git_commit(), "cores": cores()}
+
+
+def born(pid: int) -> str:
+    """When a process began, in the system's own words; "" where none of that number lives. Another process of that number has another."""
+    try:
+        if sys.platform != "linux":
+            command, plain = ["ps", "-o", "lstart=", "-p", str(pid)], {**os.environ, "LC_ALL": "C", "TZ": "UTC"}
+            return subprocess.run(command, capture_output=True, text=True, timeout=10, env=plain).stdout.strip()
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id")
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()  # the state is the first of them
+        return "" if fields[0] in (b"Z", b"X") else f"{boot.read_text().strip() if boot.exists() else ''} {fields[19].decode()}"
+    except (OSError, LookupError, subprocess.SubprocessError):
+        return ""
 
 
 def cores() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 
 from malformed_box import DEEP, GOOD, NOTHING, RIGHT, Case, get_config, lines, link, replaced
 
@@ -114,6 +115,9 @@ SWEEPS = {
     "sweep: a folder below a file": Case(lambda b: b.sweep("seed=1,2", workdir=b.write("s", "x") / "deeper"),
         "~/s/deeper/sweep.json: cannot be written (…); what was there before is whole: let it be written there and start the same "
         "command again"),
+    "sweep: a lock that is a link": Case(lambda b: (s := b.swept({"members": ["seed=0"]}), b.write("thesis.tex", "x"),
+        os.symlink("../thesis.tex", s / ".lock"), b.sweep("seed=1,2"))[3],
+        "~/s/.lock: is a link, where irl_jax has a file of its own; remove it"),
     "sweep: a loop of links": Case(lambda b: b.sweep("seed=1,2", workdir=link(b, "s", "s")),
         "~/s: is a link to nothing; --workdir takes a folder"),
     "sweep: sweep.json that is no JSON": Case(lambda b: b.sweep("seed=1,2", workdir=b.swept(b"\0")),

@@ -101,6 +101,48 @@ def test_a_copy_of_a_run_does_not_run(tmp_path, capsys):
         assert "running" in told(path, capsys)[0] and "not running" in told(tmp_path / "copy", capsys)[0]
 
 
+@pytest.mark.parametrize("change", [
+    lambda note, other: {**note, "pid": other}, lambda note, other: {**note, "pid": 2**31}, lambda note, other: {**note, "pid": 2**33 - 1},
+    lambda note, other: {**note, "pid": 0}, lambda note, other: {**note, "born": "0" * 36 + note["born"][36:]},
+    lambda note, other: {key: value for key, value in note.items() if key != "born"}, lambda note, other: {**note, "born": ""},
+], ids=["another's number", "2^31", "2^33", "0", "another boot", "an older version's", "nothing said"])  # fmt: skip
+def test_a_number_that_is_now_another_processs(change, tmp_path, capsys):
+    """It is alive and has a lock, but of something else."""
+    path = begun(tmp_path / "w", ["pretrain"])
+    holds = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('up', flush=True); sys.stdin.readline()"
+    with subprocess.Popen([sys.executable, "-c", holds, str(tmp_path / "x")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"up\n"
+        with workdir.Workdir(path, tiny_config()) as opened:
+            opened.note("sft")
+            assert "running" in told(path, capsys)[0]
+            note = json.loads((path / ".lock").read_text())
+            (path / ".lock").write_text(json.dumps(change(note, other.pid)))
+            assert "not running" in told(path, capsys)[0]
+        other.stdin.close()
+
+
+def test_a_dead_process_that_nobody_has_waited_for(tmp_path, capsys):
+    path = begun(tmp_path / "w", ["pretrain"])
+    script = "import sys; from irl_jax.workdir import Workdir; from tiny import tiny_config\nw = Workdir(sys.argv[1], tiny_config())\n" \
+             "w.note('sft'); print('up', flush=True); sys.stdin.readline()"
+    with subprocess.Popen([sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          env=environment(1)) as process:
+        assert process.stdout.readline() == b"up\n" and f"(process {process.pid} on" in told(path, capsys)[0]
+        process.send_signal(signal.SIGKILL)
+        until = time.monotonic() + 20
+        while workdir.born(process.pid) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert "not running" in told(path, capsys)[0] and process.returncode is None
+
+
+@pytest.mark.parametrize("make", [lambda lock: os.mkfifo(lock), lambda lock: lock.symlink_to("/dev/zero"), lambda lock: lock.mkdir()])
+def test_a_lock_that_is_no_file_says_nothing(make, tmp_path, capsys):
+    path = begun(tmp_path / "w", ["pretrain"])
+    (path / ".lock").unlink()
+    make(path / ".lock")
+    assert "not running" in told(path, capsys)[0]
+
+
 def test_another_machines_process_cannot_be_asked(tmp_path, capsys, monkeypatch):
     path = begun(tmp_path / "w", ["pretrain"])
     training(path / "sft", steps=60, at=21, ago=100.0)

@@ -1,11 +1,13 @@
 """Sweeps: the product of values, each a run of its own, checked before anything begins, and gone on with."""
 
+import fcntl
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -116,6 +118,32 @@ def test_a_folder_that_is_something_else(make, words, tmp_path, runs, capsys):
     make(tmp_path / "s")
     assert cli.main(["run", f"--workdir={tmp_path / 's'}", "--sweep=seed=0,1"]) == 2
     assert words in capsys.readouterr().err and runs == []
+
+
+def test_two_sweeps_at_once_keep_each_others_members(tmp_path, monkeypatch):
+    write, others = sweep.paths.write, []
+
+    def write_beside_another(path, fill):
+        if not others:  # another begins just when the first has read what is there
+            others.append(threading.Thread(target=sweep._note, args=(path.parent, ["seed=1", "seed=2"])))
+            others[0].start()
+            others[0].join(0.5)
+        write(path, fill)
+
+    monkeypatch.setattr(sweep.paths, "write", write_beside_another)
+    sweep._note(tmp_path / "s", ["seed=0", "seed=2"])
+    others[0].join()
+    assert sorted(sweep.names_in(tmp_path / "s")) == ["seed=0", "seed=1", "seed=2"]
+
+
+def test_a_sweeps_folder_that_somebody_keeps_to_himself(tmp_path, runs, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "_PATIENCE", 0.1)
+    (tmp_path / "s").mkdir()
+    with open(tmp_path / "s" / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert cli.main(["run", f"--workdir={tmp_path / 's'}", "--sweep=seed=0,1"]) == 2
+    assert "s: another irl_jax process is using this folder; wait for it" in capsys.readouterr().err and runs == []
+    assert cli.main(["run", f"--workdir={tmp_path / 's'}", "--sweep=seed=0,1"]) == 0
 
 
 def test_a_sweeps_folder_is_no_runs_workdir(tmp_path, runs):

@@ -154,6 +154,18 @@ def test_what_cannot_be_prepared(tmp_path, capsys):
     assert "is there already; choose another, or remove it" in capsys.readouterr().err
 
 
+def test_a_kill_leaves_nothing_that_the_same_command_minds(tmp_path):
+    data = write(tmp_path / "d.jsonl", [{"prompt": "p", "response": "r"}])
+    killed = ("import os, sys; from irl_jax import cli; from irl_jax.data.tfds import builders\n"
+              "builders.Demonstrations._rows = lambda *_: (os.kill(os.getpid(), 9) for _ in range(1))\ncli.main(sys.argv[1:])")
+    command = ["prepare", "--kind=demonstrations", f"--data={data}", f"--out={tmp_path}/out"]
+    assert subprocess.run([sys.executable, "-c", killed, *command], capture_output=True).returncode == -9
+    assert len(list((tmp_path / "out" / "demonstrations").iterdir())) == 1
+    assert cli.main(command) == 0
+    assert [path.name for path in (tmp_path / "out" / "demonstrations").iterdir()] == ["1.0.0"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["demonstrations"]
+
+
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     data = write(tmp_path / "d.jsonl", [{"prompt": "p", "response": random.Random(i).randbytes(40).hex()} for i in range(5000)])
     limited = ("import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,) * 2); "
@@ -161,7 +173,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     done = subprocess.run([sys.executable, "-c", limited, "prepare", "--kind=demonstrations", f"--data={data}", f"--out={tmp_path}/out"],
                           capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert "cannot be written (write() failed: File too large); nothing of it is kept" in done.stderr
+    assert f"{tmp_path}/out/demonstrations/1.0.0: cannot be written (write() failed: File too large); what was there" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -1,7 +1,9 @@
 """The workdir: one config, one process, atomic files."""
 
+import errno
 import json
 import os
+import pathlib
 import resource
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 import irl_jax
-from irl_jax import artifacts
+from irl_jax import artifacts, cli
 from irl_jax import workdir as workdirs
 from irl_jax.artifacts import write_json
 from irl_jax.config import default
@@ -52,19 +54,127 @@ def test_same_config_opens_again(tmp_path):
             workdir.stage("sft")
 
 
+KILLED = """
+import os, sys
+from irl_jax.config import default
+from irl_jax.workdir import Workdir
+stages = sys.argv[2:]
+if stages:
+    opened = Workdir(sys.argv[1], default())
+os.fsync = lambda _: os.kill(os.getpid(), 9)
+opened.mark_done(stages[0], {}) if stages else Workdir(sys.argv[1], default())
+"""
+
+
+def killed_while_writing(*arguments):
+    """A process that is killed while it writes a stage's done.json, or config.json where no stage is given."""
+    assert subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)]).returncode == -9
+
+
+def unfinished(folder):
+    return [path for path in folder.rglob("*") if workdirs.paths.UNFINISHED.fullmatch(path.name)]
+
+
 def test_what_a_killed_write_left_goes_when_the_run_goes_on(tmp_path):
     with Workdir(tmp_path / "w", default()):
         pass
     stage = tmp_path / "w" / "sft"
-    left, others = stage / ".done.json.28017.tmp", (tmp_path / "w" / ".notes.tmp", stage / "done.json.1.tmp")
-    stage.mkdir()
-    for path in (left, *others):
+    killed_while_writing(tmp_path / "w", "sft")
+    others = (tmp_path / "w" / ".notes.tmp", stage / ".done.json.28017.tmp")
+    for path in others:
         path.write_text("{")
     with pytest.raises(UserError):
         Workdir(tmp_path / "w", _other())
-    assert left.exists()
+    assert len(unfinished(stage)) == 1
     with Workdir(tmp_path / "w", default()):
-        assert not left.exists() and all(path.exists() for path in others)
+        assert not unfinished(stage) and all(path.exists() for path in others)
+
+
+def test_a_kill_in_the_first_write_keeps_nothing_from_beginning_again(tmp_path):
+    killed_while_writing(tmp_path / "w")
+    assert len(unfinished(tmp_path / "w")) == 1 and not (tmp_path / "w" / "config.json").exists()
+    with Workdir(tmp_path / "w", default()):
+        assert sorted(path.name for path in (tmp_path / "w").iterdir()) == [".lock", "config.json"]
+
+
+def test_what_another_process_is_writing_there_stays(tmp_path):
+    Workdir(tmp_path / "w", default()).close()
+
+    def fill(file):
+        Workdir(tmp_path / "w", default()).close()
+        file.write(b"{}")
+
+    workdirs.paths.write(tmp_path / "w" / "sft" / "judged.json", fill)
+    assert (tmp_path / "w" / "sft" / "judged.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("make", [
+    lambda lock, aim: lock.symlink_to(aim), lambda lock, aim: os.mkfifo(lock), lambda lock, aim: lock.mkdir(),
+    lambda lock, aim: (aim.unlink(), lock.symlink_to(aim))], ids=["a link", "a pipe", "a folder", "a link to nothing"])  # fmt: skip
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_lock_that_is_no_file_is_refused_and_what_it_leads_to_untouched(make, fresh, tmp_path):
+    aim = tmp_path / "thesis.tex"
+    aim.write_text("mine")
+    if fresh:
+        (tmp_path / "w").mkdir()
+    else:
+        Workdir(tmp_path / "w", default()).close()
+        (tmp_path / "w" / ".lock").unlink()
+    make(tmp_path / "w" / ".lock", aim)
+    with pytest.raises(UserError, match=r"\.lock: is (a link|no plain file)|cannot write the workdir there: Is a directory"):
+        Workdir(tmp_path / "w", default())
+    assert not aim.exists() or aim.read_text() == "mine"
+    assert (tmp_path / "w" / "config.json").exists() == (not fresh)
+
+
+def test_no_note_is_written_into_a_file_of_other_names(tmp_path):
+    Workdir(tmp_path / "w", default()).close()
+    (tmp_path / "thesis.tex").write_text("mine")
+    (tmp_path / "w" / ".lock").unlink()
+    os.link(tmp_path / "thesis.tex", tmp_path / "w" / ".lock")
+    with Workdir(tmp_path / "w", default()) as opened:
+        opened.note("sft")
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+def test_a_file_system_without_locks_is_one_line_and_goes_on(number, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
+    with Workdir(tmp_path / "w", default()) as opened:
+        opened.mark_done("sft", {"seconds": 1.0})
+        opened.note("reward")
+    said = capsys.readouterr().err
+    assert said == (f"irl_jax: {tmp_path / 'w'}: its file system has no locks ({os.strerror(number)}); going on without one: start no "
+                    "second run there meanwhile\n")
+    Workdir(tmp_path / "w", default()).close()
+
+
+@pytest.mark.parametrize("verb", ["run", "status", "generate"])
+def test_a_system_without_fcntl_is_one_line(verb, tmp_path):
+    """Windows."""
+    script = "import sys\nsys.modules['fcntl'] = None\nfrom irl_jax import cli, workdir\nsys.exit(cli.main(sys.argv[1:]))"
+    needed = {"run": [f"--workdir={tmp_path / 'w'}"], "status": [str(tmp_path)],
+              "generate": [f"--workdir={tmp_path}", "--prompts=p", "--out=o"]}[verb]
+    done = subprocess.run([sys.executable, "-c", script, verb, *needed], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "irl_jax: error: irl_jax runs on Linux and macOS; on Windows, run it in WSL (the Windows Subsystem for Linux)\n"
+    helped = subprocess.run([sys.executable, "-c", script, verb, "--help"], capture_output=True, text=True)
+    assert helped.returncode == 0 and "--" in helped.stdout and not (tmp_path / "w").exists()
+
+
+def test_who_waits_for_a_lock_gets_that_of_the_file_that_is_there(tmp_path, monkeypatch):
+    """A run that made nothing removes its lock's file: the lock of that file is nobody's any more."""
+    lock, calls = workdirs.paths.lock, []
+
+    def removed_meanwhile(descriptor):
+        if not calls:
+            (tmp_path / "w" / ".lock").unlink()
+        calls.append(descriptor)
+        return lock(descriptor)
+
+    monkeypatch.setattr(workdirs.paths, "lock", removed_meanwhile)
+    with Workdir(tmp_path / "w", default()) as opened:
+        assert os.path.samestat(os.fstat(opened._lock.fileno()), os.stat(tmp_path / "w" / ".lock"))
 
 
 def _other():
@@ -122,7 +232,7 @@ def test_bad_input_does_not_bind_the_workdir(tmp_path):
     fail(tmp_path / "made", bad, make)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "there").mkdir()
-    fail(tmp_path / "there", bad, make)
+    fail(tmp_path / "there", bad, make, PermissionError)
     assert [path.name for path in (tmp_path / "there").iterdir()] == [".lock"]
     for name in ("made", "there"):
         with Workdir(tmp_path / name, good) as workdir:
@@ -171,6 +281,29 @@ def test_foreign_folder_is_refused_and_untouched(tmp_path):
         Workdir(tmp_path / "thesis.tex" / "w", default())
     with pytest.raises(UserError, match="not a workdir"):
         workdirs.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("arguments", [
+    ["run", "--workdir={}", "--stages=pretrain"], ["run", "--workdir={}", "--sweep=seed=0,1"], ["status", "{}"], ["config", "--workdir={}"],
+    ["compare", "{}", "--out={}/out"], ["generate", "--workdir={}", "--prompts={}.jsonl", "--out={}.out"]], ids=" ".join)  # fmt: skip
+@pytest.mark.parametrize("below", ["", "w"])
+def test_a_folder_that_may_not_be_read_is_one_line(arguments, below, tmp_path, monkeypatch, capsys):
+    """Root may read everything, hence the system's answer of its own."""
+    closed, stat = tmp_path / "closed", pathlib.Path.stat
+
+    def refuses(path, **how):
+        if path.is_relative_to(closed) and path != closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, **how)
+
+    closed.mkdir()
+    (tmp_path / "closed.jsonl").write_text('{"prompt": "a"}\n')
+    monkeypatch.setattr(pathlib.Path, "stat", refuses)
+    given = [part.replace("{}", str(closed / below) if part in ("{}", "--workdir={}") else str(closed)) for part in arguments]
+    given = [part.replace(f"{closed}/out", f"{tmp_path}/out") for part in given]
+    assert cli.main(given) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"irl_jax: error: {closed}") and said.count("\n") == 1 and "Permission denied" in said
 
 
 def test_broken_config_json_is_refused(tmp_path):

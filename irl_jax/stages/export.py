@@ -69,7 +69,7 @@ def export(args) -> None:
     base = _base(context, args.base) if args.adapter else args.base or config.model.path
     facts = model_card.read_facts(context, role, method, base)
     hf.check_vocabulary(context.tokenizer, context.model.vocab_size, args.workdir)
-    with hf_export.new_folder(args.out) as folder:
+    with paths.new_folder(args.out) as folder:
         if args.adapter:
             said = _write_adapter(folder, context, role, leaves, base, args.dtype, facts)
         elif is_reward:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from irl_jax import artifacts
+from irl_jax import artifacts, paths
 from irl_jax.evaluation import metrics
 
 
@@ -20,7 +20,8 @@ def curves(context, judge, roles) -> dict:
     """
     out = {}
     for role in roles if judge else ():
-        files = sorted((context.workdir.path / role / "rollouts").glob("*.npz"), key=lambda path: int(path.stem))
+        folder = context.workdir.path / role / "rollouts"
+        files = [folder / f"{number}.npz" for number in paths.numbered(folder, ".npz")]
         if files:
             out[role] = _curve(context, judge, files)
     return out

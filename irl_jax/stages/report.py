@@ -82,7 +82,6 @@ def write_report(directory: str | os.PathLike, results: Mapping, samples: Sequen
       The path of index.html.
     """
     folder = paths.of(directory)
-    folder.mkdir(parents=True, exist_ok=True)
     plots = draw_all(results, training_curves or {})
     for plot in plots:
         for suffix, image in (("", plot.light), ("-dark", plot.dark)):

@@ -70,24 +70,23 @@ class _Lines(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
         for split, examples in splits.items():
             before = self.counts["records"]
             while buffer := [example for _, example in itertools.islice(examples, _BUFFER)]:
-                with _refusals(self.data_dir):
+                with _refusals():
                     writer.add_examples({split: buffer})
                 self.counts["records"] += len(buffer)
             if self.counts["records"] == before:
                 raise UserError(f"{self.files[split]}: no record in it can be used; give a file with records")
-        with _refusals(self.data_dir):
+        with _refusals():
             writer.close_all()
         self.info.set_splits(info.splits)
 
 
 @contextlib.contextmanager
-def _refusals(folder: str):
-    """Turns what ArrayRecord's writer says of a full disk into the user's one line."""
+def _refusals():
+    """Turns what ArrayRecord's writer says of a full disk into the system's error."""
     try:
         yield
     except RuntimeError as error:
-        raise UserError(f"{folder}: cannot be written ({str(error).split(';')[0]}); nothing of it is kept: make room and start the same "
-                        "command again") from None
+        raise OSError(str(error).split(";")[0]) from None
 
 
 class Demonstrations(_Lines, skip_registration=True):  # type: ignore[call-arg]  # TFDS ships no types

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import pathlib
 
@@ -38,20 +39,17 @@ def prepare(kind: str, files: dict[str, str], out: str, fields: str = "") -> str
     into = paths.here(out).absolute()
     if into.exists() and not into.is_dir():
         raise UserError(f"--out={into}: is a file; give a folder")
-    builder = builders.BUILDERS[kind](files=files, fields=names, data_dir=str(into))
-    folder = pathlib.Path(builder.data_dir)
+    make = functools.partial(builders.BUILDERS[kind], files=files, fields=names)
+    folder = pathlib.Path(make(data_dir=str(into)).data_dir)
     if folder.exists():
         raise UserError(f"--out={into}: {folder} is there already; choose another, or remove it")
-    missing = [parent for parent in (into, *into.parents) if not parent.exists()]
-    try:
-        with paths.refusals(folder), contextlib.redirect_stdout(io.StringIO()):  # TFDS tells what it would download
-            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-    finally:
-        for made in missing[:1] or (folder.parent, into / "downloads"):
-            _remove_empty(made)
-        for made in missing[1:]:
-            with contextlib.suppress(OSError):
-                made.rmdir()
+    with paths.new_folder(folder) as temporary, contextlib.redirect_stdout(io.StringIO()):  # TFDS tells what it would download
+        builder = make(data_dir=str(temporary))
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        for file in pathlib.Path(builder.data_dir).iterdir():
+            file.rename(temporary / file.name)
+        for made in (builder.name, "downloads"):
+            paths.remove(temporary / made)
     left_out = sources.left_out({name: number for name, number in builder.counts.items() if name != "records"})
     return (f"{builder.counts['records']} records in {folder}{'; ' if left_out else ''}{left_out}; read them with "
             f"--config.data.source=tfds:{builder.name} --config.data.tfds_data_dir={into}")
@@ -71,11 +69,3 @@ def _fields(text: str):
         seen.add(name)
         known[name] = field
     return known
-
-
-def _remove_empty(folder: pathlib.Path) -> None:
-    """Removes the folders that TFDS made for what was not written, from the bottom up; those with files in them stay."""
-    below = sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True) if folder.exists() else []
-    for path in (*below, folder):
-        with contextlib.suppress(OSError):
-            path.rmdir()
