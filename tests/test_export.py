@@ -203,6 +203,54 @@ def test_special_ids_templates_and_token_types(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, hf.load_folder(out)[1], hf.load_folder(base)[1])
 
 
+@pytest.mark.parametrize("given", [
+    {"additional_special_tokens": ["w1", "w2"]},
+    {"extra_special_tokens": ["w1", "w2"]},
+    {"additional_special_tokens": ["w1"], "extra_special_tokens": {"image_token": "w2"}},
+    {"backend": "tokenizers", "is_local": True, "tokenizer_class": "TokenizersBackend", "auto_map": {"AutoTokenizer": ["code.X", None]},
+     "processor_class": "Gemma3Processor", "clean_up_tokenization_spaces": True},
+])
+def test_tokenizers_are_written_in_the_fields_of_transformers_4(given, tmp_path):
+    """Written so, 4.45, 4.57 and 5.23 gave the same ids, special tokens, texts and conversations for thirty tokenizers made from a BPE."""
+    base = base_folder(tmp_path / "base", GPT2)
+    before = read(base, "tokenizer_config.json") | given | {"chat_template": "{{ messages[0]['content'] }}"}
+    (base / "tokenizer_config.json").write_text(json.dumps(before))
+    live = hf.load_tokenizer(base)
+    hf_export.write_tokenizer(tmp_path, live)
+    settings, again = read(tmp_path, "tokenizer_config.json"), hf.load_tokenizer(tmp_path)
+    assert isinstance(settings.get("extra_special_tokens", {}), dict) and isinstance(settings.get("additional_special_tokens", []), list)
+    assert not {"backend", "is_local", "local_files_only", "model_specific_special_tokens", "auto_map", "processor_class"} & set(settings)
+    assert settings["chat_template"] == live.chat_template == again.chat_template and not list(tmp_path.glob("*.jinja"))
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert sorted(again.all_special_tokens) == sorted(live.all_special_tokens)
+    assert {"w1", "w2"} <= set(live.all_special_tokens) or "backend" in given
+    assert getattr(again, "image_token", None) == getattr(live, "image_token", None)
+    for text in ("w1 w2<eos>w3", "", "w9 nothing"):
+        assert again(text)["input_ids"] == live(text)["input_ids"]
+        assert again.decode(again(text)["input_ids"], skip_special_tokens=True) == live.decode(live(text)["input_ids"], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("prefix, cleans", [(True, False), (False, False), (None, True)])
+def test_what_transformers_4_takes_from_fields_is_what_tokenizer_json_does(prefix, cleans, tmp_path):
+    """4 sets its default add_prefix_space on a pre-tokenizer that says otherwise, and cleans up text where 5 does not for BPE."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    core = Tokenizer(models.WordLevel({"a": 0}, unk_token="a") if cleans else models.BPE({"a": 0, "\u0120": 1}, []))
+    core.pre_tokenizer = pre_tokenizers.Whitespace() if prefix is None else pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    hf_export.write_tokenizer(tmp_path, transformers.PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=True))
+    settings = read(tmp_path, "tokenizer_config.json")
+    assert settings.get("add_prefix_space") == prefix and settings["clean_up_tokenization_spaces"] == cleans
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi3"])
+def test_configs_are_written_in_the_fields_of_transformers_4(family):
+    """vLLM beside 4 mixes rope_parameters with the older fields; from those alone 4.57 and 5 read the same."""
+    written = families.to_hf_config(FAMILIES[family])
+    assert "rope_parameters" not in written and {"rope_theta", "rope_scaling"} <= set(written)
+    assert ("rope_local_base_freq" in written) == (family == "gemma3_text")
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_shards_and_dtypes(gpt2, tmp_path, dtype):
     base, w = gpt2

@@ -276,10 +276,12 @@ def test_configs_beyond_this_decoder_are_refused(config, changes, message):
     assert str(caught.value).startswith("DIR/config.json: ") and "\n" not in str(caught.value)
 
 
-def test_older_configs_have_the_rotary_base_at_the_top():
-    raw = families.to_hf_config(LLAMA) | {"rope_theta": 250.0}
-    del raw["rope_parameters"]
-    assert families.from_hf_config(raw) == dataclasses.replace(LLAMA, rope_theta=250.0, family="llama")
+def test_the_rotary_base_of_older_configs_and_of_newer():
+    older = families.to_hf_config(LLAMA) | {"rope_theta": 250.0}
+    newer = {key: value for key, value in older.items() if not key.startswith("rope_")}
+    newer["rope_parameters"] = {"rope_type": "default", "rope_theta": 250.0}
+    for raw in (older, newer):
+        assert families.from_hf_config(raw) == dataclasses.replace(LLAMA, rope_theta=250.0, family="llama")
 
 
 def test_old_gemma_configs_say_gelu_and_mean_its_tanh_form():
