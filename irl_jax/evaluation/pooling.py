@@ -31,7 +31,7 @@ def pool(values: Sequence[float | None], stderrs: Sequence[float | None] | None 
     """The mean over runs with its two standard errors.
 
     Args:
-      values: a figure of each run; None, or what is no number, where a run has none. stderrs: each figure's standard error over prompts, or None.
+      values: a figure of each run; None (or text) where a run has none. stderrs: each figure's standard error over prompts, or None.
 
     Returns:
       Pooled; None where a run lacks the figure, or there is no run.

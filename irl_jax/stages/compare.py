@@ -110,11 +110,12 @@ def each_run(groups: dict[str, list[Run]]) -> Table:
     rows = []
     for letter, runs in groups.items():
         for run in runs:
-            seconds = [number((row or {}).get("seconds")) for row in (run.results.get("timing") or {}).values()]
+            timing = (run.results.get("timing") or {}).values()
+            seconds = math.fsum(filter(math.isfinite, (number((row or {}).get("seconds")) for row in timing)))
             gap = ((run.results.get("rewards") or {}).get("init_sft") or {}).get("auc_minus_log_ratio") or {}
             difference, stderr = number(gap.get("difference")), number(gap.get("stderr"))
             leak = f"{difference:+.3f} ± {stderr:.3f}" if math.isfinite(difference) else "–"
-            rows.append([run.path, letter, str(run.seed), f"{math.fsum(filter(math.isfinite, seconds)):.0f}" if seconds else "–", leak, run.commit[:12]])
+            rows.append([run.path, letter, str(run.seed), f"{seconds:.0f}" if timing else "–", leak, run.commit[:12]])
     return Table("Runs", ["workdir", "run", "seed", "seconds", "AUC of init_sft less the log-ratio's", "commit"], rows)
 
 
