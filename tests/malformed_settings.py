@@ -89,7 +89,8 @@ KEYS = {  # one or two of every section
         "config.data.testbed.demonstrations = 2147483647: must be at most 10,000,000"),
     "model": ("model.width=-96", "config.model.width = -96: must be positive"),
     "model, huge": ("model.num_layers=100000", "config.model.num_layers = 100000: must be at most 1,024"),
-    "model.architecture": ("model.architecture=../../gpt2", "config.model.architecture = '../../gpt2': must be one of gpt2, llama, gemma"),
+    "model.architecture": ("model.architecture=../../gpt2", "config.model.architecture = '../../gpt2': must be one of gpt2, llama, mistral, qwen2, qwen3, "
+        "gemma, gemma2, gemma3_text, phi3"),
     "adapter": ("adapter.alpha=-inf", "--config.adapter.alpha=-inf: takes a finite number"),
     "mesh": ("mesh.fsdp=0", "config mesh.fsdp = 0: must be at least 1"),
     "pretrain": ("pretrain.learning_rate=nan", "--config.pretrain.learning_rate=nan: takes a finite number"),

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from irl_jax import hf, hf_export
-from irl_jax.config import default
+from irl_jax import checks, hf, hf_export
+from irl_jax.config import ARCHITECTURES, default
 from irl_jax.errors import UserError
 from irl_jax.models import families, tensors, transformer
 from irl_jax.models.transformer import ModelConfig
@@ -334,12 +334,28 @@ def test_eos_and_pad_ids(tmp_path):
 # ---------------------------------------------------------------- from scratch
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma"])
-def test_from_size_is_a_model_of_its_family(architecture):
-    section = ConfigDict(default().model.to_dict() | {"architecture": architecture})
-    config = families.from_size(section, 100, 64)
+@pytest.mark.parametrize("architecture", families.FAMILIES)
+def test_every_family_begins_from_scratch(architecture, tmp_path):
+    """Settings that are accepted, a model that knows nothing yet, and a folder that holds it."""
+    changed = default()
+    changed.model.architecture = architecture
+    checks.check(changed)
+    config = families.from_size(changed.model, 100, 64)
     assert families.family(config) == architecture
-    assert families.from_hf_config(families.to_hf_config(config)) == config
+    trunk = transformer.init_trunk(jax.random.key(0), config)
+    tokens = np.random.default_rng(0).integers(0, 100, (4, 32))
+    hidden = jax.jit(transformer.hidden_states, static_argnums=0)(
+        config, {"params": trunk}, tokens, np.broadcast_to(np.arange(32), tokens.shape), np.ones(tokens.shape, np.int32))
+    logprobs = jax.nn.log_softmax(transformer.vocab_logits(config, {"params": trunk}, hidden))
+    nats = -np.take_along_axis(np.asarray(logprobs)[:, :-1], tokens[:, 1:, None], -1).mean()
+    assert abs(nats - np.log(100)) < 2
+    again, leaves = hf.load_folder(hf.save_folder(tmp_path, config, trunk))
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, leaves, trunk)
+
+
+def test_the_settings_name_every_family():
+    assert tuple(families.FAMILIES) == ARCHITECTURES
 
 
 @pytest.mark.parametrize(
