@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from irl_jax import distributed, paths
-from irl_jax.errors import UserError
+from irl_jax.errors import UserError, printable
 from irl_jax.types import PyTree
 
 MANIFEST = "manifest.json"
@@ -178,7 +178,7 @@ def _newest_whole(directory, wanted: dict) -> int | None:
         if not damage:
             _check_structure(directory / str(step), manifest["leaves"], wanted)
             return step
-        print(f"irl_jax: {directory / str(step)}: damaged checkpoint passed over: {damage}", file=sys.stderr)
+        print(printable(f"irl_jax: {directory / str(step)}: damaged checkpoint passed over: {damage}"), file=sys.stderr)
     return None
 
 

@@ -6,7 +6,7 @@ import os
 
 from ml_collections import ConfigDict
 
-from irl_jax.config import CLOSED_FORMS, CONTROLS, DIVERGENCES, GOLDEN_KINDS, LEARNT, POSITIVES, TRAINED, default
+from irl_jax.config import ARCHITECTURES, CLOSED_FORMS, CONTROLS, DIVERGENCES, GOLDEN_KINDS, LEARNT, POSITIVES, TRAINED, default
 from irl_jax.errors import UserError
 from irl_jax.overrides import leaves
 from irl_jax.variants import Method, all_methods, find, methods
@@ -15,7 +15,7 @@ KL_FORMS = ("k1_reward", "k2_loss", "k3_weighted_loss", "k3_loss")
 
 _CHOICES = {
     "data.kind": ("pairs", "continuations"),
-    "model.architecture": ("gpt2", "llama", "gemma"),
+    "model.architecture": ARCHITECTURES,
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "full", "dots"),
     "golden.kind": GOLDEN_KINDS,

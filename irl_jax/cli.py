@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from irl_jax import paths
 from irl_jax.config import default
-from irl_jax.errors import UserError
+from irl_jax.errors import UserError, printable
 from irl_jax.flags import OVERRIDE, given_flags, parse
 from irl_jax.overrides import keys_of, nearest, override
 
@@ -67,12 +67,8 @@ def _check_system() -> None:
 
 def _one_line(text: str, most: int = 1500) -> str:
     """A message on one line of some length, with nothing in it that a terminal would obey: it may quote what it complains about."""
-    text = _printable(" ".join(text.split()))
+    text = printable(" ".join(text.split()))
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def load_config(text: str) -> ConfigDict:
@@ -122,7 +118,7 @@ def _sweep(arguments, config, overrides, stages) -> int:
 def _status(arguments, _) -> int:
     from irl_jax import status
 
-    print(*map(_printable, status.lines(arguments.workdir)), sep="\n")
+    print(*map(printable, status.lines(arguments.workdir)), sep="\n")
     return 0
 
 
@@ -135,13 +131,13 @@ def _config(arguments, overrides) -> int:
         print(describe.markdown(), end="")
     elif arguments.workdir:
         config = workdir.read_config(arguments.workdir)
-        print(*describe.lines(config, describe.set_by(config, f"{arguments.workdir}/{workdir.CONFIG}")), sep="\n")
+        print(*map(printable, describe.lines(config, describe.set_by(config, f"{arguments.workdir}/{workdir.CONFIG}"))), sep="\n")
     else:
         config = load_config(arguments.config)
         origins = describe.set_by(config, arguments.config) | {key: f"{OVERRIDE}{key}" for key in overrides}
         for key, text in overrides.items():
             override(config, key, text)
-        print(*describe.lines(config, origins), sep="\n", flush=True)
+        print(*map(printable, describe.lines(config, origins)), sep="\n", flush=True)
         checks.check(config)  # what run would refuse it for, below what is printed
     return 0
 

@@ -16,6 +16,7 @@ POSITIVES = ("demo", "sft")  # what the adversarial loop's discriminator is show
 GROUPS = ("reward", "policy", "adversarial", "dpo", "spin", "rejection")  # kinds of methods: a role is GROUP/NAME
 TRAINED = ("pretrain", "sft", "reward", "policy", "dpo", "spin", "rejection")  # sections with an optimizer
 DIVERGENCES = ("reverse_kl", "jensen_shannon", "forward_kl", "pearson", "neyman", "hellinger", "total_variation")
+ARCHITECTURES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3")  # of models/families.py
 GOLDEN_KINDS = ("testbed", "classifier", "hf_reward", "none")
 
 def default() -> ConfigDict:
@@ -105,7 +106,7 @@ def _model() -> ConfigDict:
     m = ConfigDict()
     m.path = ""  # a Hugging Face folder or hub name; "" initialises from scratch and pretrains (testbed)
     m.revision = ""  # path is a hub name: the branch, tag or commit to take; "" is the main branch as it is when the run begins
-    m.architecture = "gpt2"  # from scratch: a model_type of models/families.py: "gpt2", "llama", "gemma2", ...
+    m.architecture = "gpt2"  # from scratch: gpt2, llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text or phi3
     m.num_layers = 3  # from scratch: blocks
     m.width = 96  # from scratch: of the residual stream; num_heads divides it
     m.num_heads = 4  # from scratch: of the queries

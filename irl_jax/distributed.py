@@ -19,7 +19,7 @@ import threading
 import time
 from typing import Any
 
-from irl_jax.errors import UserError
+from irl_jax.errors import UserError, printable
 
 LOST = 75  # exit status where another process is missing (EX_TEMPFAIL): the same command, started again, goes on
 _BEAT = 2.0  # seconds between two signs of life
@@ -78,7 +78,7 @@ def is_primary() -> bool:
 def say(line: str) -> None:
     """One line to the user, of one process."""
     if is_primary():
-        print(line, flush=True)
+        print(printable(line), flush=True)
 
 
 def barrier() -> None:

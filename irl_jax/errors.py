@@ -7,3 +7,8 @@ class UserError(ValueError):
     Raised only for input (files, records, configs, flags, workdirs). The command line prints the message and exits with
     status 2; every other exception is a bug of ours and keeps its traceback.
     """
+
+
+def printable(text: str) -> str:
+    """One line of text with nothing in it that a terminal would obey: what is not printable stands as its escape, "\\x1b"."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -16,6 +16,8 @@ from irl_jax.models.tensors import Stored
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SENTENCEPIECE = "tokenizer.model"
 DTYPES = ("float32", "bfloat16", "float16")
+# Fields of tokenizer_config.json about how it was loaded here, and about code and processors that an export does not have.
+_NOT_OF_A_TOKENIZER = ("backend", "is_local", "local_files_only", "auto_map", "processor_class")
 SHARD = 5 * 10**9  # bytes; transformers' own limit
 
 
@@ -101,18 +103,27 @@ def write_json(file: Path, value: dict) -> None:
 
 
 def write_tokenizer(directory: Path, tokenizer: Any) -> None:
-    """Writes the files of a tokenizer of transformers, for its versions 4 and 5 and for llama.cpp's converter.
+    """Writes the files of a tokenizer of transformers, such that versions 4.45 and later, version 5 and vLLM read it as it is here.
 
-    Version 5 calls a tokenizer that is of no model's class by a name that 4 does not know, under whose own name for it there would be token
-    types again; and leaves the SentencePiece model out, which the converter wants of Gemma.
+    tokenizer.json holds what text becomes which ids, so the class is the generic one: the classes of the families add rules of their own,
+    and the two versions do not agree on them. The SentencePiece model is copied, because llama.cpp's converter needs Gemma's.
     """
-    tokenizer.save_pretrained(directory)
+    tokenizer.save_pretrained(directory, save_jinja_files=False)  # the chat template as a field: older versions read no file of it
     file = directory / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))
-    for key in ("backend", "is_local", "local_files_only"):  # how it was loaded here
-        settings.pop(key, None)
-    if settings.get("tokenizer_class") == "TokenizersBackend":
+    settings = {key: value for key, value in settings.items() if key not in _NOT_OF_A_TOKENIZER}
+    # Version 5 puts further special tokens in a list where version 4 expects an object of the named ones, and gives that another name.
+    further, named = settings.pop("extra_special_tokens", None), settings.pop("model_specific_special_tokens", None)
+    settings |= {"additional_special_tokens": further} if further else {}
+    settings |= {"extra_special_tokens": named} if named else {}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        # Version 4 sets this on a pre-tokenizer that has it, and version 5 cleans up no BPE text, whatever the field says.
+        before = json.loads(backend.to_str())["pre_tokenizer"] or {}
+        settings |= {"add_prefix_space": before["add_prefix_space"]} if "add_prefix_space" in before else {}
+        cleans = tokenizer.clean_up_tokenization_spaces and type(backend.model).__name__ != "BPE"
+        settings["clean_up_tokenization_spaces"] = bool(cleans)
     write_json(file, settings | {"model_input_names": list(tokenizer.model_input_names)})
     model = Path(tokenizer.name_or_path) / SENTENCEPIECE
     if tokenizer.name_or_path and model.is_file():

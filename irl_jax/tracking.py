@@ -17,7 +17,7 @@ import uuid
 
 from irl_jax import distributed, paths
 from irl_jax.artifacts import append_jsonl, flush_jsonl, read_json, read_jsonl, write_jsonl
-from irl_jax.errors import UserError
+from irl_jax.errors import UserError, printable
 from irl_jax.workdir import CONFIG
 
 METRICS, PROGRESS, EVENTS, WANDB = "metrics.jsonl", "progress.json", "events.out.tfevents.", "wandb.json"
@@ -218,7 +218,7 @@ def _wandb(directory, name: str, project: str) -> list:
     try:
         return [Wandb(directory, name, project)]
     except (wandb.errors.Error, OSError, TimeoutError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = printable(" ".join(str(error).split())[:200])
         print(f"irl_jax: {name}: no Weights & Biases ({reason}); going on without, {METRICS} has the same numbers", file=sys.stderr)
         return []
 

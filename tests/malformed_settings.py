@@ -97,7 +97,8 @@ KEYS = {  # one or two of every section
     "model, huge": ("model.num_layers=100000", "config.model.num_layers = 100000: must be at most 1,024"),
     "model, a product that is huge": ("model.width=1048576",
         "config.model: num_layers, width and mlp_width make a model of up to 1e+13 parameters; they must be at most 1e+12"),
-    "model.architecture": ("model.architecture=../../gpt2", "config.model.architecture = '../../gpt2': must be one of gpt2, llama, gemma"),
+    "model.architecture": ("model.architecture=../../gpt2", "config.model.architecture = '../../gpt2': must be one of gpt2, llama, mistral, qwen2, qwen3, "
+        "gemma, gemma2, gemma3_text, phi3"),
     "adapter": ("adapter.alpha=-inf", "--config.adapter.alpha=-inf: takes a finite number"),
     "mesh": ("mesh.fsdp=0", "config mesh.fsdp = 0: must be at least 1"),
     "pretrain": ("pretrain.learning_rate=nan", "--config.pretrain.learning_rate=nan: takes a finite number"),

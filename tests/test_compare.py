@@ -101,6 +101,30 @@ def test_names_from_outside_do_nothing(tmp_path, capsys):
     assert text.count("<script") == 1 and evil in Checker(text).text and "<b>" not in text
 
 
+def test_what_is_printed_moves_no_terminal_and_stays_one_table(tmp_path, capsys):
+    """Text of another's workdir: escape sequences, what Markdown obeys, and text where a number belongs."""
+    evil = "\x1b[2J\x9b31m`|<img src=x>\n| x |\u202e"
+    results = made_up() | dict(seed=0, timing={"sft": {"seconds": evil}})
+    results["policies"][evil] = results["policies"]["sft"] | {"golden_mean": evil, "length_mean": evil}
+    results["rewards"]["init_sft"] |= {"heldout_auc": evil, "auc_minus_log_ratio": {"difference": evil, "stderr": evil}}
+    results["paired"][0] |= {"z": evil, "name": evil}
+    run = made_run(tmp_path / "w", results=results)
+    about = json.loads((tmp_path / "w" / "config.json").read_text())
+    (tmp_path / "w" / "config.json").write_text(json.dumps(about | {"git_commit": evil}))
+    assert cli.main(["compare", run, f"--out={tmp_path}"]) == 0
+    out = capsys.readouterr().out
+    assert all(line.isprintable() for line in out.splitlines()) and "\\x1b[2J\\x9b31m" in out
+    assert r"| `` \x1b[2J\x9b31m`\|<img src=x> \| x \|\u202e `` | – | – |" in out
+    assert r"\`\|\<img src=x>" in out  # in the commit's cell, which is no code
+    assert "<img" not in read(tmp_path / "compare.html").replace('<img src="data:', "")
+
+
+def test_the_settings_of_another_workdir_move_no_terminal(tmp_path, capsys):
+    run = made_run(tmp_path / "w", data__source="a\u202eb")  # control characters are refused already, what turns text around is not
+    assert cli.main(["config", f"--workdir={run}"]) == 0
+    assert r"a\u202eb" in (out := capsys.readouterr().out) and all(line.isprintable() for line in out.splitlines())
+
+
 def broken(tmp_path):
     """{case: (arguments, what the line says)}."""
     good = made_run(tmp_path / "good")

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from irl_jax.data import chat, testbed, tokenize
 from irl_jax.errors import UserError
 from irl_jax.models import adapters, families, peft, transformer
 from irl_jax.models.transformer import ModelConfig
-from irl_jax.stages import export, generate, model_card
+from irl_jax.stages import export, generate, model_card, run_tables
 from irl_jax.stages.context import Context
 
 GPT2 = ModelConfig(vocab_size=16, num_layers=2, width=8, num_heads=2, num_kv_heads=2, head_dim=4, mlp_width=12, max_positions=24)
@@ -201,6 +202,54 @@ def test_special_ids_templates_and_token_types(tmp_path):
     assert loaded.chat_template == tokenizer.chat_template and hf.eos_ids(out, loaded) == (2, 7)
     assert list(loaded("w1 w2")) == ["input_ids", "attention_mask"]  # GPT-2 would embed token types
     jax.tree.map(np.testing.assert_array_equal, hf.load_folder(out)[1], hf.load_folder(base)[1])
+
+
+@pytest.mark.parametrize("given", [
+    {"additional_special_tokens": ["w1", "w2"]},
+    {"extra_special_tokens": ["w1", "w2"]},
+    {"additional_special_tokens": ["w1"], "extra_special_tokens": {"image_token": "w2"}},
+    {"backend": "tokenizers", "is_local": True, "tokenizer_class": "TokenizersBackend", "auto_map": {"AutoTokenizer": ["code.X", None]},
+     "processor_class": "Gemma3Processor", "clean_up_tokenization_spaces": True},
+])
+def test_tokenizers_are_written_in_the_fields_of_transformers_4(given, tmp_path):
+    """Written so, 4.45, 4.57 and 5.23 gave the same ids, special tokens, texts and conversations for thirty tokenizers made from a BPE."""
+    base = base_folder(tmp_path / "base", GPT2)
+    before = read(base, "tokenizer_config.json") | given | {"chat_template": "{{ messages[0]['content'] }}"}
+    (base / "tokenizer_config.json").write_text(json.dumps(before))
+    live = hf.load_tokenizer(base)
+    hf_export.write_tokenizer(tmp_path, live)
+    settings, again = read(tmp_path, "tokenizer_config.json"), hf.load_tokenizer(tmp_path)
+    assert isinstance(settings.get("extra_special_tokens", {}), dict) and isinstance(settings.get("additional_special_tokens", []), list)
+    assert not {"backend", "is_local", "local_files_only", "model_specific_special_tokens", "auto_map", "processor_class"} & set(settings)
+    assert settings["chat_template"] == live.chat_template == again.chat_template and not list(tmp_path.glob("*.jinja"))
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert sorted(again.all_special_tokens) == sorted(live.all_special_tokens)
+    assert {"w1", "w2"} <= set(live.all_special_tokens) or "backend" in given
+    assert getattr(again, "image_token", None) == getattr(live, "image_token", None)
+    for text in ("w1 w2<eos>w3", "", "w9 nothing"):
+        assert again(text)["input_ids"] == live(text)["input_ids"]
+        assert again.decode(again(text)["input_ids"], skip_special_tokens=True) == live.decode(live(text)["input_ids"], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("prefix, cleans", [(True, False), (False, False), (None, True)])
+def test_what_transformers_4_takes_from_fields_is_what_tokenizer_json_does(prefix, cleans, tmp_path):
+    """4 sets its default add_prefix_space on a pre-tokenizer that says otherwise, and cleans up text where 5 does not for BPE."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    core = Tokenizer(models.WordLevel({"a": 0}, unk_token="a") if cleans else models.BPE({"a": 0, "\u0120": 1}, []))
+    core.pre_tokenizer = pre_tokenizers.Whitespace() if prefix is None else pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    hf_export.write_tokenizer(tmp_path, transformers.PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=True))
+    settings = read(tmp_path, "tokenizer_config.json")
+    assert settings.get("add_prefix_space") == prefix and settings["clean_up_tokenization_spaces"] == cleans
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi3"])
+def test_configs_are_written_in_the_fields_of_transformers_4(family):
+    """vLLM beside 4 mixes rope_parameters with the older fields; from those alone 4.57 and 5 read the same."""
+    written = families.to_hf_config(FAMILIES[family])
+    assert "rope_parameters" not in written and {"rope_theta", "rope_scaling"} <= set(written)
+    assert ("rope_local_base_freq" in written) == (family == "gemma3_text")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -430,9 +479,51 @@ def test_the_card_says_how_it_was_made_and_what_it_scored(gpt2, tmp_path):
     assert "config.seed" not in card and "\nseed = " not in card  # a default
 
 
-def test_hub_names_are_base_models():
+def test_hub_names_are_base_models(tmp_path, monkeypatch):
     assert model_card.is_hub_name("gpt2") and model_card.is_hub_name("google/gemma-2b")
-    assert not any(map(model_card.is_hub_name, ("", "/models/gpt2", "./gpt2", "../x", "~/gpt2", "a/b/c")))
+    assert not any(map(model_card.is_hub_name, ("", "/models/gpt2", "./gpt2", "../x", "~/gpt2", "a/b/c", "x: [y", "a\nb")))
+    (tmp_path / "google" / "gemma-2b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert not model_card.is_hub_name("google/gemma-2b") and not model_card.is_hub_name("google")  # folders that are there
+
+
+def front_matter(card):
+    import yaml
+
+    _, head, _ = card.split("---\n", 2)
+    return yaml.safe_load(head)
+
+
+@pytest.mark.parametrize("name", ["x: [y", "m", "a`b|<img src=x>", "- {#&*!|>'\"%@"])
+@pytest.mark.parametrize("flags", [("policy",), ("policy", "--adapter")])
+def test_cards_of_folders_with_any_name_publish_no_path(name, flags, gpt2, tmp_path, monkeypatch):
+    """A base folder named relative to the working folder, and data, a variant and a golden reward named from the root on."""
+    (tmp_path / name).symlink_to(gpt2[0])
+    monkeypatch.chdir(tmp_path)
+    w = run_on(tmp_path / "w", name, **{
+        "data.source": "/home/someone/secret/d.jsonl", "data.preference_source": "~/private/p.jsonl", "golden.kind": "classifier",
+        "golden.source": "hh:/srv/hidden/g.jsonl", "variants": ("reward/own = init_sft reward.start=/mnt/closed/start",)})
+    odd = "\x1b[31m`|<img src=x>\n---"
+    artifacts.write_json(w / "results.json", {"policies": {"sft": {"golden_mean": odd, "n": odd}, odd: {"n": 1}},
+                                            "rewards": {odd: {"best_of_n": []}}, "golden": {"name": odd, "heldout_accuracy": odd}})
+    card = (exported(w, *flags[:1], tmp_path / "out", *flags[1:]) / "README.md").read_text()
+    head = front_matter(card)
+    assert head["library_name"] in ("transformers", "peft") and "irl_jax" in head["tags"] and "base_model" not in head
+    assert not [folder for folder in ("/home", "someone", "private", "hidden", "closed", str(tmp_path), str(gpt2[0])) if folder in card]
+    for kept in ("`d.jsonl`", '"p.jsonl"', '"hh:g.jsonl"', "reward.start=start", f"Base model: {run_tables.code(name)}."):
+        assert kept in card, kept
+    assert all(line.isprintable() for line in card.splitlines())
+    bare = re.sub(r"(`+).*?[^`]\1(?!`)", "", re.sub(r"```.*?\n```", "", card, flags=re.DOTALL))
+    assert "<img" not in bare.replace(r"\<img", "")
+    rows = [line for line in card.splitlines() if line.startswith("| ")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {6, 7}  # of two tables
+
+
+def test_settings_are_published_without_the_folders_of_the_machine():
+    for given, shown in (("/a b/c d.jsonl", "c d.jsonl"), ("~/x/y", "y"), ("~me/x/y/", "y"), ("file:///a/b", "b"), ("gs://bucket/a", "gs://bucket/a"),
+                         ("tfds:name@train", "tfds:name@train"), ("hh:/a/b", "hh:b"), ("a/b", "a/b"), (3, 3), (["/a/b"], ["b"]),
+                         ("policy/x = y reward.start=/a/b reward.steps=3", "policy/x = y reward.start=b reward.steps=3")):  # fmt: skip
+        assert model_card.public(given) == shown
 
 
 def code_of(folder):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from irl_jax import hf, hf_export
-from irl_jax.config import default
+from irl_jax import checks, hf, hf_export
+from irl_jax.config import ARCHITECTURES, default
 from irl_jax.errors import UserError
 from irl_jax.models import families, tensors, transformer
 from irl_jax.models.transformer import ModelConfig
@@ -282,10 +282,12 @@ def test_configs_beyond_this_decoder_are_refused(config, changes, message):
     assert str(caught.value).startswith("DIR/config.json: ") and "\n" not in str(caught.value)
 
 
-def test_older_configs_have_the_rotary_base_at_the_top():
-    raw = families.to_hf_config(LLAMA) | {"rope_theta": 250.0}
-    del raw["rope_parameters"]
-    assert families.from_hf_config(raw) == dataclasses.replace(LLAMA, rope_theta=250.0, family="llama")
+def test_the_rotary_base_of_older_configs_and_of_newer():
+    older = families.to_hf_config(LLAMA) | {"rope_theta": 250.0}
+    newer = {key: value for key, value in older.items() if not key.startswith("rope_")}
+    newer["rope_parameters"] = {"rope_type": "default", "rope_theta": 250.0}
+    for raw in (older, newer):
+        assert families.from_hf_config(raw) == dataclasses.replace(LLAMA, rope_theta=250.0, family="llama")
 
 
 def test_old_gemma_configs_say_gelu_and_mean_its_tanh_form():
@@ -338,12 +340,28 @@ def test_eos_and_pad_ids(tmp_path):
 # ---------------------------------------------------------------- from scratch
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma"])
-def test_from_size_is_a_model_of_its_family(architecture):
-    section = ConfigDict(default().model.to_dict() | {"architecture": architecture})
-    config = families.from_size(section, 100, 64)
+@pytest.mark.parametrize("architecture", families.FAMILIES)
+def test_every_family_begins_from_scratch(architecture, tmp_path):
+    """Settings that are accepted, a model that knows nothing yet, and a folder that holds it."""
+    changed = default()
+    changed.model.architecture = architecture
+    checks.check(changed)
+    config = families.from_size(changed.model, 100, 64)
     assert families.family(config) == architecture
-    assert families.from_hf_config(families.to_hf_config(config)) == config
+    trunk = transformer.init_trunk(jax.random.key(0), config)
+    tokens = np.random.default_rng(0).integers(0, 100, (4, 32))
+    hidden = jax.jit(transformer.hidden_states, static_argnums=0)(
+        config, {"params": trunk}, tokens, np.broadcast_to(np.arange(32), tokens.shape), np.ones(tokens.shape, np.int32))
+    logprobs = jax.nn.log_softmax(transformer.vocab_logits(config, {"params": trunk}, hidden))
+    nats = -np.take_along_axis(np.asarray(logprobs)[:, :-1], tokens[:, 1:, None], -1).mean()
+    assert abs(nats - np.log(100)) < 2
+    again, leaves = hf.load_folder(hf.save_folder(tmp_path, config, trunk))
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, leaves, trunk)
+
+
+def test_the_settings_name_every_family():
+    assert tuple(families.FAMILIES) == ARCHITECTURES
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,9 @@ def test_everything_from_outside_is_escaped(tmp_path, quick):
         results[part] = {evil: next(iter(results[part].values()))} | results[part]
     results["golden"] = dict(name=evil, heldout_accuracy=None, unit=evil)
     results["paired"][0]["name"] = evil
-    sample = dict(prompt=evil, responses=[dict(source=evil, text=evil, golden=None, rewards={evil: 1.0}, length=3)])
+    for row in (results["policies"]["sft"], results["rewards"]["init_sft"], results["paired"][1], results["timing"]["sft"]):
+        row |= {key: evil for key, value in row.items() if isinstance(value, float)}  # text where a number belongs
+    sample = dict(prompt=evil, responses=[dict(source=evil, text=evil, golden=evil, rewards={evil: evil, "length": evil}, length=evil)])
     path = report.write_report(tmp_path, results, [sample], {f"reward/{evil}": {evil: dict(step=[0], value=[1.0])}})
     assert read(path).count("<script") == 1 and "<img" not in re.sub(r'<img src="data:', "", read(path))
     assert Checker(read(path)).text.count('<script>alert("x")') > 8

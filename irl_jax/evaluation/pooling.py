@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -30,15 +31,15 @@ def pool(values: Sequence[float | None], stderrs: Sequence[float | None] | None 
     """The mean over runs with its two standard errors.
 
     Args:
-      values: a figure of each run; None where a run has none. stderrs: each figure's standard error over prompts, or None.
+      values: a figure of each run; None (or text) where a run has none. stderrs: each figure's standard error over prompts, or None.
 
     Returns:
       Pooled; None where a run lacks the figure, or there is no run.
     """
-    if not len(values) or any(value is None for value in values):
+    if not len(values) or not all(isinstance(value, Real) for value in values):
         return None
     runs = np.asarray(values, float)
-    known = stderrs is not None and all(stderr is not None for stderr in stderrs)
+    known = stderrs is not None and all(isinstance(stderr, Real) for stderr in stderrs)
     over_prompts = float(np.sqrt(np.square(np.asarray(stderrs, float)).sum()) / len(runs)) if known else math.nan
     over_runs = float(runs.std(ddof=1) / np.sqrt(len(runs))) if len(runs) > 1 else math.nan
     return Pooled(float(runs.mean()), over_prompts, over_runs)

@@ -299,10 +299,7 @@ def _read_gemma3(hf: dict, where: str) -> ModelConfig:
 
 
 def _write_gemma3(config: ModelConfig) -> dict:
-    fields = _write_gemma2(config)
-    local = {"rope_type": "default", "rope_theta": config.local_rope_theta}
-    both = {"full_attention": fields["rope_parameters"], "sliding_attention": local}
-    return fields | {"rope_local_base_freq": config.local_rope_theta, "rope_parameters": both}
+    return _write_gemma2(config) | {"rope_local_base_freq": config.local_rope_theta}
 
 
 def _read_phi3(hf: dict, where: str) -> ModelConfig:

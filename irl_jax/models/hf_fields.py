@@ -107,15 +107,14 @@ def rope(hf: dict, where: str, default_theta: float = 1e4) -> dict:
 
 
 def rope_to_hf(config: ModelConfig) -> dict:
-    """The inverse of `rope`, in the older fields and the newer."""
+    """The inverse of `rope`, in the older fields, which all versions of transformers and vLLM read."""
     scaling = config.rope_scaling
-    fields: dict[str, Any] = {"rope_type": "default"}
+    fields: dict[str, Any] | None = None
     if scaling is not None:
         fields = {"rope_type": scaling.kind, "factor": scaling.factor}
         fields |= dict(zip(_LLAMA3_ROPE, scaling[1:], strict=True)) if scaling.kind == "llama3" else {}
-    theta = {"rope_theta": config.rope_theta}
     share = {"partial_rotary_factor": config.rotary_share} if config.rotary_share != 1 else {}
-    return theta | share | {"rope_scaling": fields if scaling else None, "rope_parameters": fields | theta | share}
+    return {"rope_theta": config.rope_theta, "rope_scaling": fields, **share}
 
 
 def layer_types(hf: dict, where: str, layers: int, windowed: list[bool]) -> tuple[bool, ...]:

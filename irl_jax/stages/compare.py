@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from irl_jax import artifacts, paths, workdir
-from irl_jax.errors import UserError
+from irl_jax.errors import UserError, printable
 from irl_jax.overrides import leaves
 from irl_jax.stages import run_figures, run_tables
 from irl_jax.stages.page import Raw, Section, escape, figures, page, table
+from irl_jax.stages.plot_style import number
 from irl_jax.stages.run_tables import Table
 
 # Keys under data. and golden. that say what is trained on, not on what and by whom the policies are judged.
@@ -56,7 +57,7 @@ def compare(folders: Sequence[str], out: str) -> None:
         *(Section(f"table-{index}", shown.title, _html(shown, False)) for index, shown in enumerate(tables, start=1))])
     paths.write(target, lambda file: file.write(content))
     print("\n\n".join(shown.markdown() for shown in (*tables, *about)))
-    print(f"\n{_NOTE}\n\ncomparison: {target}")
+    print(f"\n{_NOTE}\n\ncomparison: {printable(str(target))}")
 
 
 def load(folder: str) -> Run:
@@ -109,10 +110,12 @@ def each_run(groups: dict[str, list[Run]]) -> Table:
     rows = []
     for letter, runs in groups.items():
         for run in runs:
-            seconds = [row.get("seconds") or 0.0 for row in (run.results.get("timing") or {}).values()]
+            timing = (run.results.get("timing") or {}).values()
+            seconds = math.fsum(filter(math.isfinite, (number((row or {}).get("seconds")) for row in timing)))
             gap = ((run.results.get("rewards") or {}).get("init_sft") or {}).get("auc_minus_log_ratio") or {}
-            leak = f"{gap['difference']:+.3f} ± {gap['stderr'] or math.nan:.3f}" if gap.get("difference") is not None else "–"
-            rows.append([run.path, letter, str(run.seed), f"{sum(seconds):.0f}" if seconds else "–", leak, run.commit[:12]])
+            difference, stderr = number(gap.get("difference")), number(gap.get("stderr"))
+            leak = f"{difference:+.3f} ± {stderr:.3f}" if math.isfinite(difference) else "–"
+            rows.append([run.path, letter, str(run.seed), f"{seconds:.0f}" if timing else "–", leak, run.commit[:12]])
     return Table("Runs", ["workdir", "run", "seed", "seconds", "AUC of init_sft less the log-ratio's", "commit"], rows)
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import irl_jax
-from irl_jax import artifacts, workdir
+from irl_jax import artifacts, paths, workdir
 from irl_jax.config import default
-from irl_jax.errors import UserError
+from irl_jax.errors import UserError, printable
 from irl_jax.overrides import leaves
+from irl_jax.stages.plot_style import number
+from irl_jax.stages.run_tables import BEST_OF, best_of, code, markdown, plain
 
-BEST_OF = 16  # the column of the rewards' table
+# A path from the root of this machine or from a home: all of a setting, after "hh:", or in a variant's line up to the next space.
+_LOCAL = re.compile(r"(^|:)(?:file://)?(?:~[^/\s]*)?/(?!/).*|(?<==)(?:~[^/\s]*)?/(?!/)\S*", re.DOTALL)
 _RECIPES = {
     "init_sft": "positives: samples of sft; negatives: samples of init",
     "init_demo": "positives: demonstrations; negatives: samples of init",
@@ -142,23 +148,24 @@ rewards = model(**rows).logits[:, 0]
 ```
 
 The one logit is the reward of the response, read at the last token, which is {which} of a finished response: {_bias(shift)}
-It is no probability: differences between responses to one prompt are what it means. Rows are padded with `{pad.token}` (id {pad.id}),
+It is no probability: differences between responses to one prompt are what it means. Rows are padded with {code(pad.token)} (id {pad.id}),
 which must not be the EOS: transformers scores the rightmost token that is not padding. {why} The weights are {dtype}, adapters merged.
 """)
 
 
 def adapter(facts: Facts, eos_ids: Sequence[int], pad_id: int | None, shift: float, dtype: str) -> str:
     """The card of a peft folder. pad_id: the tokenizer's padding where it is no EOS, else None; shift: what a reward's scores lack."""
+    base, where = (repr(facts.base), "") if is_hub_name(facts.base) else ("BASE", "BASE is the base model's folder. ")
     if facts.group != "reward":
         use = f"""\
 ```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({facts.base!r}), DIR)
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base}), DIR)
 ```
 
-Generation ends at {_ids(eos_ids)}. The adapter's weights are {dtype}.
+{where}Generation ends at {_ids(eos_ids)}. The adapter's weights are {dtype}.
 """
     else:
         batches = "" if pad_id is not None else " Score one row at a time: the tokenizer has no padding token apart from its EOS."
@@ -167,11 +174,11 @@ Generation ends at {_ids(eos_ids)}. The adapter's weights are {dtype}.
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
-base = AutoModelForSequenceClassification.from_pretrained({facts.base!r}, num_labels=1, pad_token_id={pad_id})
+base = AutoModelForSequenceClassification.from_pretrained({base}, num_labels=1, pad_token_id={pad_id})
 model = PeftModel.from_pretrained(base, DIR)
 ```
 
-The one logit at the last token, which is the EOS of a finished response, is the reward of the response: {_bias(shift)}{batches}
+{where}The one logit at the last token, which is the EOS of a finished response, is the reward of the response: {_bias(shift)}{batches}
 The adapter's weights are {dtype}.
 """
     return _card(facts, "text-classification" if facts.group == "reward" else "text-generation", "peft", use)
@@ -199,43 +206,60 @@ def _card(facts: Facts, task: str, library: str, use: str) -> str:
 
 
 def _front_matter(facts: Facts, task: str, library: str) -> str:
+    from huggingface_hub import ModelCardData
+
     tags = ["irl_jax", "inverse-reinforcement-learning", facts.group] + (["reward-model"] if facts.group == "reward" else [])
     tags += ["lora"] if library == "peft" else []
-    lines = [f"library_name: {library}", f"pipeline_tag: {task}", "tags:", *(f"- {tag}" for tag in tags)]
-    if is_hub_name(facts.base):
-        lines.append(f"base_model: {facts.base}")
-    return "---\n" + "\n".join(lines) + "\n---\n"
+    base = facts.base if is_hub_name(facts.base) else None
+    data = ModelCardData(library_name=library, pipeline_tag=task, tags=tags, base_model=base)
+    return f"---\n{data.to_yaml()}\n---\n"
 
 
 def is_hub_name(base: str) -> bool:
-    """Whether a base model is named as on the hub ("gpt2", "google/gemma-2b") rather than by a folder, which no other machine knows."""
-    return bool(base) and not base.startswith(("/", ".", "~")) and base.count("/") <= 1
+    """Whether a base model is named as on the hub ("gpt2", "google/gemma-2b"). A folder of that name is a folder."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if paths.here(base).exists():
+        return False
+    try:
+        validate_repo_id(base)
+    except HFValidationError:
+        return False
+    return True
+
+
+def public(value: Any) -> Any:
+    """A setting's value in which a path of this machine is its last name alone."""
+    if isinstance(value, (list, tuple)):
+        return [public(part) for part in value]
+    return _LOCAL.sub(lambda found: (found[1] or "") + PurePath(found[0]).name, value) if isinstance(value, str) else value
 
 
 def _about(facts: Facts) -> str:
     lines = [_METHODS[facts.group]]
     if facts.recipe:
-        lines.append(f"Recipe `{facts.recipe}`{f': {_RECIPES[facts.recipe]}' if facts.recipe in _RECIPES else ''}.")
-    lines.append(f"Base model: `{facts.base}`." if facts.base else "The run initialised the base model itself and pretrained it.")
+        lines.append(f"Recipe {code(facts.recipe)}{f': {_RECIPES[facts.recipe]}' if facts.recipe in _RECIPES else ''}.")
+    name = facts.base if is_hub_name(facts.base) else paths.here(facts.base).absolute().name
+    lines.append(f"Base model: {code(name)}." if facts.base else "The run initialised the base model itself and pretrained it.")
     return "\n".join(lines) + "\n"
 
 
 def _making(facts: Facts) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     lines = ["By irl_jax (inverse reinforcement learning from demonstrations, [arXiv 2405.15624](https://arxiv.org/abs/2405.15624)), "
-             f"commit {facts.commit or 'unknown'}, with {versions}; exported by irl_jax {irl_jax.__version__}."]
+             f"commit {plain(facts.commit or 'unknown')}, with {plain(versions)}; exported by irl_jax {irl_jax.__version__}."]
     if facts.own:
-        lines += ["", f"Its own settings: `{facts.own}`"]
+        lines += ["", f"Its own settings: {code(public(facts.own))}"]
     if facts.changed:
         lines += ["", "Settings of the run that are not the defaults:", "", "```"]
-        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in facts.changed.items()] + ["```"]
+        lines += [printable(f"{key} = {json.dumps(public(value), ensure_ascii=False)}") for key, value in facts.changed.items()] + ["```"]
     else:
         lines += ["", "Every setting is the default."]
     return "\n".join(lines) + "\n"
 
 
 def _data(facts: Facts) -> str:
-    source = "irl_jax's embedded testbed, a generated world" if facts.source == "testbed" else f"`{facts.source}`"
+    source = "irl_jax's embedded testbed, a generated world" if facts.source == "testbed" else code(public(facts.source))
     counts = ", ".join(f"{number:,} {name}" for name, number in facts.records.items())
     return f"Source: {source}. Records: {counts or 'not counted, the source being no longer there'}.\n"
 
@@ -245,35 +269,31 @@ def _evaluation(facts: Facts) -> str:
     if not policies:
         return "The run was not evaluated.\n"
     golden = facts.results.get("golden") or {}
-    accuracy = golden.get("heldout_accuracy")
-    judge = (f"Golden reward: {golden.get('name')}" + (f", held-out accuracy {accuracy:.3f}" if accuracy is not None else "")
+    accuracy = number(golden.get("heldout_accuracy"))
+    judge = (f"Golden reward: {plain(golden.get('name'))}" + (f", held-out accuracy {accuracy:.3f}" if math.isfinite(accuracy) else "")
              if golden else "There was no golden reward")
-    table = _table(["policy", "golden", "tokens", "KL to sft, nats", "distinct-2", "prompts"], [
+    table = markdown(["policy", "golden", "tokens", "KL to sft, nats", "distinct-2", "prompts"], [
         [_name(name, facts.role), _number(row, "golden_mean", "golden_stderr"), _number(row, "length_mean", digits=1),
-         _number(row, "kl_to_sft", "kl_to_sft_stderr", 2), _number(row, "distinct_2"), str(row.get("n", "–"))]
+         _number(row, "kl_to_sft", "kl_to_sft_stderr", 2), _number(row, "distinct_2"), plain(row.get("n", "–"))]
         for name, row in policies.items() if row])
     rows = []
     for name, row in rewards.items():
-        best: Mapping = next((point for point in (row or {}).get("best_of_n") or [] if point["n"] == BEST_OF), {})
+        row = row or {}
+        best = best_of(row)
         rows.append([_name(name, facts.role.removeprefix("reward/")), _number(row, "heldout_auc", "heldout_auc_stderr"),
                      _number(row, "spearman_golden", "spearman_golden_stderr"), _number(row, "spearman_length", "spearman_length_stderr"),
                      _number(best, "golden", "stderr")])
-    quality = _table(["reward", "held-out AUC", "Spearman with golden", "Spearman with length", f"golden of best-of-{BEST_OF}"], rows)
-    return (f"{judge}; no training step sees it. Samples at {_law(facts)}; ± is one standard error over prompts.\n\n{table}"
-            + (f"\n{quality}" if rows and facts.group in ("reward", "policy", "rejection") else ""))
+    quality = markdown(["reward", "held-out AUC", "Spearman with golden", "Spearman with length", f"golden of best-of-{BEST_OF}"], rows)
+    return (f"{judge}; no training step sees it. Samples at {_law(facts)}; ± is one standard error over prompts.\n\n{table}\n"
+            + (f"\n{quality}\n" if rows and facts.group in ("reward", "policy", "rejection") else ""))
 
 
 def _name(name: str, this: str) -> str:
-    return f"**`{name}`** (this one)" if name == this else f"`{name}`"
+    return f"**{code(name)}** (this one)" if name == this else code(name)
 
 
 def _number(row: Mapping, key: str, error: str = "", digits: int = 3) -> str:
-    value, stderr = row.get(key), row.get(error)
-    if value is None:
+    value, stderr = number(row.get(key)), number(row.get(error))
+    if not math.isfinite(value):
         return "–"
-    return f"{value:.{digits}f}" + (f" ± {stderr:.{digits}f}" if stderr is not None else "")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]]) + "\n"
+    return f"{value:.{digits}f}" + (f" ± {stderr:.{digits}f}" if math.isfinite(stderr) else "")

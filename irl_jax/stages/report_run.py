@@ -94,7 +94,7 @@ def headline(results: Mapping) -> str:
         at = min((numbers or {}).get("best_of_n") or [], key=lambda row: abs(row["n"] - COMPARED), default=None)
         if at is not None and recipe not in CONTROLS:
             name = f"best-of-{at['n']} by {recipe}"
-            bound = Raw(f"at most {format_number(at.get('kl_bound'))}") if number(at.get("kl_bound")) >= 0 else None
+            bound = Raw(escape(f"at most {format_number(at.get('kl_bound'))}")) if number(at.get("kl_bound")) >= 0 else None
             best.append([name, at.get("golden"), at.get("stderr"), paired.get(f"{name} - sft") or {}, Cell(at.get("win_rate"),
                          at.get("win_rate_stderr")), bound, None])
     more = len(rows[HEADLINE[0] :]) + len(best[HEADLINE[1] :])

@@ -28,7 +28,7 @@ def _sample(index: int, row: Mapping) -> str:
     cards = []
     for response in row.get("responses") or []:
         facts = [("golden", response.get("golden")), *(response.get("rewards") or {}).items(), ("tokens", response.get("length"))]
-        items = "".join(f"<li>{named(name)} {format_number(value)}</li>" for name, value in facts
+        items = "".join(f"<li>{named(name)} {escape(format_number(value))}</li>" for name, value in facts
                         if value is not None and name != "length")  # that control is the tokens again
         source = response.get("source", "")
         cards.append(f'<div class="response {recipe_class(source)}"><h4>{escape(source)}</h4>'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from irl_jax.stages.page import Cell, details, number_table, table
-from irl_jax.stages.plot_style import golden_label
+from irl_jax.stages.plot_style import golden_label, number
 
 BEST_OF = (4, 16, 50)  # columns of the best-of-n table, where measured
 OPEN_COMPARISONS = 40  # rows of paired comparisons shown unfolded
@@ -43,7 +43,7 @@ def rewards(results: Mapping) -> str:
                    "sample (ties half); ± is one standard error over prompts.",
                    ["reward"] + [f"best-of-{n}" for n in chosen] + [f"win rate, n = {n}" for n in chosen], best(chosen, chosen))
     every = table("Golden reward of best-of-n at every n.", ["reward"] + [f"n = {n}" for n in ns], best(ns, []))
-    tilting = [[f"{name}, β = {row['beta']:g}", Cell(row.get("kl"), row.get("kl_stderr")),
+    tilting = [[f"{name}, β = {number(row.get('beta')):g}", Cell(row.get("kl"), row.get("kl_stderr")),
                 Cell(row.get("golden"), row.get("stderr")), row.get("ess"), bool(row.get("trusted", True))]
                for name, numbers in every_reward.items() for row in numbers.get("tilting") or []]
     tilted = table("Sft samples weighted by exp(h/β): the optimum of the KL-regularised objective, without reinforcement "

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from irl_jax.errors import printable
 from irl_jax.evaluation.pooling import pooled
+from irl_jax.stages.plot_style import number
 
 BEST_OF = 16  # n of the best-of-n columns
 Groups = Mapping[str, Sequence[Mapping]]  # {letter: the results.json of each of its runs}
@@ -21,13 +25,26 @@ class Table(NamedTuple):
 
     def markdown(self) -> str:
         """The table in Markdown."""
-        return markdown(self.head, [[f"`{name}`" if self.code else name, *cells] for name, *cells in self.rows])
+        return markdown(self.head, [[code(name) if self.code else plain(name), *map(plain, cells)] for name, *cells in self.rows])
 
 
 def markdown(head: Sequence, rows: Sequence[Sequence]) -> str:
-    """A Markdown table of plain cells."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
+    """A Markdown table of cells that are Markdown."""
+    lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def code(text: object) -> str:
+    """Text as a code span of Markdown."""
+    shown = printable(" ".join(str(text).split()))
+    ticks = "`" * (max(map(len, re.findall("`+", shown)), default=0) + 1)
+    space = " " * (len(ticks) > 1)
+    return f"{ticks}{space}{shown}{space}{ticks}"
+
+
+def plain(text: object) -> str:
+    """Text in a line of Markdown, in which it begins no HTML and no code."""
+    return re.sub("[<`]", r"\\\g<0>", printable(" ".join(str(text).split())))
 
 
 def all_tables(groups: Groups) -> list[Table]:
@@ -81,7 +98,7 @@ def rewards(groups: Groups) -> Table:
 def paired(groups: Groups) -> Table:
     """Differences on the same prompts, with each run's in its own standard errors."""
     def each(rows):
-        return ", ".join(f"{row['z']:+.1f}" if row.get("z") is not None else "–" for row in rows)
+        return ", ".join(f"{z:+.1f}" if math.isfinite(z := number(row.get("z"))) else "–" for row in rows)
 
     return _side_by_side("Differences on the same prompts", "difference on the same prompts", groups,
                          lambda run: {row["name"]: row for row in run.get("paired") or []},
@@ -102,7 +119,7 @@ def golden_of(run: Mapping) -> dict[str, tuple]:
     found = {name: (row.get("golden_mean"), row.get("golden_stderr")) for name, row in (run.get("policies") or {}).items()}
     for recipe, row in (run.get("rewards") or {}).items():
         found[f"best-of-{BEST_OF} by {recipe}"] = (best_of(row).get("golden"), best_of(row).get("stderr"))
-    return {name: pair for name, pair in found.items() if pair[0] is not None}
+    return {name: pair for name, pair in found.items() if math.isfinite(number(pair[0]))}
 
 
 def differences(groups: Groups) -> Table:
@@ -113,6 +130,6 @@ def differences(groups: Groups) -> Table:
         pairs = [(golden_of(run), golden_of(there)) for run in runs for there in base if run.get("seed") == there.get("seed")]
         for name in dict.fromkeys(name for ours, theirs in pairs for name in ours if name in theirs):
             both = [(ours[name], theirs[name]) for ours, theirs in pairs if name in ours and name in theirs]
-            errors = [None if a[1] is None or b[1] is None else (a[1] ** 2 + b[1] ** 2) ** 0.5 for a, b in both]
+            errors = [error if math.isfinite(error := math.hypot(number(a[1]), number(b[1]))) else None for a, b in both]
             rows.append([name, letter, pooled([a[0] - b[0] for a, b in both], errors), str(len(both))])
     return Table(f"Golden less that of {first}", ["policy or best-of-n", "run", "difference", "seeds"], rows)
