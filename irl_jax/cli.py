@@ -16,7 +16,7 @@ import traceback
 import ml_collections
 from ml_collections import ConfigDict
 
-from irl_jax import paths
+from irl_jax import outputs, paths
 from irl_jax.config import default
 from irl_jax.errors import UserError
 from irl_jax.flags import OVERRIDE, given_flags, parse
@@ -135,6 +135,7 @@ def _config(arguments, overrides) -> int:
 
 def _aot(arguments, overrides) -> int:
     config = _configured(arguments, overrides)
+    outputs.check_in_folder(arguments.out, "plan.json", outputs.named(config.to_dict()))
     from irl_jax.stages import aot
 
     aot.run(config, arguments.topology, arguments.slices, arguments.out, tuple(step for step in arguments.steps.split(",") if step))
@@ -202,7 +203,9 @@ def _export(arguments, _) -> int:
     out = pathlib.Path(os.path.abspath(paths.here(arguments.out)))
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out={arguments.out}: is there already and not an empty folder; choose another, or remove it")
-    _check_folder(arguments.out, str(out.parent))
+    if not out.parent.is_dir():
+        raise UserError(f"--out={arguments.out}: must be in a folder that exists")
+    outputs.check(arguments.out, out, {"--base": arguments.base, **outputs.inputs_of(arguments.workdir)})
     arguments.out = out
     from irl_jax.stages.export import export
 
@@ -215,6 +218,8 @@ def _prepare(arguments, _) -> int:
     _check_file(arguments.data, "--data")
     if arguments.test:
         _check_file(arguments.test, "--test")
+    if arguments.out.strip() and paths.is_local(arguments.out):
+        outputs.check_in_folder(arguments.out, f"{arguments.kind}/data", {"--data": arguments.data, "--test": arguments.test})
     from irl_jax.data.tfds.prepare import prepare
 
     print(prepare(arguments.kind, files, arguments.out, arguments.fields))
@@ -222,6 +227,8 @@ def _prepare(arguments, _) -> int:
 
 
 def _compare(arguments, _) -> int:
+    inputs = {what: path for workdir in arguments.workdirs for what, path in outputs.inputs_of(workdir).items()}
+    outputs.check_in_folder(arguments.out, "compare.html", inputs)
     from irl_jax.stages.compare import compare
 
     compare(arguments.workdirs, arguments.out)
@@ -240,16 +247,8 @@ def _check_source(arguments, records: str, flag: str) -> None:
         given = "--role" if arguments.role else "--reward"
         raise UserError(f"{given}: needs --workdir; a plain folder has one model and no reward")
     _check_file(records, flag)
-    out = os.path.abspath(paths.here(arguments.out))
-    folder = os.path.dirname(out)
-    if os.path.isdir(out):
-        raise UserError(f"--out={arguments.out}: must be a file in a folder that exists")
-    if os.path.lexists(out) and not os.path.isfile(out):  # /dev/null would become a file
-        raise UserError(f"--out={arguments.out}: must be a plain file, and is something else")
-    if os.path.realpath(out) == os.path.realpath(os.path.expanduser(records)):
-        raise UserError(f"--out={arguments.out}: is the file of {flag}, which would be replaced; choose another")
-    _check_folder(arguments.out, folder)
-    arguments.out = out
+    inputs = {flag: records, "--model": arguments.model or "", **outputs.inputs_of(arguments.workdir or "")}
+    arguments.out = outputs.check_file(arguments.out, inputs)
 
 
 def _check_file(path: str, flag: str) -> None:
@@ -257,14 +256,6 @@ def _check_file(path: str, flag: str) -> None:
     if not os.path.isfile(os.path.expanduser(path)):
         there = os.path.lexists(os.path.expanduser(path))
         raise UserError(f"{flag}={path}: {'is no file that can be read' if there else 'no such file'}")
-
-
-def _check_folder(out: str, folder: str) -> None:
-    """Refuses an --out whose folder is not there or cannot be written to."""
-    if not os.path.isdir(folder):
-        raise UserError(f"--out={out}: must be in a folder that exists")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"--out={out}: the folder cannot be written to")
 
 
 def _call_get_config(path: pathlib.Path, variant: str):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from irl_jax import cli, stages
+from irl_jax import cli, paths, stages
 from irl_jax.config import default
 from irl_jax.errors import UserError
 from irl_jax.flags import VERBS
@@ -165,7 +165,7 @@ def test_a_bug_of_ours_met_by_a_config_file_keeps_its_traceback(tmp_path, monkey
 
 def test_our_own_bug_keeps_its_traceback_and_status_1(tmp_path):
     script = (
-        "import sys\nfrom irl_jax import cli, stages\n"
+        "import sys\nfrom irl_jax import cli, paths, stages\n"
         "stages.run_pipeline = lambda *_: {}['ours']\n"
         "sys.exit(cli.main(['run', '--workdir=W']))\n"
     )
@@ -212,6 +212,18 @@ def test_generate_and_score_get_their_flags(monkeypatch, tmp_path):
     )
     assert (plain.temperature, plain.top_k, plain.top_p, plain.samples, plain.seed, plain.max_tokens) == (0.0, 5, 0.9, 3, 4, 64)
     assert (score.model, score.eos, score.role, score.reward) == ("M", True, None, None)
+
+
+@pytest.mark.parametrize("letters", [1, 230, 240, 248, 255])
+def test_what_cannot_be_written_is_known_before_the_work(monkeypatch, tmp_path, capsys, letters):
+    """A name as long as the system has them, which what is written first may exceed."""
+    out, written = tmp_path / ("o" * letters), []
+    monkeypatch.setattr(generate_verbs, "score", lambda args: written.append(paths.write(paths.of(args.out), lambda file: file.write(b"x"))))
+    (tmp_path / "d.jsonl").write_text("")
+    status = cli.main(["score", "--model=M", f"--data={tmp_path / 'd.jsonl'}", f"--out={out}"])
+    assert (status, len(written)) in ((0, 1), (2, 0)) and out.exists() == (status == 0)
+    assert {path.name for path in tmp_path.iterdir()} <= {"d.jsonl", out.name}
+    assert ("cannot be written" in capsys.readouterr().err) == (status == 2)
 
 
 def test_another_config_in_a_workdir_is_status_2(tmp_path):
