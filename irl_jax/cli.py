@@ -16,7 +16,7 @@ import traceback
 import ml_collections
 from ml_collections import ConfigDict
 
-from irl_jax import outputs, paths
+from irl_jax import outputs, paths, terminal
 from irl_jax.config import default
 from irl_jax.errors import UserError
 from irl_jax.flags import OVERRIDE, given_flags, parse
@@ -35,21 +35,23 @@ def main(argv: list[str]) -> int:
       argv: the arguments after the program's name.
 
     Returns:
-      The exit status: 0, 2 for the user's mistake, 130 where interrupted, 141 where nobody reads what it prints.
+      The exit status: 0, 2 for the user's mistake, 130 where interrupted, 141 where nobody reads what a verb that only prints has to say.
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # its tokenizers need no PyTorch, whatever it says at import
-    try:
-        arguments, overrides = parse(argv)
-        return _DISPATCH[arguments.verb](arguments, overrides)
-    except UserError as error:
-        print(f"irl_jax: error: {_one_line(str(error))}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # whoever read it has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it once more as it ends
-        return 141
-    except KeyboardInterrupt:
-        print("irl_jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    with terminal.steady(needed=not argv or argv[0] not in _WORKING):
+        try:
+            arguments, overrides = parse(argv)
+            status = _DISPATCH[arguments.verb](arguments, overrides)
+            sys.stdout.flush()
+            return status
+        except UserError as error:
+            print(f"irl_jax: error: {_one_line(str(error))}", file=sys.stderr)
+            return 2
+        except BrokenPipeError:  # whoever read it has seen enough
+            return 141
+        except KeyboardInterrupt:
+            print("irl_jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+            return 130
 
 
 def _one_line(text: str, most: int = 1500) -> str:
@@ -237,6 +239,7 @@ def _compare(arguments, _) -> int:
 
 _DISPATCH = {"run": _run, "status": _status, "compare": _compare, "config": _config, "prepare": _prepare, "generate": _generate,
              "score": _score, "export": _export, "aot": _aot}
+_WORKING = ("run", "prepare", "generate", "score", "export", "aot")  # leave files; what they print only tells of them
 
 
 def _check_source(arguments, records: str, flag: str) -> None:
