@@ -173,6 +173,45 @@ def test_our_own_bug_keeps_its_traceback_and_status_1(tmp_path):
     assert done.returncode == 1 and "Traceback" in done.stderr and "KeyError: 'ours'" in done.stderr
 
 
+@pytest.mark.parametrize("where", [">/dev/full 2>/dev/full", ">&- 2>&- <&-", "| head -c1", "2>&1 | head -c1"])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_run_outlives_its_terminal(tmp_path, where, encoding):
+    """And no file of its own gets the number of a stream that was closed."""
+    done = tmp_path / "done"
+    script = tmp_path / "s.py"
+    script.write_text(f"""if True:
+        import contextlib, os, sys, time
+        from irl_jax import cli, distributed, progress, stages
+        def run(*_):
+            for _ in range(20):
+                distributed.say("\u00e9\u2713" * 999)
+                print("\u00e9" * 999, file=sys.stderr)
+                time.sleep(0.01)
+            progress.bar(range(3)).close()
+            with open({str(done)!r}, "w") as file:
+                for number in (1, 2):  # as libraries of C do
+                    with contextlib.suppress(OSError):
+                        os.write(number, b"more")
+                file.write("whole")
+        stages.run_pipeline = run
+        sys.argv = ["irl_jax", "run", "--workdir=W"]
+        cli.entry()""")
+    command = f"{sys.executable} {script} {where}; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, errors="replace",
+                           env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)})
+    assert ended.returncode == 0 and "Traceback" not in ended.stderr and "Exception" not in ended.stderr, ended.stderr
+    assert done.read_text() == "whole"
+
+
+@pytest.mark.parametrize(("where", "status"), [(">/dev/full", 2), (">&-", 2), ("| head -c1", 141), (">/dev/null 2>&-", 0)])
+def test_what_only_prints_must_be_able_to(where, status):
+    command = f"{sys.executable} -m irl_jax config {where}; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == status
+    assert ended.stderr == "" or status == 2 and ended.stderr.startswith("irl_jax: error: standard output: cannot be written (")
+    assert ended.stderr.count("\n") == (status == 2)
+
+
 def test_user_errors_from_below_are_one_line(monkeypatch, capsys):
     def refuse(*_):
         raise UserError("data.jsonl, line 3:\nno field 'prompt'")
