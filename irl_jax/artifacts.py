@@ -78,8 +78,13 @@ def flush_jsonl(path) -> None:
 
 
 def write_jsonl(path, records) -> None:
-    """Writes one line a record, the whole file or nothing."""
-    _write(paths.of(path), lambda file: file.writelines(_line(record).encode() for record in records))
+    """Writes one line a record, the whole file or nothing.
+
+    Args:
+      records: dicts of JSON's own types. Raises: ValueError: a number among them is NaN or infinite.
+    """
+    _write(paths.of(path), lambda file: file.writelines(
+        (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode() for record in records))
 
 
 def read_jsonl(path) -> list[dict]:

@@ -8,6 +8,7 @@ and optax states come back as what they were: `like` says how.
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import logging
 import os
@@ -280,9 +281,19 @@ def _orbax_restore(path, flat_like: dict) -> dict:
         return checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=dict(flat_like), restore_args=restore_args))
 
 
+@functools.cache
 def _orbax():
-    """orbax.checkpoint, imported where it is needed (a third of a second), its progress lines kept to warnings."""
+    """orbax.checkpoint, imported where it is needed (a third of a second), and silent: what fails is raised, and we say it once."""
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").setLevel(logging.WARNING)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(lambda record: "orbax" not in record.pathname + record.getMessage())
+    sys.unraisablehook = functools.partial(_without_late_writes, sys.unraisablehook)
     return ocp
+
+
+def _without_late_writes(hook, unraisable) -> None:
+    """An unraisablehook that passes over what tensorstore's threads say of each write that ends after another has failed."""
+    if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
+        hook(unraisable)

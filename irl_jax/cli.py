@@ -16,7 +16,7 @@ import traceback
 import ml_collections
 from ml_collections import ConfigDict
 
-from irl_jax import paths
+from irl_jax import outputs, paths, terminal
 from irl_jax.config import default
 from irl_jax.errors import UserError, printable
 from irl_jax.flags import OVERRIDE, given_flags, parse
@@ -35,26 +35,28 @@ def main(argv: list[str]) -> int:
       argv: the arguments after the program's name.
 
     Returns:
-      The exit status: 0, 2 for the user's mistake, 130 where interrupted, 141 where nobody reads what it prints.
+      The exit status: 0, 2 for the user's mistake, 130 where interrupted, 141 where nobody reads what a verb that only prints has to say.
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # its tokenizers need no PyTorch, whatever it says at import
-    try:
-        arguments, overrides = parse(argv)
-        _check_system()
-        return _DISPATCH[arguments.verb](arguments, overrides)
-    except UserError as error:
-        print(f"irl_jax: error: {_one_line(str(error))}", file=sys.stderr)
-        return 2
-    except PermissionError as error:
-        said = f"{error.filename}: {error.strerror}; change its rights, or name another"
-        print(f"irl_jax: error: {_one_line(said)}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # whoever read it has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it once more as it ends
-        return 141
-    except KeyboardInterrupt:
-        print("irl_jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    with terminal.steady(needed=not argv or argv[0] not in _WORKING):
+        try:
+            arguments, overrides = parse(argv)
+            _check_system()
+            status = _DISPATCH[arguments.verb](arguments, overrides)
+            sys.stdout.flush()
+            return status
+        except UserError as error:
+            print(f"irl_jax: error: {_one_line(str(error))}", file=sys.stderr)
+            return 2
+        except PermissionError as error:
+            said = f"{error.filename}: {error.strerror}; change its rights, or name another"
+            print(f"irl_jax: error: {_one_line(said)}", file=sys.stderr)
+            return 2
+        except BrokenPipeError:  # whoever read it has seen enough
+            return 141
+        except KeyboardInterrupt:
+            print("irl_jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+            return 130
 
 
 def _check_system() -> None:
@@ -144,6 +146,7 @@ def _config(arguments, overrides) -> int:
 
 def _aot(arguments, overrides) -> int:
     config = _configured(arguments, overrides)
+    outputs.check_in_folder(arguments.out, "plan.json", outputs.named(config.to_dict()))
     from irl_jax.stages import aot
 
     aot.run(config, arguments.topology, arguments.slices, arguments.out, tuple(step for step in arguments.steps.split(",") if step))
@@ -209,7 +212,9 @@ def _export(arguments, _) -> int:
     out = pathlib.Path(os.path.abspath(paths.here(arguments.out)))
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out={arguments.out}: is there already and not an empty folder; choose another, or remove it")
-    _check_folder(arguments.out, str(out.parent))
+    if not out.parent.is_dir():
+        raise UserError(f"--out={arguments.out}: must be in a folder that exists")
+    outputs.check(arguments.out, out, {"--base": arguments.base, **outputs.inputs_of(arguments.workdir)})
     arguments.out = out
     from irl_jax.stages.export import export
 
@@ -222,6 +227,8 @@ def _prepare(arguments, _) -> int:
     _check_file(arguments.data, "--data")
     if arguments.test:
         _check_file(arguments.test, "--test")
+    if arguments.out.strip() and paths.is_local(arguments.out):
+        outputs.check_in_folder(arguments.out, f"{arguments.kind}/data", {"--data": arguments.data, "--test": arguments.test})
     from irl_jax.data.tfds.prepare import prepare
 
     print(prepare(arguments.kind, files, arguments.out, arguments.fields))
@@ -229,6 +236,8 @@ def _prepare(arguments, _) -> int:
 
 
 def _compare(arguments, _) -> int:
+    inputs = {what: path for workdir in arguments.workdirs for what, path in outputs.inputs_of(workdir).items()}
+    outputs.check_in_folder(arguments.out, "compare.html", inputs)
     from irl_jax.stages.compare import compare
 
     compare(arguments.workdirs, arguments.out)
@@ -237,6 +246,7 @@ def _compare(arguments, _) -> int:
 
 _DISPATCH = {"run": _run, "status": _status, "compare": _compare, "config": _config, "prepare": _prepare, "generate": _generate,
              "score": _score, "export": _export, "aot": _aot}
+_WORKING = ("run", "prepare", "generate", "score", "export", "aot")  # leave files; what they print only tells of them
 
 
 def _check_source(arguments, records: str, flag: str) -> None:
@@ -247,16 +257,8 @@ def _check_source(arguments, records: str, flag: str) -> None:
         given = "--role" if arguments.role else "--reward" if arguments.reward else "--base"
         raise UserError(f"{given}: needs --workdir; a plain folder has one model and no reward")
     _check_file(records, flag)
-    out = os.path.abspath(paths.here(arguments.out))
-    folder = os.path.dirname(out)
-    if os.path.isdir(out):
-        raise UserError(f"--out={arguments.out}: must be a file in a folder that exists")
-    if os.path.lexists(out) and not os.path.isfile(out):  # /dev/null would become a file
-        raise UserError(f"--out={arguments.out}: must be a plain file, and is something else")
-    if os.path.realpath(out) == os.path.realpath(os.path.expanduser(records)):
-        raise UserError(f"--out={arguments.out}: is the file of {flag}, which would be replaced; choose another")
-    _check_folder(arguments.out, folder)
-    arguments.out = out
+    inputs = {flag: records, "--model": arguments.model or "", "--base": arguments.base, **outputs.inputs_of(arguments.workdir or "")}
+    arguments.out = outputs.check_file(arguments.out, inputs)
 
 
 def _check_file(path: str, flag: str) -> None:
@@ -264,14 +266,6 @@ def _check_file(path: str, flag: str) -> None:
     if not os.path.isfile(os.path.expanduser(path)):
         there = os.path.lexists(os.path.expanduser(path))
         raise UserError(f"{flag}={path}: {'is no file that can be read' if there else 'no such file'}")
-
-
-def _check_folder(out: str, folder: str) -> None:
-    """Refuses an --out whose folder is not there or cannot be written to."""
-    if not os.path.isdir(folder):
-        raise UserError(f"--out={out}: must be in a folder that exists")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"--out={out}: the folder cannot be written to")
 
 
 def _call_get_config(path: pathlib.Path, variant: str):

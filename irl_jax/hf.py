@@ -139,12 +139,16 @@ def load_reward_model(
 
 
 def check_reward_model(path: str | Path, label: str = "", *, key: str = "golden.label") -> Any:
-    """Refuses what `load_reward_model` and `load_tokenizer` would, by the files' heads: no weight is read.
+    """Refuses what `load_reward_model` and `load_tokenizer` would; the weights are read, and not kept.
 
     Returns: its tokenizer.
     Raises: UserError.
     """
-    return load_tokenizer(_classifier(path, label, key).folder)
+    found = _classifier(path, label, key)
+    tokenizer = load_tokenizer(found.folder)
+    found.score.read()
+    hf_import.check(found.model, found.stored, str(found.folder))
+    return tokenizer
 
 
 class _Classifier(NamedTuple):

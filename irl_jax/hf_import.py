@@ -37,9 +37,16 @@ class StoredTensor(NamedTuple):
     dtype: str
 
     def read(self, box: Box | None = None) -> np.ndarray:
-        """The part in the box, or all of it, as it is stored; of its own memory, the file being closed again and no page of it mapped."""
+        """The part in the box, or all of it, as it is stored; of its own memory, the file being closed again and no page of it mapped.
+
+        Raises: UserError where the file is broken, or holds numbers there that are not finite.
+        """
         with _opened(self.file) as file:
-            return file.get_slice(self.name)[tuple(slice(*bounds) for bounds in box or [(0, size) for size in self.shape])]
+            values = file.get_slice(self.name)[tuple(slice(*bounds) for bounds in box or [(0, size) for size in self.shape])]
+        if not np.isfinite(values.astype(np.float32, copy=False)).all():
+            raise UserError(f"{self.file}: tensor {self.name} holds NaN or infinities, with which every result would be NaN; give whole "
+                            "weights")
+        return values
 
 
 def stored_in(folder: Path) -> dict[str, StoredTensor]:
@@ -72,12 +79,10 @@ def load_trunk(
       stored: from `stored_in`.
       where: the checkpoint's name, for errors.
       param_dtype: of the arrays, "float32" or "bfloat16".
-    Raises: UserError naming missing, unknown or misshapen tensors, or dtypes beyond DTYPES; or a mesh that does not divide.
+    Raises: UserError naming missing, unknown or misshapen tensors, dtypes beyond DTYPES, or numbers that are not finite; or a mesh that
+      does not divide.
     """
-    plan = tensors.import_plan(config, {name: tensor.shape for name, tensor in stored.items()}, where)
-    for piece in (piece for pieces in plan.pieces.values() for piece in pieces):
-        if stored[piece.name].dtype not in DTYPES:
-            raise UserError(f"{where}: tensor {piece.name} is of dtype {stored[piece.name].dtype}, only {', '.join(DTYPES)} are read")
+    plan = _plan(config, stored, where)
     kind = np.dtype(jnp.dtype(param_dtype))
     likes = sharding.like(lambda: jax.tree.map(lambda leaf: leaf.astype(kind), init_trunk(jax.random.key(0), config)), mesh)
     if plan.equal and not _equal(stored[plan.equal[0]], stored[plan.equal[1]], kind):
@@ -86,11 +91,34 @@ def load_trunk(
         lambda path, like: _filled(like, plan.pieces[jax.tree_util.keystr(path, simple=True, separator="/")], stored), likes)
 
 
+def check(config: ModelConfig, stored: Mapping[str, StoredTensor], where: str) -> None:
+    """Refuses what `load_trunk` would, block by block; nothing is kept.
+
+    Raises: UserError, as there.
+    """
+    pieces = [piece for pieces in _plan(config, stored, where).pieces.values() for piece in pieces]
+    for tensor in (stored[name] for name in dict.fromkeys(piece.name for piece in pieces)):
+        for box in _blocks(tensor, [_whole(tensor)]):
+            tensor.read(box)
+
+
+def _plan(config: ModelConfig, stored: Mapping[str, StoredTensor], where: str) -> tensors.Plan:
+    """Which tensors fill which leaves; names, shapes and dtypes are right."""
+    plan = tensors.import_plan(config, {name: tensor.shape for name, tensor in stored.items()}, where)
+    for piece in (piece for pieces in plan.pieces.values() for piece in pieces):
+        if stored[piece.name].dtype not in DTYPES:
+            raise UserError(f"{where}: tensor {piece.name} is of dtype {stored[piece.name].dtype}, only {', '.join(DTYPES)} are read")
+    return plan
+
+
+def _whole(tensor: StoredTensor) -> Box:
+    return tuple((0, size) for size in tensor.shape)
+
+
 def _equal(one: StoredTensor, other: StoredTensor, kind: np.dtype) -> bool:
     """Whether two tensors are the same numbers in that dtype."""
-    whole = tuple((0, size) for size in one.shape)
     return one.shape == other.shape and all(
-        np.array_equal(one.read(box).astype(kind), other.read(box).astype(kind)) for box in _blocks(one, [whole]))
+        np.array_equal(one.read(box).astype(kind), other.read(box).astype(kind)) for box in _blocks(one, [_whole(one)]))
 
 
 # ---------------------------------------------------------------- one leaf

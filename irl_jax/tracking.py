@@ -212,15 +212,21 @@ def _records(content: bytes) -> list[tuple[int, bytes]]:
 
 
 def _wandb(directory, name: str, project: str) -> list:
-    """The stage's run there; none, and one line that says so, where it cannot be had: metrics.jsonl has everything."""
+    """The stage's run there, or none; see `_with_wandb`."""
+    found = _with_wandb(name, lambda: Wandb(directory, name, project))
+    return [found] if found else []
+
+
+def _with_wandb(name: str, what):
+    """what(), or None and one line that says so where the service cannot be had: metrics.jsonl has everything."""
     import wandb
 
     try:
-        return [Wandb(directory, name, project)]
+        return what()
     except (wandb.errors.Error, OSError, TimeoutError) as error:
         reason = printable(" ".join(str(error).split())[:200])
         print(f"irl_jax: {name}: no Weights & Biases ({reason}); going on without, {METRICS} has the same numbers", file=sys.stderr)
-        return []
+        return None
 
 
 class Wandb:
@@ -232,6 +238,7 @@ class Wandb:
     def __init__(self, directory, name: str, project: str):
         import wandb
 
+        self._name, self._lost = name, False
         root = directory
         for _ in name.split("/"):
             root = root.parent
@@ -249,11 +256,16 @@ class Wandb:
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """One row of its history; looks at a state join the row of the update before."""
-        self._run.log(values, step=step)
+        self._ask(lambda: self._run.log(values, step=step))
 
     def flush(self) -> None:
         """It sends what it has by itself."""
 
     def close(self) -> None:
         """Waits until it is sent (or, offline, written)."""
-        self._run.finish()
+        self._ask(self._run.finish)
+
+    def _ask(self, what) -> None:
+        """what(), until it fails once."""
+        if not self._lost:
+            self._lost = _with_wandb(self._name, lambda: (what(), self)[1]) is None

@@ -164,14 +164,10 @@ PREPARES = {
     "prepare: out is there": Case(lambda b: (b.write("out/demonstrations/1.0.0/x", "x"), b.prepare())[1],
         "--out=~/out: ~/out/demonstrations/1.0.0 is there already; choose another, or remove it"),
     "prepare: out is a file": Case(lambda b: (b.write("out", "x"), b.prepare())[1], "--out=~/out: is a file; give a folder"),
-    "prepare: out below a file": Case(lambda b: (b.write("o", "x"), b.prepare(out="o/out"))[1],
-        "~/o/out/demonstrations/1.0.0: cannot be written (…); what was there before is whole: let it be written there and start the "
-        "same command again"),
+    "prepare: out below a file": Case(lambda b: (b.write("o", "x"), b.prepare(out="o/out"))[1], "--out=~/o/out: ~/o is no folder"),
     "prepare: out in folders that are not there": Case(lambda b: b.prepare(b"{", out="a/b/c"),
         "~/in.jsonl, line 1: not JSON (… at column 2)"),
-    "prepare: out is a loop of links": Case(lambda b: (link(b, "out", "out"), b.prepare())[1],
-        "~/out/demonstrations/1.0.0: cannot be written (…); what was there before is whole: let it be written there and start the same "
-        "command again"),
+    "prepare: out is a loop of links": Case(lambda b: (link(b, "out", "out"), b.prepare())[1], "--out=~/out: ~/out is no folder"),
     "prepare: out is a store": Case(lambda b: ["prepare", "--kind=hh", f"--data={b.write('in', RIGHT)}", "--out=gs://bucket/x"],
         "--out=gs://bucket/x: must be a folder of this machine; copy it to the store afterwards"),
     "prepare: out is empty": Case(lambda b: ["prepare", "--kind=hh", f"--data={b.write('in', RIGHT)}", "--out="],
@@ -211,6 +207,50 @@ SHOWN = {  # the verb config
         "~/c.py, line 4: int too large to convert to float"),
 }  # fmt: skip
 
+_LIES = ", where only its own files belong; choose a place outside"
+
+OUTS = {  # --out of every verb that has one
+    "out: score over a run's config": Case(lambda b: [*b.of_workdir("score", workdir=b.workdir())[:-1],
+        f"--out={b / 'w/config.json'}"], f"--out=~/w/config.json: lies in the workdir ~/w{_LIES}"),
+    "out: score into a run": Case(lambda b: [*b.score()[:3], f"--out={b.workdir() / 'sft/new.jsonl'}"],
+        f"--out=~/w/sft/new.jsonl: lies in the workdir ~/w{_LIES}"),
+    "out: generate into a run by a link": Case(lambda b: [*b.generate()[:3], f"--out={link(b, 'l', b.workdir() / 'config.json')}"],
+        f"--out=~/l: lies in the workdir ~/w{_LIES}"),
+    "out: generate into a run by a link to its folder": Case(lambda b: [*b.generate()[:3], f"--out={link(b, 'l', b.begun()) / 'new'}"],
+        f"--out=~/l/new: lies in the workdir ~/w{_LIES}"),
+    "out: score into a damaged run": Case(lambda b: [*b.score()[:3], f"--out={replaced(b.begun(), 'config.json', b'[') / 'new'}"],
+        f"--out=~/w/new: lies in the workdir ~/w{_LIES}"),
+    "out: score over a model's tokenizer": Case(lambda b: [*b.score()[:3], f"--out={b.model() / 'tokenizer.json'}"],
+        f"--out=~/m/tokenizer.json: lies in the model folder ~/m{_LIES}"),
+    "out: score over a sweep's note": Case(lambda b: [*b.score()[:3], f"--out={b.swept({'members': []}) / 'sweep.json'}"],
+        f"--out=~/s/sweep.json: lies in the sweep ~/s{_LIES}"),
+    "out: score over a hard link to the records": Case(lambda b: (b.score(), os.link(b / "in.jsonl", b / "same"), [
+        *b.score()[:3], f"--out={b / 'same'}"])[2], "--out=~/same: is the file of --data, which would be replaced; choose another"),
+    "out: score among a run's prepared records": Case(lambda b: (b.write("t/x/1.0.0/data", "x"), [*b.of_workdir("score", workdir=b.edit(
+        b.workdir() / "config.json", lambda c: c["config"]["data"].update(tfds_data_dir=str(b / "t"))))[:-1],
+        f"--out={b / 't/x/new'}"])[1], "--out=~/t/x/new: lies in the folder of data.tfds_data_dir of ~/w, ~/t; choose a place outside"),
+    "out: generate over a run's records": Case(lambda b: (b.write("d.jsonl", RIGHT), [*b.of_workdir("generate", workdir=b.edit(
+        b.workdir() / "config.json", lambda c: c["config"]["data"].update(source=str(b / "d.jsonl"))))[:-1],
+        f"--out={b / 'd.jsonl'}"])[1], "--out=~/d.jsonl: is the file of data.source of ~/w, which would be replaced; choose another"),
+    "out: generate where nothing can be": Case(lambda b: [*b.generate()[:3], "--out=/proc/new.jsonl"],
+        "--out=/proc/new.jsonl: cannot be written (…); choose another place or a shorter name"),
+    "out: score to a link to nothing": Case(lambda b: [*b.score()[:3], f"--out={link(b, 'o', 'none/o')}"],
+        "--out=~/o: must be a plain file, and is something else"),
+    "out: export into a model": Case(lambda b: ["export", f"--workdir={b.finished}", "--role=sft", f"--out={b.model() / 'new'}"],
+        f"--out=~/m/new: lies in the model folder ~/m{_LIES}"),
+    "out: export where nothing can be": Case(lambda b: ["export", f"--workdir={b.finished}", "--role=sft", "--out=/proc/new"],
+        "--out=/proc/new: cannot be written (…); choose another place or a shorter name"),
+    "out: prepare into a run": Case(lambda b: (b.begun(), b.prepare(out="w"))[1], f"--out=~/w: lies in the workdir ~/w{_LIES}"),
+    "out: compare into a run": Case(lambda b: ["compare", str(b.begun(results=NOTHING)), f"--out={b / 'w/page'}"],
+        f"--out=~/w/page: lies in the workdir ~/w{_LIES}"),
+    "out: compare to a link to nothing": Case(lambda b: ["compare", str(b.begun(results=NOTHING)), f"--out={link(b, 'o', 'none')}"],
+        "--out=~/o: ~/o is no folder"),
+    "out: compare where a folder has the page's name": Case(lambda b: (b.write("o/compare.html/x", ""), [
+        "compare", str(b.begun(results=NOTHING)), f"--out={b / 'o'}"])[1], "--out=~/o: compare.html is a folder there; choose another"),
+    "out: aot into a run": Case(lambda b: ["aot", "--topology=v5e:4x4", f"--out={b.begun()}"],
+        f"--out=~/w: lies in the workdir ~/w{_LIES}"),
+}  # fmt: skip
+
 COMPARED = {
     "compare: a folder that is no run's": Case(lambda b: ["compare", str(b.path), f"--out={b / 'out'}"],
         "~: not a workdir (no config.json there); compare takes folders of runs"),
@@ -221,7 +261,7 @@ COMPARED = {
     "compare: results cut short": Case(lambda b: ["compare", str(b.begun(results=NOTHING[:-9])), f"--out={b / 'out'}"],
         "~/w/results.json: broken JSON (…); remove it and the done.json of the stage that writes it, and start the same command again"),
     "compare: --out that is a file": Case(lambda b: ["compare", str(b.begun(results=NOTHING)), f"--out={b.write('out', 'x')}"],
-        "--out=~/out: cannot be made a folder: File exists"),
+        "--out=~/out: is a file; give a folder"),
 }  # fmt: skip
 
-CASES = COMPARED | STREAMS | STATUS | SWEEPS | PREPARES | SHOWN
+CASES = COMPARED | OUTS | STREAMS | STATUS | SWEEPS | PREPARES | SHOWN

@@ -2,6 +2,7 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -87,6 +88,12 @@ BREAKS = {  # what is done to a folder, and what the line says
                           "has the unknown tensor transformer.x"),
     "a tensor too few": (lambda m: with_tensors(m, lambda held: {name: held[name] for name in held if "ln_f.bias" not in name}),
                          "lacks the tensor transformer.ln_f.bias"),
+    "a weight that is NaN": (lambda m: with_tensors(m, lambda held: held | {"transformer.h.1.mlp.c_fc.weight": np.full_like(
+        held["transformer.h.1.mlp.c_fc.weight"], [0.0] * 11 + [np.nan])}),
+        "model.safetensors: tensor transformer.h.1.mlp.c_fc.weight holds NaN or infinities"),
+    "a weight of bfloat16 that is infinite": (lambda m: with_tensors(m, lambda held: held | {"transformer.wpe.weight": np.where(
+        np.arange(24)[:, None] == 23, -np.inf, held["transformer.wpe.weight"]).astype(ml_dtypes.bfloat16)}),
+        "model.safetensors: tensor transformer.wpe.weight holds NaN or infinities"),
     "a config without a key": (lambda m: edited(m / "config.json", n_embd=None), "config.json: n_embd must be a positive integer"),
     "another architecture": (lambda m: edited(m / "config.json", model_type="mamba"), "config.json: model_type 'mamba' is not supported"),
     "more tokens than embeddings": (lambda m: edited(m / "config.json", vocab_size=12), "the tokenizer has ids up to 13"),
@@ -127,3 +134,25 @@ def test_indices_that_are_none(value, tmp_path):
     (folder / hf_export.WEIGHTS).rename(folder / "one.safetensors")
     (folder / hf_export.INDEX).write_text(json.dumps(value))
     assert str(folder) in complaint(lambda: hf.load_folder(folder))
+
+
+def test_numbers_that_overflow_are_never_null(tmp_path, capsys):
+    """Finite weights whose log-probs are not: one line that names the record."""
+    folder = base_folder(tmp_path / "m", GPT2)
+    with_tensors(folder, lambda held: {name: np.full_like(tensor, 3e38) if "mlp" in name else tensor for name, tensor in held.items()})
+    (tmp_path / "d.jsonl").write_text('\n{"prompt": "w1", "response": " w2"}\n')
+    for verb, *flags in (("score", f"--data={tmp_path / 'd.jsonl'}"), ("generate", f"--prompts={tmp_path / 'd.jsonl'}", "--max_tokens=4")):
+        assert cli.main([verb, f"--model={folder}", *flags, f"--out={tmp_path / 'o'}"]) == 2
+        assert f"error: {tmp_path / 'd.jsonl'}, line 2: its log-probability came out as nan" in capsys.readouterr().err
+        assert not (tmp_path / "o").exists()
+
+
+def test_fields_of_the_records_that_are_replaced_are_named(tmp_path, capsys):
+    folder, given, out = base_folder(tmp_path / "m", GPT2), tmp_path / "d.jsonl", tmp_path / "o"
+    given.write_text('{"prompt": "w1", "response": " w2", "reward": 9, "tokens": "mine"}\n{"prompt": "w1", "response": " w3"}\n')
+    assert cli.main(["score", f"--model={folder}", f"--data={given}", f"--out={out}"]) == 0
+    assert capsys.readouterr().err == f"irl_jax: {out}: 2 records, in which new values replace the records' own fields 'tokens' (1)\n"
+    first = json.loads(out.read_text().splitlines()[0])
+    assert (first["reward"], first["tokens"]) == (9, 1)
+    assert cli.main(["generate", f"--model={folder}", f"--prompts={out}", f"--out={tmp_path / 'p'}", "--max_tokens=2"]) == 0
+    assert "fields 'response' (2), 'logprob' (2), 'tokens' (2)" in capsys.readouterr().err

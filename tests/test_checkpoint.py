@@ -222,3 +222,20 @@ def test_saving_goes_on_while_the_arrays_are_donated(tmp_path):
         assert found == step
         np.testing.assert_array_equal(tree["x"], expected[step])
         shutil.rmtree(tmp_path / str(step))
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    """Whatever orbax, tensorstore and asyncio have to say of it, in how many threads."""
+    script = f"""if True:
+        import resource, sys
+        import numpy as np
+        from irl_jax import checkpoint
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+        tree = {{f"leaf{{i}}": np.random.default_rng(i).normal(size=3000) for i in range(40)}}
+        try:
+            checkpoint.save({str(tmp_path / "c")!r}, 1, tree, keep=1)
+        except checkpoint.UserError as error:
+            sys.exit(str(error))"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr[-2000:]
+    assert "the checkpoint of step 1 could not be written (File too large)" in done.stderr

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from irl_jax import cli, stages
+from irl_jax import cli, paths, stages
 from irl_jax.config import default
 from irl_jax.errors import UserError
 from irl_jax.flags import VERBS
@@ -165,12 +165,51 @@ def test_a_bug_of_ours_met_by_a_config_file_keeps_its_traceback(tmp_path, monkey
 
 def test_our_own_bug_keeps_its_traceback_and_status_1(tmp_path):
     script = (
-        "import sys\nfrom irl_jax import cli, stages\n"
+        "import sys\nfrom irl_jax import cli, paths, stages\n"
         "stages.run_pipeline = lambda *_: {}['ours']\n"
         "sys.exit(cli.main(['run', '--workdir=W']))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" in done.stderr and "KeyError: 'ours'" in done.stderr
+
+
+@pytest.mark.parametrize("where", [">/dev/full 2>/dev/full", ">&- 2>&- <&-", "| head -c1", "2>&1 | head -c1"])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_run_outlives_its_terminal(tmp_path, where, encoding):
+    """And no file of its own gets the number of a stream that was closed."""
+    done = tmp_path / "done"
+    script = tmp_path / "s.py"
+    script.write_text(f"""if True:
+        import contextlib, os, sys, time
+        from irl_jax import cli, distributed, progress, stages
+        def run(*_):
+            for _ in range(20):
+                distributed.say("\u00e9\u2713" * 999)
+                print("\u00e9" * 999, file=sys.stderr)
+                time.sleep(0.01)
+            progress.bar(range(3)).close()
+            with open({str(done)!r}, "w") as file:
+                for number in (1, 2):  # as libraries of C do
+                    with contextlib.suppress(OSError):
+                        os.write(number, b"more")
+                file.write("whole")
+        stages.run_pipeline = run
+        sys.argv = ["irl_jax", "run", "--workdir=W"]
+        cli.entry()""")
+    command = f"{sys.executable} {script} {where}; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, errors="replace",
+                           env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)})
+    assert ended.returncode == 0 and "Traceback" not in ended.stderr and "Exception" not in ended.stderr, ended.stderr
+    assert done.read_text() == "whole"
+
+
+@pytest.mark.parametrize(("where", "status"), [(">/dev/full", 2), (">&-", 2), ("| head -c1", 141), (">/dev/null 2>&-", 0)])
+def test_what_only_prints_must_be_able_to(where, status):
+    command = f"{sys.executable} -m irl_jax config {where}; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == status
+    assert ended.stderr == "" or status == 2 and ended.stderr.startswith("irl_jax: error: standard output: cannot be written (")
+    assert ended.stderr.count("\n") == (status == 2)
 
 
 def test_user_errors_from_below_are_one_line(monkeypatch, capsys):
@@ -212,6 +251,18 @@ def test_generate_and_score_get_their_flags(monkeypatch, tmp_path):
     )
     assert (plain.temperature, plain.top_k, plain.top_p, plain.samples, plain.seed, plain.max_tokens) == (0.0, 5, 0.9, 3, 4, 64)
     assert (score.model, score.eos, score.role, score.reward) == ("M", True, None, None)
+
+
+@pytest.mark.parametrize("letters", [1, 230, 240, 248, 255])
+def test_what_cannot_be_written_is_known_before_the_work(monkeypatch, tmp_path, capsys, letters):
+    """A name as long as the system has them, which what is written first may exceed."""
+    out, written = tmp_path / ("o" * letters), []
+    monkeypatch.setattr(generate_verbs, "score", lambda args: written.append(paths.write(paths.of(args.out), lambda file: file.write(b"x"))))
+    (tmp_path / "d.jsonl").write_text("")
+    status = cli.main(["score", "--model=M", f"--data={tmp_path / 'd.jsonl'}", f"--out={out}"])
+    assert (status, len(written)) in ((0, 1), (2, 0)) and out.exists() == (status == 0)
+    assert {path.name for path in tmp_path.iterdir()} <= {"d.jsonl", out.name}
+    assert ("cannot be written" in capsys.readouterr().err) == (status == 2)
 
 
 def test_another_config_in_a_workdir_is_status_2(tmp_path):

@@ -21,8 +21,9 @@ FLOORS = {
     "steps": 4, "sampler": 4, "drawing": 3,
     "sharding": 3, "roles": 3,
     "objectives": 2, "models": 2, "data": 2,
-    "checks": 1.5, "feeding": 1, "variants": 1, "types": 1, "distributed": 1, "paths": 1, "progress": 1.1, "artifacts": 1.1, "describe": 1, "flags": 1,
-    "config": 0.5, "overrides": 0.5, "chips": 0.5, "hlo": 0.5, "hlo_text": 0.4, "mappings": 0.5, "foreign": 0.5,
+    "checks": 1.5, "feeding": 1, "variants": 1, "types": 1, "distributed": 1, "paths": 1, "outputs": 1.1, "progress": 1.1, "artifacts": 1.1,
+    "describe": 1, "flags": 1,
+    "config": 0.5, "overrides": 0.5, "chips": 0.5, "hlo": 0.5, "hlo_text": 0.4, "mappings": 0.5, "foreign": 0.5, "terminal": 0.5,
     "errors": 0, "": 0,  # the package itself: its version
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from irl_jax.evaluation import metrics
+from irl_jax.stages import evaluate
 
 
 def test_mean_and_standard_error():
@@ -147,3 +148,9 @@ def test_jsonable():
     value = {"a": np.float64(np.nan), 1: [np.int32(2), np.inf], "b": (np.bool_(True), None, "s"), "c": np.array([1.0, np.nan])}
     assert json.loads(json.dumps(metrics.jsonable(value), allow_nan=False)) == {
         "a": None, "1": [2, None], "b": [True, None, "s"], "c": [1.0, None]}
+
+
+@pytest.mark.parametrize("values", [[0.0], [3.0, 3.0], [1e17], [0.1, 0.1 + 1e-17, np.nextafter(0.1, 1)], [-1e30, -1e30], [-2.0, 5.0]])
+def test_a_histogram_of_whatever_values(values):
+    edges = evaluate._edges(np.asarray(values))
+    assert np.histogram(values, edges)[0].sum() == len(values) and len(edges) == 41 and np.all(np.diff(edges) > 0)

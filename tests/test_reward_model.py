@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from test_export import GPT2, LLAMA, base_folder, make_tokenizer
 from test_runs import _file_config
 from test_tokenize import BOS, build, ids
@@ -148,8 +149,27 @@ def test_one_label_needs_no_name_and_none_is_refused_early(tmp_path):
     np.testing.assert_allclose(judge_of(tmp_path / "m").score(["w1"], [" w2"]), by_hand(trunk, head, ids_of("w1 w2")), atol=1e-5)
     with pytest.raises(UserError, match="golden.model: 'hf_reward' needs"):
         judge_of("")
-    with pytest.raises(UserError, match="no token of text 0"):
-        judge_of(tmp_path / "m").score([""], [""])
+
+
+@pytest.mark.parametrize("pad, read", [("<pad>", 2), ("<eos>", 2), (None, 2)])
+def test_an_empty_answer_to_an_empty_prompt_has_a_reward(tmp_path, pad, read):
+    """Models draw such; this tokenizer makes no token of it, and has no BOS."""
+    trunk, head = classifier(tmp_path / "m", labels=("reward",), pad=pad)
+    judge = judge_of(tmp_path / "m")
+    np.testing.assert_allclose(judge.score(["", "w1"], ["", ""]), [*by_hand(trunk, head, [read]), *by_hand(trunk, head, ids_of("w1"))],
+                               atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["score.weight", "transformer.h.1.mlp.c_fc.bias"])
+def test_a_classifier_with_a_weight_that_is_nan_is_refused_before_anything_trains(tmp_path, name):
+    classifier(tmp_path / "m", labels=("reward",))
+    held = load_file(tmp_path / "m" / hf_export.WEIGHTS)
+    held[name].flat[-1] = np.nan
+    save_file(held, tmp_path / "m" / hf_export.WEIGHTS)
+    config = default()
+    config.golden.kind, config.golden.model = "hf_reward", str(tmp_path / "m")
+    with pytest.raises(UserError, match=f"config.golden.model: .*model.safetensors: tensor {name} holds NaN or infinities"):
+        reward_model.check(config)
 
 
 # ---------------------------------------------------------------- by its own chat template

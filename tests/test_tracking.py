@@ -167,6 +167,16 @@ def test_without_a_connection_training_goes_on(tmp_path, wandb, capsys):
     assert_events_are_the_lines(tmp_path)
 
 
+def test_a_connection_that_goes_ends_no_training(tmp_path, wandb, capsys):
+    def gone(run, values, step):
+        raise BrokenPipeError("the service has gone")
+
+    type(wandb.init(id="x")).log = gone
+    run(tmp_path, steps=3, log=settings(wandb="p"))
+    assert capsys.readouterr().err.count("no Weights & Biases (the service has gone); going on without") == 1
+    assert_events_are_the_lines(tmp_path)
+
+
 def refused(capsys, tmp_path, *flags) -> str:
     assert cli.main(["run", f"--workdir={tmp_path / 'w'}", *flags]) == 2
     error = capsys.readouterr().err

@@ -128,7 +128,7 @@ def ours(spec: dict) -> dict:
     timed("pipeline", stages.run_pipeline, c.lock(), run, ("sft", "sample", "reward", "policy"))
     status = timed("best-of-16", cli.main, [
         "generate", f"--workdir={run}", "--role=policy/init_sft", "--reward=init_sft", f"--best_of={spec['best_of']}",
-        f"--prompts={folder / 'prompts.jsonl'}", f"--out={run / 'best.jsonl'}"])
+        f"--prompts={folder / 'prompts.jsonl'}", f"--out={folder / 'best.jsonl'}"])
     assert status == 0
     out = {"best-of-16": timed.seconds["best-of-16"]}
     for stage in ("sft", "sample", "reward", "policy"):

@@ -205,13 +205,21 @@ def _report_material(sets, recipes, policies, judge) -> dict:
     sft = sets["sft"]
     for recipe in recipes:
         values = {role: judged.reward(recipe) for role, judged in sets.items()}
-        edges = np.histogram_bin_edges(np.concatenate(list(values.values())), 40)
+        edges = _edges(np.concatenate(list(values.values())))
         histograms[recipe] = {role: {"edges": edges.tolist(), "counts": np.histogram(v, edges)[0].tolist()}
                               for role, v in values.items()}
         some = slice(0, 1500)
         scatter[recipe] = {"length": sft.lengths[some].tolist(), "reward": sft.reward(recipe)[some].tolist(),
                            "golden": sft.golden[some].tolist() if judge else None}
     return {"histograms": histograms, "scatter": scatter, "samples": _side_by_side(sets, recipes, policies, judge)}
+
+
+def _edges(values: np.ndarray, bins: int = 40) -> np.ndarray:
+    """The edges of a histogram of the values, which may all be equal, or nearly."""
+    low, high, scale = values.min(), values.max(), max(1.0, np.abs(values).max())
+    if high - low < 1e-6 * scale:  # too little for so many bins
+        low, high = low - scale / 2, high + scale / 2
+    return np.linspace(low, high, bins + 1)
 
 
 def _side_by_side(sets, recipes, policies, judge, prompts: int = 24) -> list[dict]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 
 import jax
 import numpy as np
@@ -40,19 +41,18 @@ def generate(args) -> None:
     samples = args.best_of if args.reward else args.samples
     drawn = _draw(context, role, prompts, samples, limit, args)
     examples = scoring.examples_of(prompts, drawn.tokens, drawn.mask, drawn.ended)
-    logprobs = np.asarray(drawn.logprobs, np.float64).sum(-1).reshape(-1)
-    rewards = scoring.rewards(context, args.reward, examples) if args.reward else None
+    places = [where for where, _ in records for _ in range(samples)]
+    logprobs = scoring.finite(np.asarray(drawn.logprobs, np.float64).sum(-1).reshape(-1), "log-probability", places)
+    rewards = scoring.finite(scoring.rewards(context, args.reward, examples), "reward", places) if args.reward else None
     members = _members(context, args, examples)
     lines = []
     for p, (_, record) in enumerate(records):
         mine = range(p * samples, (p + 1) * samples)
         for i in [_best(mine, rewards, members, args)] if args.reward else mine:
-            line = {**record, "response": _text(context, examples[i]), "logprob": float(logprobs[i]),
-                    "tokens": len(examples[i].response), "ended": examples[i].ended}
-            if rewards is not None:
-                line["reward"] = float(rewards[i])
-            lines.append(line)
-    artifacts.write_jsonl(args.out, lines)
+            added = {"response": _text(context, examples[i]), "logprob": float(logprobs[i]),
+                     "tokens": len(examples[i].response), "ended": examples[i].ended}
+            lines.append((record, added if rewards is None else {**added, "reward": float(rewards[i])}))
+    _write(args.out, lines)
 
 
 def score(args) -> None:
@@ -74,15 +74,23 @@ def score(args) -> None:
             raise UserError(f"{where}: prompt and response are {size} tokens, longer than the context of {context.longest}; "
                             "shorten the record")
     context.config.eval.batch_size = min(context.config.eval.batch_size, len(records))  # few records, few rows
-    logprobs = context.scorer.logprobs(context.leaves(role), kept)
-    rewards = scoring.rewards(context, args.reward, examples) if args.reward else None
+    places = [where for where, _ in records]
+    logprobs = scoring.finite(context.scorer.logprobs(context.leaves(role), kept), "log-probability", places)
+    rewards = scoring.finite(scoring.rewards(context, args.reward, examples), "reward", places) if args.reward else None
     lines = []
     for i, (_, record) in enumerate(records):
-        line = {**record, "logprob": float(logprobs[i]), "tokens": len(kept[i].response)}
-        if rewards is not None:
-            line["reward"] = float(rewards[i])
-        lines.append(line)
-    artifacts.write_jsonl(args.out, lines)
+        added = {"logprob": float(logprobs[i]), "tokens": len(kept[i].response)}
+        lines.append((record, added if rewards is None else {**added, "reward": float(rewards[i])}))
+    _write(args.out, lines)
+
+
+def _write(path, lines: list[tuple[dict, dict]]) -> None:
+    """Writes (record, what the verb adds to it) as one line each, and says where the record had fields of the same names."""
+    artifacts.write_jsonl(path, ({**record, **added} for record, added in lines))
+    replaced = Counter(name for record, added in lines for name in added if name in record)
+    if replaced:
+        told = ", ".join(f"'{name}' ({count})" for name, count in replaced.items())
+        print(f"irl_jax: {path}: {len(lines)} records, in which new values replace the records' own fields {told}", file=sys.stderr)
 
 
 class _Reading(Context):

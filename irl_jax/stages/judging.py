@@ -28,6 +28,10 @@ class Judged:
         return self._texts
 
     @property
+    def _places(self) -> list[str]:
+        return [f"response {index} that is evaluated" for index in range(len(self.examples))]
+
+    @property
     def lengths(self) -> np.ndarray:
         """Response tokens, EOS included."""
         return np.array([len(example.response) for example in self.examples], np.float64)
@@ -35,13 +39,14 @@ class Judged:
     def logprob(self, role: str) -> np.ndarray:
         """log pi_role(y|x), nats a sequence."""
         if role not in self._logprobs:
-            self._logprobs[role] = self.context.scorer.logprobs(self.context.leaves(role), self.examples)
+            logprobs = self.context.scorer.logprobs(self.context.leaves(role), self.examples)
+            self._logprobs[role] = scoring.finite(logprobs, f"log-probability under {role}", self._places)
         return self._logprobs[role]
 
     def reward(self, recipe: str) -> np.ndarray:
         """The recipe's reward: a learnt logit, or one of the controls."""
         if recipe not in self._rewards:
-            self._rewards[recipe] = self._reward(recipe)
+            self._rewards[recipe] = scoring.finite(self._reward(recipe), f"reward '{recipe}'", self._places)
         return self._rewards[recipe]
 
     def members(self, recipe: str) -> np.ndarray:

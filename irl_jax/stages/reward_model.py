@@ -157,12 +157,13 @@ def _rendered(template: chat.Chat, messages: list[dict]) -> str:
 def rows_of(tokenizer, texts: Sequence[str], pad_id: int | None, longest: int, special: bool) -> list[Example]:
     """Texts as Examples, all prompt, whose last token is the one that the logit is read at; `special`: with what the tokenizer puts around.
 
-    Raises: UserError for a text without a token.
+    An empty text, of which many tokenizers make no token, is the tokenizer's BOS, or else its EOS or padding.
     """
+    named = (tokenizer.bos_token_id, tokenizer.eos_token_id, pad_id, tokenizer.pad_token_id)
+    empty = [next((number for number in named if number is not None), 0)]
     rows = []
     for index, ids in enumerate(controls.encode(tokenizer, texts, special)):
-        if not ids:
-            raise UserError(f"golden.model: its tokenizer makes no token of text {index}, which is empty; such a text has no reward")
+        ids = ids or empty
         if len(ids) > longest:
             bos = ids[:1] if ids[0] == tokenizer.bos_token_id else []
             ids = bos + ids[len(ids) - longest + len(bos) :]

@@ -73,6 +73,7 @@ def draw_into(context, path, variables, prompts, count: int, purpose: str, law: 
         put=context.put, progress=purpose)
     for i, batch in zip(missing, drawn, strict=True):  # a kill loses what was being decoded, and no more
         own = batch.behaviour_logprobs if batch.logprobs is None else batch.logprobs
+        scoring.finite(own.sum((1, 2)), "log-probability", [f"{purpose}: the samples of prompt {member}" for member in batches[i].members])
         artifacts.save_arrays(pieces[i], **{name: own if name == "logprobs" else getattr(batch, name) for name in FIELDS})
     back = np.argsort(np.concatenate([batch.members for batch in batches]))
     parts = [artifacts.load_arrays(piece) for piece in pieces]

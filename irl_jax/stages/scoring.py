@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from irl_jax import distributed, progress, reward_steps, sharding, steps, variants
 from irl_jax.data import batching
+from irl_jax.errors import UserError
 from irl_jax.types import Example
 
 
 def round_up(rows: int, mesh) -> int:
     """The least multiple of the devices that rows are split over, from `rows` on."""
     return rows + -rows % sharding.row_multiple(mesh)
+
+
+def finite(values: np.ndarray, name: str, places: Sequence[str]) -> np.ndarray:
+    """The values [n], computed at those places. Raises: UserError naming the place of the first that is NaN or infinite."""
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if wrong.size:
+        raise UserError(f"{places[wrong[0]]}: its {name} came out as {values[wrong[0]]}; such numbers come of broken or of huge weights")
+    return values
 
 
 def examples_of(prompts: list[np.ndarray], tokens: np.ndarray, mask: np.ndarray, ended: np.ndarray) -> list[Example]:
