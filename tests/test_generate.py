@@ -120,7 +120,7 @@ def test_prompts_are_refused_beyond_the_context(tiny, tmp_path, capsys):
         ("generate", {"prompt": 3}, "line 2: field 'prompt' must be text"),
         ("score", "[1]", "line 2: a JSON object is needed"),
         ("score", {"prompt": "w1"}, "line 2: no field 'response' (its fields: prompt)"),
-        ("score", {"prompt": "w1", "response": ""}, "line 2: field 'response' is empty"),
+        ("score", {"prompt": "w1", "response": None}, "line 2: field 'response' must be text, not NoneType"),
     ],
 )
 def test_broken_records(tiny, tmp_path, capsys, verb, record, words):

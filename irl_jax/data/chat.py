@@ -28,14 +28,15 @@ class Chat(NamedTuple):
     end_id: int | None = None
     spells_bos: bool = False
 
-    def demonstration(self, messages: list) -> tuple[str, str]:
+    def demonstration(self, messages: list, sampled: bool = False) -> tuple[str, str]:
         """(prompt, response) of a conversation whose last turn is the assistant's; joined, a prefix of what the template renders.
 
         The prompt is the generation prompt, as `apply_chat_template(..., add_generation_prompt=True)` gives it, earlier turns of the
         assistant's included. The response is all that follows, the template's whitespace, what it puts before the content (an empty
         thought, say) and its end-of-turn token included, but not what comes after that. The prompt ends with the assistant's header
         where the template has no generation prompt, or one that the turn does not begin with: one that opens a thought, before a turn
-        that has none.
+        that has none. `sampled`: the last turn has been sampled after the generation prompt, and stands there as it is where the template
+        would not show all of it.
 
         Raises: UserError where the template refuses the conversation, or shows the turn's content changed by more than whitespace.
         """
@@ -44,12 +45,19 @@ class Chat(NamedTuple):
         prompt = asked if text.startswith(asked) else header
         shown = text[len(os.path.commonprefix([asked, header, text])):]
         if not (text.startswith(prompt) and text.endswith(after) and _squeezed(content) in _squeezed(shown)):
-            raise UserError(_CHANGED)
+            if not sampled:
+                raise UserError(_CHANGED)
+            prompt, text = asked, asked + controls.as_text(content).removeprefix(_opened(asked, header)) + after
         return prompt, text[len(prompt) : len(text) - len(after)] + _turn_end(self.tokenizer, after)[0]
 
     def prompt(self, messages: list) -> str:
         """What the assistant's next turn is sampled after. Raises: UserError where the template refuses the conversation."""
-        return self._around(messages)[0]
+        return self.question(messages)[0]
+
+    def question(self, messages: list) -> tuple[str, str]:
+        """(prompt, what the prompt holds of the assistant's turn already: "<think>\\n" where it opens a thought). Raises: as `prompt`."""
+        asked, header, _ = self._around(messages)
+        return asked, _opened(asked, header)
 
     def _around(self, turns: list) -> tuple[str, str, str]:
         """Of an assistant's turn after `turns`: the generation prompt, all that stands before its content, what follows its content."""
@@ -101,6 +109,12 @@ def of(tokenizer) -> Chat | None:
         except UserError:  # some want a system turn first; what wants more yet, each conversation will tell
             continue
     return chat
+
+
+def _opened(asked: str, header: str) -> str:
+    """What a generation prompt says beyond the assistant's header; "" where that is no text."""
+    opened = asked[len(header) :] if asked.startswith(header) else ""
+    return "" if controls.OPEN in opened else opened
 
 
 def _squeezed(text: str) -> str:

@@ -36,6 +36,12 @@ def mark(tokenizer, text: str) -> str:
     return text if pattern is None else pattern.sub(lambda found: f"{OPEN}{found[0].strip(OPEN + CLOSE)}{CLOSE}", text)
 
 
+def spells(tokenizer, text: str) -> bool:
+    """Whether the text spells a control token that is not marked, so that it is read as text."""
+    pattern = _vocabulary(tokenizer).pattern
+    return pattern is not None and any(found[0][0] != OPEN for found in pattern.finditer(text))
+
+
 def marked(name: str | None) -> str:
     """A control token as it is marked; "" where there is none."""
     return f"{OPEN}{name}{CLOSE}" if name else ""

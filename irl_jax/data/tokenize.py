@@ -19,13 +19,18 @@ from irl_jax.errors import UserError
 from irl_jax.types import Example, Pair
 
 
+SPELT = "spell control tokens, which are read as text"
+
+
 class TokenReport(NamedTuple):
-    """What tokenising met: responses whose boundary a merge straddled, responses cut, prompts that lost their head."""
+    """What tokenising met: responses whose boundary a merge straddled, responses cut, prompts that lost their head, and records with a
+    text that spells control tokens and was read as text."""
 
     records: int
     straddled: int
     truncated: int
     truncated_prompts: int
+    spelt: int = 0
 
 
 def tokenize_records(
@@ -38,6 +43,7 @@ def tokenize_records(
     eos_id: int | None,
     ends: Sequence[int] = (),
     control_tokens: bool = False,
+    allow_empty: bool = False,
 ) -> tuple[list[Example], TokenReport]:
     """Tokenises demonstrations by the rule on top of this module.
 
@@ -49,7 +55,8 @@ def tokenize_records(
         truncate_prompts: cut long prompts instead of refusing them.
         eos_id: ends every response that is not cut; None adds no EOS anywhere (and no response counts as ended).
         ends: further tokens that end a response, as end-of-turn tokens do: after one of them no EOS is added.
-        control_tokens: special tokens that the texts spell out are those tokens, marked or not.
+        control_tokens: control tokens that the texts spell out are those tokens, marked or not.
+        allow_empty: a response without a token of its own is one that ended at once: its EOS alone.
 
     Returns:
         One Example a record, in order, `source` being the record's index; and the report.
@@ -64,15 +71,16 @@ def tokenize_records(
     responses, straddled = _response_ids(tokenizer, records, plain)
     examples, cut = [], 0
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        if not response:
+        if not response and not (allow_empty and eos_id is not None):
             raise UserError(f"{_name(i, records[i].prompt)}: the response is empty; give it some text or remove the record")
         ended = eos_id is not None
-        if eos_id is not None and response[-1] not in (eos_id, *ends):  # texts that spell their end out have it already
+        if eos_id is not None and not (response and response[-1] in (eos_id, *ends)):  # texts that spell their end out have it already
             response = [*response, eos_id]
         if len(response) > max_response:
             response, ended, cut = response[:max_response], False, cut + 1
         examples.append(Example(prompt, np.asarray(response, np.int32), ended, i))
-    return examples, TokenReport(len(examples), straddled, cut, prompts_cut)
+    spelt = sum(any(controls.spells(tokenizer, text) for text in record) for record in records)
+    return examples, TokenReport(len(examples), straddled, cut, prompts_cut, spelt)
 
 
 def tokenize_pairs(tokenizer, pairs: Sequence[PairRecord], **limits) -> tuple[list[Pair], TokenReport]:

@@ -212,7 +212,8 @@ class Context:
         cut = f", {report.truncated} responses cut at the length limit" if report.truncated else ""
         apart = f", {report.straddled} tokenised apart at the boundary" if report.straddled else ""
         headless = f", {report.truncated_prompts} prompts cut to their tail" if report.truncated_prompts else ""
-        self.say(f"{name}: {count} records{headless}{cut}{apart}")
+        spelt = f", {report.spelt} {tokenize.SPELT} (see data.control_tokens)" if report.spelt else ""
+        self.say(f"{name}: {count} records{headless}{cut}{apart}{spelt}")
 
     # ------------------------------------------------------------------ model
 
