@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from irl_jax import paths
 from irl_jax.config import default
+from irl_jax.data.jsonl import check_file
 from irl_jax.errors import UserError
 from irl_jax.flags import OVERRIDE, given_flags, parse
 from irl_jax.overrides import keys_of, nearest, override
@@ -212,9 +213,9 @@ def _export(arguments, _) -> int:
 
 def _prepare(arguments, _) -> int:
     files = {split: path for split, path in (("train", arguments.data), ("test", arguments.test)) if path}
-    _check_file(arguments.data, "--data")
+    check_file(arguments.data, "--data")
     if arguments.test:
-        _check_file(arguments.test, "--test")
+        check_file(arguments.test, "--test")
     from irl_jax.data.tfds.prepare import prepare
 
     print(prepare(arguments.kind, files, arguments.out, arguments.fields))
@@ -239,7 +240,7 @@ def _check_source(arguments, records: str, flag: str) -> None:
     if arguments.model and (arguments.role or arguments.reward):
         given = "--role" if arguments.role else "--reward"
         raise UserError(f"{given}: needs --workdir; a plain folder has one model and no reward")
-    _check_file(records, flag)
+    check_file(records, flag)
     out = os.path.abspath(paths.here(arguments.out))
     folder = os.path.dirname(out)
     if os.path.isdir(out):
@@ -250,13 +251,6 @@ def _check_source(arguments, records: str, flag: str) -> None:
         raise UserError(f"--out={arguments.out}: is the file of {flag}, which would be replaced; choose another")
     _check_folder(arguments.out, folder)
     arguments.out = out
-
-
-def _check_file(path: str, flag: str) -> None:
-    """Refuses a file of records that is none."""
-    if not os.path.isfile(os.path.expanduser(path)):
-        there = os.path.lexists(os.path.expanduser(path))
-        raise UserError(f"{flag}={path}: {'is no file that can be read' if there else 'no such file'}")
 
 
 def _check_folder(out: str, folder: str) -> None:

@@ -217,20 +217,21 @@ def test_a_record_is_read_one_way(record, folder, tmp_path):
 
 def test_what_a_verb_writes_the_others_read(folder, tmp_path):
     records = [{"messages": ASKED}, {"messages": [*TURNS, *ASKED]}, {"prompt": "s"}]
-    drawn = lines_of("generate", folder, tmp_path, records, "--samples=6", "--max_tokens=3", "--temperature=30")
-    kept = [line for line in drawn if len(line["response"]) == line["tokens"] - line["ended"]]  # special tokens are no text
-    assert any(line["response"] == "" for line in kept) and any("messages" in line and line["response"] for line in kept)
-    scored = lines_of("score", folder, tmp_path, kept, "--eos")
-    for mine, theirs in zip(kept, scored, strict=True):
-        if mine["ended"] and ("messages" in mine or mine["response"]):
-            assert theirs["tokens"] == mine["tokens"] and theirs["logprob"] == pytest.approx(mine["logprob"], abs=1e-4)
-    bare = lines_of("score", folder, tmp_path, scored)
-    assert all(line["tokens"] == mine["tokens"] - mine["ended"] for line, mine in zip(bare, kept, strict=True))
-    assert all((line["logprob"] == 0) == (line["tokens"] == 0) for line in bare)
-    assert len(lines_of("generate", folder, tmp_path, bare)) == len(bare)
-    whole = [{"messages": TURNS, "logprob": -1.0}]
-    assert lines_of("generate", folder, tmp_path, whole)[0]["messages"] == ASKED
-    assert lines_of("score", folder, tmp_path, lines_of("score", folder, tmp_path, whole))[0]["messages"] == TURNS
+    at_once = lines_of("generate", folder, tmp_path, records[:2], "--temperature=0", "--max_tokens=3")
+    drawn = lines_of("generate", folder, tmp_path, records, "--samples=16", "--max_tokens=3", "--temperature=300")
+    # what is no text (special tokens) or becomes other tokens when it is read ("t" and "h", one token together) is passed over
+    whole = [line for line in drawn if len(line["response"]) == line["tokens"] - line["ended"] and not {*"t|"} & {*line["response"]}]
+    assert any("messages" in line and line["tokens"] == 3 for line in whole) and {line["response"] for line in at_once} == {""}
+    for mine, theirs in zip(at_once, lines_of("score", folder, tmp_path, at_once, "--eos"), strict=True):
+        assert theirs["tokens"] == mine["tokens"] == 1 and theirs["logprob"] == pytest.approx(mine["logprob"], abs=1e-4)
+    scored = lines_of("score", folder, tmp_path, [*at_once, *whole])
+    for mine, theirs in zip([*at_once, *whole], scored, strict=True):
+        assert theirs["tokens"] == mine["tokens"] - mine["ended"] and (theirs["logprob"] == 0) == (theirs["tokens"] == 0)
+        assert mine["ended"] or theirs["logprob"] == pytest.approx(mine["logprob"], rel=1e-4)
+    assert len(lines_of("generate", folder, tmp_path, scored, "--max_tokens=3")) == len(scored)
+    answered = [{"messages": TURNS, "logprob": -1.0}]
+    assert lines_of("generate", folder, tmp_path, answered)[0]["messages"] == ASKED
+    assert lines_of("score", folder, tmp_path, lines_of("score", folder, tmp_path, answered))[0]["messages"] == TURNS
 
 
 @pytest.mark.parametrize("verb, record, message", [
