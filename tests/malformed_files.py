@@ -10,6 +10,15 @@ import struct
 
 from malformed_box import DEEP, GOOD, LONG, RIGHT, WANTED, Box, Case, lines, link, many, pickled, replaced, safetensors, without
 
+
+def another_token(table: dict) -> None:
+    """Adds tokens to a tokenizer.json, the last with an id past the embeddings."""
+    largest = max(token["id"] for token in [*table["added_tokens"], *({"id": number} for number in table["model"]["vocab"].values())])
+    for i in range(20):
+        name = "<tag>" if i == 19 else f"<tag{i}>"
+        table["added_tokens"].append({**table["added_tokens"][-1], "content": name, "special": False, "id": largest + 1 + i})
+
+
 RECORDS = {
     "bytes that are no UTF-8": Case(lambda b: b.score(GOOD + b'{"prompt": "\xff"}\n'), "~/in.jsonl, line 2: byte 12 is not UTF-8"),
     "UTF-16": Case(lambda b: b.generate('{"prompt": "w1"}\n'.encode("utf-16")),
@@ -97,6 +106,10 @@ RECORDS = {
         "lower --max_tokens"),
     "a record beyond the context": Case(lambda b: b.score(lines({"prompt": "w1 " * 22, "response": "w2 " * 9})),
         "~/in.jsonl, line 1: prompt and response are 31 tokens, longer than the context of 24; shorten the record"),
+    "a token without an embedding": Case(lambda b: b.score(
+        GOOD + lines({"prompt": "w1", "response": "w2 <tag>"}), model=b.edit(b.model() / "tokenizer.json", another_token)),
+        "~/in.jsonl, line 2: has the token '<tag>' (id …), for which the weights, of … embeddings, have none; take it out or remove the "
+        "record"),
     "messages without a template": Case(lambda b: b.generate(lines({"messages": [{"role": "user", "content": "w1"}]})),
         "~/in.jsonl, line 1: field 'messages' needs a chat template, and the tokenizer has none; give prompt and response"),
     "a role that is a control token": Case(lambda b:

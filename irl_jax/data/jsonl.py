@@ -113,10 +113,10 @@ def _other_format(line: bytes) -> str:
 
 def _goes_on(first: str, path: str) -> bool:
     """Whether an object that begins in the first line ends in a later one."""
-    if first.strip() == "{":
-        return True
     with _opened(path) as file:
-        head = file.read(_HEAD).decode(errors="replace").lstrip("\ufeff \t\r\n")
+        head = file.read(_HEAD).decode(errors="replace").strip("\ufeff \t\r\n")
+    if first.strip() == "{" != head:
+        return True
     try:
         return "\n" in head[: json.JSONDecoder().raw_decode(head)[1]]
     except (ValueError, RecursionError):

@@ -8,7 +8,7 @@ here. A response that is cut by the length limit carries none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +18,7 @@ from irl_jax.data.sources import PairRecord, Record
 from irl_jax.errors import UserError
 from irl_jax.types import Example, Pair
 
-
-SPELT = "spell control tokens, which are read as text"
+SPELT = "spell control tokens, which are read as text"  # what is said of such records
 
 
 class TokenReport(NamedTuple):
@@ -72,7 +71,7 @@ def tokenize_records(
     examples, cut = [], 0
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         if not response and not (allow_empty and eos_id is not None):
-            raise UserError(f"{_name(i, records[i].prompt)}: the response is empty; give it some text or remove the record")
+            raise UserError(f"{record_name(i, records[i].prompt)}: the response is empty; give it some text or remove the record")
         ended = eos_id is not None
         if eos_id is not None and not (response and response[-1] in (eos_id, *ends)):  # texts that spell their end out have it already
             response = [*response, eos_id]
@@ -111,9 +110,23 @@ def tokenize_prompts(
     return _prompt_ids(tokenizer, prompts, _plain_ids(tokenizer, prompts), max_prompt, truncate_prompts, eos_id)[0]
 
 
+def check_ids(tokenizer, names: Iterable[str], sequences: Iterable[np.ndarray], vocabulary: int) -> None:
+    """Raises UserError for a sequence of ids with one past the `vocabulary` embeddings of the weights; `names`: of their records."""
+    for name, ids in zip(names, sequences, strict=True):
+        if len(ids) and ids.max() >= vocabulary:
+            raise UserError(f"{name}: has the token {tokenizer.convert_ids_to_tokens(int(ids.max()))!r} (id {ids.max()}), for which the "
+                            f"weights, of {vocabulary} embeddings, have none; take it out or remove the record")
+
+
 def detokenize(tokenizer, ids: Sequence[int]) -> str:
     """The text of response ids, special tokens left out and spaces as the tokenizer has them."""
     return tokenizer.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def record_name(index: int, prompt: str) -> str:
+    """A record's name in messages, where its line is not known any more."""
+    head = " ".join(controls.unmarked(prompt).split())[:40]
+    return f"record {index} (prompt {head!r})"
 
 
 # ---- the rule ----
@@ -150,7 +163,7 @@ def _prompt_ids(tokenizer, prompts, plain, maximum: int, truncate: bool, eos_id)
         if len(ids) > maximum:
             if not truncate:
                 raise UserError(
-                    f"{_name(index[text], text)}: the prompt has {len(ids)} tokens, the limit is {maximum}; "
+                    f"{record_name(index[text], text)}: the prompt has {len(ids)} tokens, the limit is {maximum}; "
                     "raise data.max_prompt_tokens, or cut prompts with data.truncate_prompts"
                 )
             keep = maximum - len(lead)
@@ -178,8 +191,3 @@ def _response_ids(tokenizer, records, plain) -> tuple[list[list[int]], int]:
     for i, ids in zip(apart, controls.encode(tokenizer, [records[i].response for i in apart]), strict=True):
         responses[i] = ids
     return responses, len(apart)
-
-
-def _name(index: int, prompt: str) -> str:
-    head = " ".join(controls.unmarked(prompt).split())[:40]
-    return f"record {index} (prompt {head!r})"

@@ -34,6 +34,7 @@ def generate(args) -> None:
                                         control_tokens=args.control_tokens)
     if not args.control_tokens:
         _say_spelt(context, sum(controls.spells(context.tokenizer, text.prompt) for text in texts), records)
+    tokenize.check_ids(context.tokenizer, _names(records), prompts, context.model.vocab_size)
     for (where, *_), prompt in zip(records, prompts, strict=True):
         if len(prompt) + limit > context.longest:
             raise UserError(f"{where}: the prompt is {len(prompt)} tokens; with --max_tokens={limit} that is longer than the "
@@ -69,6 +70,8 @@ def score(args) -> None:
         context.tokenizer, _texts(records, context.chat and context.chat.demonstration), max_prompt=sys.maxsize,
         max_response=sys.maxsize, eos_id=context.eos_id, ends=context.eos_ids, control_tokens=args.control_tokens, allow_empty=True)
     _say_spelt(context, report.spelt, records)
+    for part in ("prompt", "response"):
+        tokenize.check_ids(context.tokenizer, _names(records), [getattr(example, part) for example in examples], context.model.vocab_size)
     kept = examples if args.eos else [e._replace(response=e.response[:-1], ended=False) for e in examples]
     for (where, *_), example in zip(records, examples if args.reward else kept, strict=True):
         size = len(example.prompt) + len(example.response)
@@ -160,6 +163,10 @@ def _read(path, answered: bool) -> list[tuple[str, dict, sources.Reading]]:
 def _texts(records, render) -> list[sources.Record]:
     """The records' prompts and responses; of conversations what `render` makes of them."""
     return [sources.rendered(reading, where, render) for where, _, reading in records]
+
+
+def _names(records) -> list[str]:
+    return [where for where, *_ in records]
 
 
 def _say_spelt(context, number: int, records) -> None:
