@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from irl_jax import outputs, paths, terminal
 from irl_jax.config import default
+from irl_jax.data.jsonl import check_file
 from irl_jax.errors import UserError, printable
 from irl_jax.flags import OVERRIDE, given_flags, parse
 from irl_jax.overrides import keys_of, nearest, override
@@ -224,9 +225,9 @@ def _export(arguments, _) -> int:
 
 def _prepare(arguments, _) -> int:
     files = {split: path for split, path in (("train", arguments.data), ("test", arguments.test)) if path}
-    _check_file(arguments.data, "--data")
+    check_file(arguments.data, "--data")
     if arguments.test:
-        _check_file(arguments.test, "--test")
+        check_file(arguments.test, "--test")
     if arguments.out.strip() and paths.is_local(arguments.out):
         outputs.check_in_folder(arguments.out, f"{arguments.kind}/data", {"--data": arguments.data, "--test": arguments.test})
     from irl_jax.data.tfds.prepare import prepare
@@ -256,16 +257,9 @@ def _check_source(arguments, records: str, flag: str) -> None:
     if arguments.model and (arguments.role or arguments.reward or arguments.base):
         given = "--role" if arguments.role else "--reward" if arguments.reward else "--base"
         raise UserError(f"{given}: needs --workdir; a plain folder has one model and no reward")
-    _check_file(records, flag)
+    check_file(records, flag)
     inputs = {flag: records, "--model": arguments.model or "", "--base": arguments.base, **outputs.inputs_of(arguments.workdir or "")}
     arguments.out = outputs.check_file(arguments.out, inputs)
-
-
-def _check_file(path: str, flag: str) -> None:
-    """Refuses a file of records that is none."""
-    if not os.path.isfile(os.path.expanduser(path)):
-        there = os.path.lexists(os.path.expanduser(path))
-        raise UserError(f"{flag}={path}: {'is no file that can be read' if there else 'no such file'}")
 
 
 def _call_get_config(path: pathlib.Path, variant: str):

@@ -201,7 +201,7 @@ def _labels(hf_config: dict, rows: int, file: Path) -> list[str]:
 def load_tokenizer(path: str | Path) -> Any:
     """The tokenizer of a folder or hub name, checked against the vocabulary that the folder's config.json states.
 
-    Raises: UserError where there is none or where it has ids that the weights lack.
+    Raises: UserError where there is none, or one of other weights; see `check_vocabulary`.
     """
     from transformers import AutoTokenizer
     from transformers.models.auto import tokenization_auto
@@ -239,16 +239,24 @@ def _tokenizers_only(from_name: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def check_vocabulary(tokenizer: Any, vocab_size: int, where: str | Path) -> None:
-    """Raises UserError where the tokenizer can give ids >= vocab_size (entries of the embedding table).
+    """Raises UserError where the tokenizer is not one of weights with `vocab_size` embeddings.
 
-    The table may be larger than the tokenizer's vocabulary: many are padded.
+    The table may be larger than the tokenizer's vocabulary: many are padded. Tokens that were added to the vocabulary may have ids past
+    the table, as Gemma 3's <image_soft_token> has: only records that use one are refused (`tokenize.check_ids`). The vocabulary itself
+    and the tokens that rows are made with may not.
     """
-    largest = max(tokenizer.get_vocab().values(), default=-1)
+    added = tokenizer.get_added_vocab()
+    largest = max((number for token, number in tokenizer.get_vocab().items() if token not in added), default=-1)
     if largest >= vocab_size:
         raise UserError(
             f"{where}: the tokenizer has ids up to {largest}, the weights a vocabulary of {vocab_size}; "
             "tokenizer and weights are of different models"
         )
+    for name in ("bos", "eos", "unk", "pad"):
+        token, number = (getattr(tokenizer, f"{name}_token{of}", None) for of in ("", "_id"))
+        if number is not None and number >= vocab_size:
+            raise UserError(f"{where}: the tokenizer's {name}_token {token!r} has the id {number}, the weights a vocabulary of "
+                            f"{vocab_size}; name a {name}_token that has an embedding in tokenizer_config.json")
 
 
 def eos_ids(folder: str | Path | None = None, tokenizer: Any = None) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ GOOD = b'{"prompt": "w1 w2", "response": " w3"}\n'
 RIGHT = b"".join(b'{"prompt": "w%d w%d", "response": " w3"}\n' % (i % 9, i // 9) for i in range(40))
 NOTHING = '{"policies": {}, "rewards": {}, "histograms": {}, "scatter": {}}'
 DEEP = b'{"prompt": ' + b"[" * 100_000
+WANTED = "JSON lines are needed: one object a line, plain or gzip"
 LONG = 10_000_000  # bytes: ten megabytes
 
 

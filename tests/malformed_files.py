@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import struct
 
-from malformed_box import DEEP, GOOD, LONG, RIGHT, Box, Case, lines, link, many, pickled, replaced, safetensors, without
+from malformed_box import DEEP, GOOD, LONG, RIGHT, WANTED, Box, Case, lines, link, many, pickled, replaced, safetensors, without
+
+
+def another_token(table: dict) -> None:
+    """Adds tokens to a tokenizer.json, the last with an id past the embeddings."""
+    largest = max(token["id"] for token in [*table["added_tokens"], *({"id": number} for number in table["model"]["vocab"].values())])
+    for i in range(20):
+        name = "<tag>" if i == 19 else f"<tag{i}>"
+        table["added_tokens"].append({**table["added_tokens"][-1], "content": name, "special": False, "id": largest + 1 + i})
+
 
 RECORDS = {
     "bytes that are no UTF-8": Case(lambda b: b.score(GOOD + b'{"prompt": "\xff"}\n'), "~/in.jsonl, line 2: byte 12 is not UTF-8"),
@@ -23,9 +34,19 @@ RECORDS = {
         "~/in.jsonl: the gzip file is truncated or damaged (…); fetch it again"),
     "gzip with a flipped byte": Case(lambda b: b.score(gzip.compress(GOOD, mtime=0)[:-8] + b"\0" * 8),
         "~/in.jsonl: the gzip file is truncated or damaged (…); fetch it again"),
-    "gzip by its name only": Case(lambda b: b.score("<html>not found</html>", name="in.jsonl.gz"),
-        "~/in.jsonl.gz, line 1: not JSON (… at column 1)"),
-    "a zip archive": Case(lambda b: b.score(b"PK\x03\x04" + b"\0" * 26 + b"in.jsonl"), "~/in.jsonl, line 1: not JSON (… at column 1)"),
+    "gzip by its name only": Case(lambda b: b.score("not found", name="in.jsonl.gz"), "~/in.jsonl.gz, line 1: not JSON (… at column 1)"),
+    "a page": Case(lambda b: b.score("\n<!doctype html>"), f"~/in.jsonl: is a page of HTML or XML; {WANTED}"),
+    "a zip archive": Case(lambda b: b.score(b"PK\x03\x04" + b"\0" * 26 + b"in.jsonl"), f"~/in.jsonl: is a zip archive; {WANTED}"),
+    "zstd": Case(lambda b: b.generate(b"(\xb5/\xfd$\0"), f"~/in.jsonl: is a zstd file; {WANTED}"),
+    "xz": Case(lambda b: b.generate(lzma.compress(GOOD)), f"~/in.jsonl: is an xz file; {WANTED}"),
+    "bzip2 within gzip": Case(lambda b: b.generate(gzip.compress(bz2.compress(GOOD))), f"~/in.jsonl: is a bzip2 file; {WANTED}"),
+    "Parquet": Case(lambda b: b.score(b"PAR1\x15\x04" + b"\xff" * 40 + b"PAR1"), f"~/in.jsonl: is a Parquet file; {WANTED}"),
+    "an Arrow stream": Case(lambda b: b.score(b"\xff\xff\xff\xff\x10\x01\0\0"), f"~/in.jsonl: is an Arrow file; {WANTED}"),
+    "a JSON array": Case(lambda b: b.score(json.dumps([json.loads(GOOD)] * 2, indent=1)), f"~/in.jsonl: is a JSON array; {WANTED}"),
+    "a JSON array on one line": Case(lambda b: b.generate(b"\xef\xbb\xbf" + lines([{"prompt": "w1"}])),
+        f"~/in.jsonl: is a JSON array; {WANTED}"),
+    "CSV": Case(lambda b: b.score('prompt,"the response"\nw1,"w2"\n'), f"~/in.jsonl: is a CSV file; {WANTED}"),
+    "TSV": Case(lambda b: b.score("prompt\tresponse\nw1\tw2\n", name="in.tsv"), f"~/in.tsv: is a TSV file; {WANTED}"),
     "a gzip of one line without end": Case(lambda b: b.score(gzip.compress(b'{"prompt": "' + b"x" * 2**26, 1, mtime=0)),
         "~/in.jsonl, line 1: longer than 64 MiB; JSON lines have one record a line"),
     "a line of 10 MB that is no JSON": Case(lambda b: b.score(b'{"prompt": "' + b"x" * LONG),
@@ -47,22 +68,27 @@ RECORDS = {
     "null": Case(lambda b: b.generate(b"null\n"), "~/in.jsonl, line 1: a JSON object is needed, not NoneType"),
     "two objects on one line": Case(lambda b: b.score(GOOD.strip() + GOOD), "~/in.jsonl, line 1: not JSON (… at column 39)"),
     "one object on several lines": Case(lambda b: b.score(json.dumps(json.loads(GOOD), indent=1)),
-        "~/in.jsonl, line 1: not JSON (… at column 1)"),
+        f"~/in.jsonl: is one JSON value on several lines; {WANTED}"),
+    "an object that goes on in the next line": Case(lambda b: b.score(GOOD.replace(b", ", b",\n") * 2),
+        f"~/in.jsonl: is one JSON value on several lines; {WANTED}"),
     "a prompt that is a number": Case(lambda b: b.generate(lines({"prompt": 3})),
         "~/in.jsonl, line 1: field 'prompt' must be text, not int"),
     "a prompt that is null": Case(lambda b: b.generate(lines({"prompt": None})),
         "~/in.jsonl, line 1: field 'prompt' must be text, not NoneType"),
     "a response that is a list": Case(lambda b: b.score(lines({"prompt": "w1", "response": ["w2"]})),
         "~/in.jsonl, line 1: field 'response' must be text, not list"),
-    "a response that is empty": Case(lambda b: b.score(lines({"prompt": "w1", "response": " \u2003\n"})),
-        "~/in.jsonl, line 1: field 'response' is empty; give it some text or remove the record"),
     "no response": Case(lambda b: b.score(lines({"prompt": "w1"})), "~/in.jsonl, line 1: no field 'response' (its fields: prompt)"),
     "NaN": Case(lambda b: b.score(b'{"prompt": "w1", "response": "w2", "weight": NaN}\n'),
         "~/in.jsonl, line 1: not usable JSON (NaN is no number of JSON's)"),
+    "a number beyond all numbers": Case(lambda b: b.score(b'{"prompt": "w1", "response": "w2", "meta": [{"weight": -1e999}]}\n'),
+        "~/in.jsonl, line 1: not usable JSON (-1e999 is beyond all numbers)"),
     "-Infinity": Case(lambda b: b.generate(b'{"prompt": "w1", "weight": -Infinity}\n'),
         "~/in.jsonl, line 1: not usable JSON (-Infinity is no number of JSON's)"),
     "a number of 5000 digits": Case(lambda b: b.generate(b'{"prompt": "w1", "n": ' + b"9" * 5000 + b"}"),
         "~/in.jsonl, line 1: not usable JSON (a number of thousands of digits)"),
+    "nested too deeply to be written": Case(lambda b: b.score(
+        GOOD + b'{"prompt": "w1", "response": "w2", "meta": ' + b'[{"a": ' * 60 + b"1" + b"}]" * 60 + b"}\n"),
+        "~/in.jsonl, line 2: not usable JSON (nested too deeply)"),
     "nested without end": Case(lambda b: b.score(DEEP), "~/in.jsonl, line 1: not usable JSON (nested too deeply)"),
     "an empty file": Case(lambda b: b.generate(b""), "~/in.jsonl: no records; give one JSON object a line"),
     "blank lines alone": Case(lambda b: b.score(b"\n \r\n\t\n"), "~/in.jsonl: no records; give one JSON object a line"),
@@ -80,6 +106,10 @@ RECORDS = {
         "lower --max_tokens"),
     "a record beyond the context": Case(lambda b: b.score(lines({"prompt": "w1 " * 22, "response": "w2 " * 9})),
         "~/in.jsonl, line 1: prompt and response are 31 tokens, longer than the context of 24; shorten the record"),
+    "a token without an embedding": Case(lambda b: b.score(
+        GOOD + lines({"prompt": "w1", "response": "w2 <tag>"}), model=b.edit(b.model() / "tokenizer.json", another_token)),
+        "~/in.jsonl, line 2: has the token '<tag>' (id …), for which the weights, of … embeddings, have none; take it out or remove the "
+        "record"),
     "messages without a template": Case(lambda b: b.generate(lines({"messages": [{"role": "user", "content": "w1"}]})),
         "~/in.jsonl, line 1: field 'messages' needs a chat template, and the tokenizer has none; give prompt and response"),
     "a role that is a control token": Case(lambda b:
@@ -96,7 +126,16 @@ RECORDS = {
         "~/in.jsonl, line 1: turn 1 of field 'messages' must be {role, content}, both text; calls of tools and contents in parts are "
         "not read"),
     "messages without a turn": Case(lambda b: b.score(lines({"messages": []}), model=b.talker()),
-        "~/in.jsonl, line 1: field 'messages' must be a list of {role, content} of two or more turns, the last one the assistant's"),
+        "~/in.jsonl, line 1: field 'messages' must be a list of {role, content} with a turn that is not the assistant's before the answer"),
+    "messages without an answer": Case(lambda b: b.score(lines({"messages": [{"role": "user", "content": "w1"}]}), model=b.talker()),
+        "~/in.jsonl, line 1: field 'messages' must be a list of {role, content} of two or more turns, the last one the assistant's, or "
+        "stand beside a field 'response'"),
+    "a prompt that contradicts the messages": Case(lambda b: b.generate(
+        lines({"prompt": "w2", "messages": [{"role": "user", "content": "w1"}]}), model=b.talker()),
+        "~/in.jsonl, line 1: field 'prompt' is another text than each turn of field 'messages' before the answer; take one out"),
+    "a response that contradicts the messages": Case(lambda b: b.score(
+        lines({"messages": [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}], "response": "w3"})),
+        "~/in.jsonl, line 1: field 'response' is another text than the answer that field 'messages' ends with; take one out"),
     "messages with tools": Case(lambda b: b.generate(
         lines({"messages": [{"role": "user", "content": "w1"}], "tools": [{}]}), model=b.talker()),
         "~/in.jsonl, line 1: field 'tools' is not read; leave it out, or give prompt and response as the template renders them, whose "
@@ -112,7 +151,9 @@ RECORDS = {
     "a terminal's commands in a name": Case(lambda b: b.generate(lines({"\x1b[2J\x07\u202e": 1})),
         "~/in.jsonl, line 1: no field 'prompt' (its fields: \\x1b[2J\\x07\\u202e)"),
     "a folder for the records": Case(lambda b: ["score", f"--model={b.base}", f"--data={b.path}", f"--out={b / 'o'}"],
-        "--data=~: is no file that can be read"),
+        f"--data=~: is a folder; {WANTED}"),
+    "a folder of `datasets`": Case(lambda b: ["score", f"--model={b.base}", f"--data={b.write('d/train/state.json', '{}').parent.parent}",
+                                              f"--out={b / 'o'}"], f"--data=~/d: is a folder of the library `datasets`; {WANTED}"),
     "a loop of links for the records": Case(lambda b:
         ["score", f"--model={b.base}", f"--data={link(b, 'in', 'in')}", f"--out={b / 'o'}"], "--data=~/in: is no file that can be read"),
     "a link to nothing": Case(lambda b: ["generate", f"--model={b.base}", f"--prompts={link(b, 'in', 'none')}", f"--out={b / 'o'}"],
@@ -124,8 +165,12 @@ DATA = {  # the same readers in `run`, and what only it reads
         "~/data__source.jsonl: the gzip file is truncated or damaged (…); fetch it again"),
     "run: a key twice": Case(lambda b: b.run(data__source=GOOD * 9 + b'{"prompt": "a", "response": "b", "response": "c"}\n'),
         "~/data__source.jsonl, line 10: not usable JSON (the key 'response' stands in one object twice)"),
-    "run: a loop of links": Case(lambda b: b.run(f"data.source={link(b, 'in', 'in')}"), "~/in: cannot be read (…)"),
-    "run: a folder": Case(lambda b: b.run(f"data.source={b.path}"), "~: cannot be read (Is a directory)"),
+    "run: a loop of links": Case(lambda b: b.run(f"data.source={link(b, 'in', 'in')}"), "~/in: is no file that can be read"),
+    "run: a folder": Case(lambda b: b.run(f"data.source={b.path}"), f"~: is a folder; {WANTED}"),
+    "run: a prepared folder": Case(lambda b: b.run(f"data.source={b.write('p/1.0.0/features.json', '{}').parent.parent}"),
+        "~/p: is a prepared TFDS builder; name it as tfds:NAME, with data.tfds_data_dir"),
+    "run: a response that is empty": Case(lambda b: b.run(data__source=RIGHT + lines({"prompt": "w1", "response": " \u2003\n"})),
+        "~/data__source.jsonl, line 41: field 'response' is empty; give it some text or remove the record"),
     "run: an empty file": Case(lambda b: b.run(data__source=b""),
         "~/data__source.jsonl: no record in it can be used; give a file with records"),
     "run: one record": Case(lambda b: b.run(data__source=GOOD),
@@ -156,7 +201,7 @@ DATA = {  # the same readers in `run`, and what only it reads
         "~/data__source.jsonl, line 40: field 'rating' must be a finite number"),
     "run: a rating beyond all numbers": Case(lambda b: b.run("data.kind=continuations", "data.min_rating=5", "data.prompt_words=1,2",
                                                              data__source=many().replace(b'"rating": 9}', b'"rating": 1e999}')),
-        "~/data__source.jsonl, line 10: field 'rating' must be a finite number"),
+        "~/data__source.jsonl, line 10: not usable JSON (1e999 is beyond all numbers)"),
     "run: a pair without its other side": Case(lambda b: b.run(
         data__source=RIGHT, data__preference_source=lines({"prompt": "w1", "chosen": "w2"})),
         "~/data__preference_source.jsonl, line 1: no field 'rejected' (its fields: chosen, prompt); see data.fields"),

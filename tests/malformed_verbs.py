@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 
-from malformed_box import DEEP, GOOD, NOTHING, RIGHT, Case, get_config, lines, link, replaced
+from malformed_box import DEEP, GOOD, NOTHING, RIGHT, WANTED, Case, get_config, lines, link, replaced
 
 STREAMS = {
     "run: streaming of continuations": Case(lambda b: b.testbed(
@@ -150,7 +150,10 @@ PREPARES = {
         "~/in.jsonl, line 1: turn 2 of field 'messages' has 'name' beside role and content, which a prepared record does not keep; "
         "leave it out, or read the file itself"),
     "prepare: the second file is broken": Case(lambda b: b.prepare(RIGHT, f"--test={b.write('t.jsonl', b'[]')}"),
-        "~/t.jsonl, line 1: a JSON object is needed, not list"),
+        f"~/t.jsonl: is a JSON array; {WANTED}"),
+    "prepare: messages beside a pair": Case(lambda b: b.prepare(lines(
+        {"messages": [{"role": "user", "content": "w1"}], "chosen": "w2", "rejected": "w3"}), kind="preferences"),
+        "~/in.jsonl, line 1: a prepared pair has no 'messages', only prompt, chosen and rejected; leave them out, or read the file itself"),
     "prepare: the second file is none": Case(lambda b: b.prepare(RIGHT, f"--test={b / 'none'}"), "--test=~/none: no such file"),
     "prepare: a pair without its other side": Case(lambda b: b.prepare(
         lines({"prompt": "w1", "chosen": "w2"}), kind="preferences"),
@@ -160,7 +163,7 @@ PREPARES = {
     "prepare: a kind that is none": Case(lambda b: b.prepare(kind="parquet"),
         "argument --kind: invalid choice: 'parquet' (choose from 'demonstrations', 'preferences', 'hh') (see irl_jax prepare --help)"),
     "prepare: records that are a folder": Case(lambda b: ["prepare", "--kind=hh", f"--data={b.path}", f"--out={b / 'out'}"],
-        "--data=~: is no file that can be read"),
+        f"--data=~: is a folder; {WANTED}"),
     "prepare: out is there": Case(lambda b: (b.write("out/demonstrations/1.0.0/x", "x"), b.prepare())[1],
         "--out=~/out: ~/out/demonstrations/1.0.0 is there already; choose another, or remove it"),
     "prepare: out is a file": Case(lambda b: (b.write("out", "x"), b.prepare())[1], "--out=~/out: is a file; give a folder"),

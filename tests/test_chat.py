@@ -121,7 +121,7 @@ def test_messages_beside_a_prompt_are_the_conversation(tmp_path):
     """As published sets of conversations have it: the first turn's text once more under "prompt"."""
     made, file = chat.of(tokenizer_of("chatml")), tmp_path / "d.jsonl"
     rows = [{"prompt": f"s{i}", "messages": [{"role": "user", "content": f"s{i}"}, TURNS[1]]} for i in range(3)]
-    rows.append({"prompt": "p", "response": "r", "messages": "not read"})
+    rows.append({"prompt": "p", "response": "r", "messages": None})
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = default().data
     data.source, data.heldout_fraction, data.development_fraction = str(file), 0.3, 0.0
@@ -147,7 +147,7 @@ def test_content_that_stands_in_the_header_too_and_further_turns():
 def test_templates_that_do_not_do_name_the_record(template, message):
     made = chat.of(build(chat_template=template))
     with pytest.raises(UserError) as caught:
-        sources._render_messages({"messages": TURNS}, "file, line 3", made.demonstration)
+        list(sources.pair_rows([("file, line 3", {"messages": TURNS})], default().data.fields, made.demonstration, False))
     assert message in str(caught.value) and str(caught.value).startswith("file, line 3: the tokenizer's chat template")
 
 
@@ -187,14 +187,64 @@ def test_generate_takes_conversations_and_ends_at_the_end_of_turn(folder, tmp_pa
         assert line["tokens"] == 1 and line["ended"] and line["response"] == ""
 
 
+ASKED, ANSWER = TURNS[:1], {"role": "assistant", "content": "ab"}
+ONE_READING = {  # forms of one record
+    "messages": {"messages": [*ASKED, ANSWER]},
+    "messages and response": {"messages": ASKED, "response": "ab"},
+    "said twice": {"messages": [*ASKED, ANSWER], "prompt": " s\n", "response": "ab "},
+    "a prompt beside messages": {"prompt": "s", "messages": ASKED, "response": "ab"},
+    "empty columns": {"prompt": None, "messages": [*ASKED, ANSWER], "response": None},
+    "compared": {"messages": ASKED, "chosen": "ab", "rejected": "ba"},
+    "compared, with an answer": {"prompt": "s", "messages": [*ASKED, ANSWER], "chosen": "ab", "rejected": "ba"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("record", ONE_READING.values(), ids=ONE_READING)
+def test_a_record_is_read_one_way(record, folder, tmp_path):
+    made, fields = chat.of(tokenizer_of("chatml")), default().data.fields
+    (row,) = sources.pair_rows([("d, line 1", record)], fields, made.demonstration, pairs_only=False)
+    assert (row.prompt, row.response) == made.demonstration([*ASKED, ANSWER]) and row.turns == ASKED
+    if "chosen" in record:
+        (row,) = sources.pair_rows([("d, line 1", record)], fields, made.demonstration, pairs_only=True)
+        assert row.prompt == made.prompt(ASKED) and list(map(unmarked, row.pair)) == ["ab<|im_end|>", "ba<|im_end|>"]
+        record = {"messages": ASKED, "response": record["chosen"]}
+    (scored,) = lines_of("score", folder, tmp_path, [record], "--eos")
+    (plain,) = lines_of("score", folder, tmp_path, [{"messages": [*ASKED, ANSWER]}], "--eos")
+    assert (scored["logprob"], scored["tokens"]) == (plain["logprob"], 3)
+    (drawn,), (asked,) = (lines_of("generate", folder, tmp_path, [one], "--seed=3") for one in (record, {"messages": ASKED}))
+    assert drawn["messages"] == ASKED and {key: drawn[key] for key in asked} == asked
+
+
+def test_what_a_verb_writes_the_others_read(folder, tmp_path):
+    records = [{"messages": ASKED}, {"messages": [*TURNS, *ASKED]}, {"prompt": "s"}]
+    at_once = lines_of("generate", folder, tmp_path, records[:2], "--temperature=0", "--max_tokens=3")
+    drawn = lines_of("generate", folder, tmp_path, records, "--samples=16", "--max_tokens=3", "--temperature=300")
+    # what is no text (special tokens) or becomes other tokens when it is read ("t" and "h", one token together) is passed over
+    whole = [line for line in drawn if len(line["response"]) == line["tokens"] - line["ended"] and not {*"t|"} & {*line["response"]}]
+    assert any("messages" in line and line["tokens"] == 3 for line in whole) and {line["response"] for line in at_once} == {""}
+    for mine, theirs in zip(at_once, lines_of("score", folder, tmp_path, at_once, "--eos"), strict=True):
+        assert theirs["tokens"] == mine["tokens"] == 1 and theirs["logprob"] == pytest.approx(mine["logprob"], abs=1e-4)
+    scored = lines_of("score", folder, tmp_path, [*at_once, *whole])
+    for mine, theirs in zip([*at_once, *whole], scored, strict=True):
+        assert theirs["tokens"] == mine["tokens"] - mine["ended"] and (theirs["logprob"] == 0) == (theirs["tokens"] == 0)
+        assert mine["ended"] or theirs["logprob"] == pytest.approx(mine["logprob"], rel=1e-4)
+    assert len(lines_of("generate", folder, tmp_path, scored, "--max_tokens=3")) == len(scored)
+    answered = [{"messages": TURNS, "logprob": -1.0}]
+    assert lines_of("generate", folder, tmp_path, answered)[0]["messages"] == ASKED
+    assert lines_of("score", folder, tmp_path, lines_of("score", folder, tmp_path, answered))[0]["messages"] == TURNS
+
+
 @pytest.mark.parametrize("verb, record, message", [
-    ("generate", {"messages": TURNS}, "the last one not the assistant's"),
     ("score", {"messages": TURNS[:1]}, "the last one the assistant's"),
     ("score", {"messages": "s"}, "must be a list of {role, content}"),
+    ("generate", {"messages": [], "prompt": "s"}, "must be a list of {role, content}"),
+    ("generate", {"messages": TURNS[1:]}, "with a turn that is not the assistant's before the answer"),
     ("score", {"messages": [TURNS[0], {"role": "assistant", "content": None}]}, "turn 2 of field 'messages' must be {role, content}"),
     ("generate", {"messages": [{"role": "user", "content": "\ud800"}]}, "turn 1' holds half of a surrogate pair"),
     ("generate", {"messages": TURNS[:1], "tools": [{"type": "function"}]}, "field 'tools' is not read"),
-    ("score", {"messages": [TURNS[0], {"role": "assistant", "content": " "}]}, "the last turn of field 'messages' is empty"),
+    ("score", {"messages": TURNS, "response": "ba"}, "field 'response' is another text than the answer that field 'messages' ends with"),
+    ("generate", {"messages": TURNS, "prompt": "ab"}, "field 'prompt' is another text than each turn of field 'messages' before"),
+    ("score", {"messages": TURNS, "response": ["ab"]}, "field 'response' must be text, not list"),
 ])
 def test_conversations_that_do_not_do(verb, record, message, folder, tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text(json.dumps(record) + "\n")

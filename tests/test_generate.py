@@ -1,16 +1,20 @@
 """The verbs `generate` and `score` through the command line: on Hugging Face folders, and on runs of them."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from tokenizers import AddedToken
 
 from irl_jax import cli, hf, workdir
 from irl_jax.config import default
+from irl_jax.errors import UserError
 from irl_jax.models import transformer
 from irl_jax.models.transformer import ModelConfig
+from irl_jax.stages.context import Context
 
 STORY = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, red ball."
@@ -120,13 +124,75 @@ def test_prompts_are_refused_beyond_the_context(tiny, tmp_path, capsys):
         ("generate", {"prompt": 3}, "line 2: field 'prompt' must be text"),
         ("score", "[1]", "line 2: a JSON object is needed"),
         ("score", {"prompt": "w1"}, "line 2: no field 'response' (its fields: prompt)"),
-        ("score", {"prompt": "w1", "response": ""}, "line 2: field 'response' is empty"),
+        ("score", {"prompt": "w1", "response": None}, "line 2: field 'response' must be text, not NoneType"),
     ],
 )
 def test_broken_records(tiny, tmp_path, capsys, verb, record, words):
     data = write(tmp_path / "in.jsonl", {"prompt": "w1", "response": "w2"}, record)
     flag = "--prompts" if verb == "generate" else "--data"
     assert f"in.jsonl, {words}" in refused(capsys, tmp_path / "o.jsonl", verb, f"--model={tiny}", f"{flag}={data}")
+
+
+def test_an_answer_that_ended_at_once(tiny, tmp_path):
+    """EOS is an action: one token with --eos, none without; the other records are scored as if alone."""
+    records = [{"prompt": "w1 w2", "response": ""}, {"prompt": "w1", "response": " w3"}]
+    for eos, flags in ((1, ("--eos",)), (0, ())):
+        empty, other = called("score", f"--model={tiny}", tmp_path, records, *flags)
+        assert (empty["tokens"], other["tokens"]) == (eos, 1 + eos) and (empty["logprob"] < 0) == bool(eos)
+        assert called("score", f"--model={tiny}", tmp_path, records[1:], *flags) == [other]
+
+
+def test_texts_that_spell_control_tokens_are_counted(tiny, tmp_path, capsys):
+    records = [{"prompt": "w1", "response": "w2 <eos>"}, {"prompt": "<eos> w1", "response": "w2"}, {"prompt": "w1", "response": "w2"}]
+    said = "{} of 3 records spell control tokens, which are read as text; if a template has rendered them, give --control_tokens\n"
+    called("score", f"--model={tiny}", tmp_path, records)
+    assert capsys.readouterr().out == said.format(2)
+    called("generate", f"--model={tiny}", tmp_path, records, "--max_tokens=2")
+    assert capsys.readouterr().out == said.format(1)
+    called("score", f"--model={tiny}", tmp_path, records, "--control_tokens")
+    called("score", f"--model={tiny}", tmp_path, records[2:])
+    assert capsys.readouterr().out == ""
+
+
+def test_only_records_that_use_a_token_without_an_embedding_are_refused(tiny, tmp_path, capsys):
+    folder = shutil.copytree(tiny, tmp_path / "m")
+    tokenizer = hf.load_tokenizer(folder)
+    tokenizer.add_tokens([AddedToken("<image>", special=True), AddedToken("<tag>", special=False)])
+    tokenizer.save_pretrained(folder)
+    good = {"prompt": "w1 <image>", "response": "w2"}
+    assert called("score", f"--model={folder}", tmp_path, [good]) and called("generate", f"--model={folder}", tmp_path, [good], "--max_tokens=2")
+    line = "in.jsonl, line 2: has the token '{}' (id {}), for which the weights, of 13 embeddings, have none; take it out or remove the record"
+    for record, token, *flags in ((good, "<image>", "--control_tokens"), ({"prompt": "w1", "response": "w2 <tag>"}, "<tag>"),
+                                  ({"prompt": "<tag>", "response": "w2"}, "<tag>")):
+        data = write(tmp_path / "in.jsonl", {"prompt": "w1", "response": "w2"}, record)
+        err = refused(capsys, tmp_path / "o.jsonl", "score", f"--model={folder}", f"--data={data}", *flags)
+        assert line.format(token, {"<image>": 13, "<tag>": 14}[token]) in err
+        if token in record["prompt"]:
+            err = refused(capsys, tmp_path / "o.jsonl", "generate", f"--model={folder}", f"--prompts={data}", "--max_tokens=2", *flags)
+            assert "in.jsonl, line 2: has the token" in err
+
+
+def test_a_run_counts_and_refuses_alike(tiny, tmp_path, capsys):
+    folder = shutil.copytree(tiny, tmp_path / "m")
+    tokenizer = hf.load_tokenizer(folder)
+    tokenizer.add_tokens([AddedToken("<tag>", special=False)])
+    tokenizer.save_pretrained(folder)
+    config = default()
+    config.model.path, config.data.heldout_fraction, config.data.development_fraction = str(folder), 0.1, 0.0
+    config.data.max_prompt_tokens, config.data.max_response_tokens = 12, 12
+    rendered = [{"prompt": f"w{i} <eos>", "response": "w1<eos>"} for i in range(10)]
+    config.data.source = str(write(tmp_path / "d.jsonl", *rendered))
+    assert Context(config, None).demonstrations
+    said = capsys.readouterr().out
+    assert "demonstrations: 9 records, 9 spell control tokens, which are read as text (see data.control_tokens)\n" in said
+    config.data.control_tokens = True
+    assert Context(config, None).demonstrations and "demonstrations: 9 records\n" in capsys.readouterr().out
+    config.data.preference_source = str(write(tmp_path / "p.jsonl", *({"prompt": f"x{i}", "chosen": "w1", "rejected": "<tag>"} for i in "12")))
+    with pytest.raises(UserError, match=r"record 0 \(prompt 'x1'\): has the token '<tag>' \(id 13\)"):
+        assert Context(config, None).pairs
+    config.data.source = str(write(tmp_path / "d.jsonl", *rendered, *({"prompt": f"w{i} w1", "response": "<tag>"} for i in range(30))))
+    with pytest.raises(UserError, match=r"has the token '<tag>' \(id 13\), for which the weights, of 13 embeddings, have none"):
+        assert Context(config, None).demonstrations
 
 
 def test_missing_files(tiny, tmp_path, capsys):

@@ -312,6 +312,18 @@ def test_tokenizer_round_trip_and_vocabulary_mismatch(tmp_path):
         hf.save_folder(tmp_path, GPT2, random_trunk(GPT2), make_tokenizer(14))
 
 
+def test_added_tokens_may_have_ids_past_the_embeddings_but_not_those_that_rows_are_made_with(tmp_path):
+    tokenizer = make_tokenizer(13)
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    hf.save_folder(tmp_path, GPT2, random_trunk(GPT2), tokenizer)
+    assert hf.load_tokenizer(tmp_path).convert_tokens_to_ids("<image>") == 13
+    for name in ("bos", "eos", "unk", "pad"):
+        other = make_tokenizer(13)
+        other.add_special_tokens({f"{name}_token": "<new>"})
+        with pytest.raises(UserError, match=f"the tokenizer's {name}_token '<new>' has the id 13, the weights a vocabulary of 13"):
+            hf.check_vocabulary(other, 13, "m")
+
+
 def test_a_folder_without_a_tokenizer(tmp_path):
     hf.save_folder(tmp_path, GPT2, random_trunk(GPT2))
     with pytest.raises(UserError, match="no tokenizer; one of"):

@@ -229,7 +229,7 @@ def test_bad_continuations(tmp_path, record, settings, message):
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(UserError, match="nowhere.jsonl: no such file"):
         load_corpus(data_config(source=str(tmp_path / "nowhere.jsonl")), 0)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is a folder; JSON lines are needed"):
         load_corpus(data_config(source=str(tmp_path)), 0)
     with pytest.raises(UserError, match="line 1: field 'chosen' has no"):
         load_corpus(data_config(source="hh:" + write(tmp_path / "h.jsonl", [{"chosen": "a", "rejected": "b"}])), 0)

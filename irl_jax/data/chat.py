@@ -6,13 +6,13 @@ In the text the template's control tokens are marked, and what a turn's content 
 from __future__ import annotations
 
 import datetime
+import os
 import re
 from typing import Any, NamedTuple
 
 from irl_jax.data import controls
 from irl_jax.errors import UserError
 
-_SENTINEL = "sentinel7f3a91c4"  # stands for the response while a template is rendered
 _SYSTEM, _USER = {"role": "system", "content": "-"}, {"role": "user", "content": "-"}
 _SPEAKER, _ROLES = re.compile(r"(?:^|\n\n)(Human|Assistant):"), {"Human": "user", "Assistant": "assistant"}
 _CHANGED = "the tokenizer's chat template changes the assistant's turn, or leaves it out; give prompt and response, not messages"
@@ -30,41 +30,49 @@ class Chat(NamedTuple):
     end_id: int | None = None
     spells_bos: bool = False
 
-    def demonstration(self, messages: list) -> tuple[str, str]:
+    def demonstration(self, messages: list, sampled: bool = False) -> tuple[str, str]:
         """(prompt, response) of a conversation whose last turn is the assistant's; joined, a prefix of what the template renders.
 
         The prompt is the generation prompt, as `apply_chat_template(..., add_generation_prompt=True)` gives it, earlier turns of the
         assistant's included. The response is all that follows, the template's whitespace, what it puts before the content (an empty
-        thought, say) and its end-of-turn token included, but not what comes after that. Where the template has no generation prompt, the
-        assistant's header belongs to the prompt.
+        thought, say) and its end-of-turn token included, but not what comes after that. The prompt ends with the assistant's header
+        where the template has no generation prompt, or one that the turn does not begin with: one that opens a thought, before a turn
+        that has none. `sampled`: the last turn has been sampled after the generation prompt, and stands there as it is where the template
+        would not show all of it.
 
-        Raises: UserError where the template refuses the conversation, or shows the turn's content changed by more than the whitespace
-        around it.
+        Raises: UserError where the template refuses the conversation, or shows the turn's content changed by more than whitespace.
         """
-        prompt, after = self._around(messages[:-1])
-        content, text = messages[-1]["content"].strip(), self.render(messages)
-        response = text[len(prompt) : len(text) - len(after)]
-        if not (text.startswith(prompt) and text.endswith(after) and content in response):
-            raise UserError(_CHANGED)
-        return prompt, response + _turn_end(self.tokenizer, after)[0]
+        asked, header, after = self._around(messages[:-1])
+        content, text = messages[-1]["content"], self.render(messages)
+        prompt = asked if text.startswith(asked) else header
+        shown = text[len(os.path.commonprefix([asked, header, text])):]
+        if not (text.startswith(prompt) and text.endswith(after) and _squeezed(content) in _squeezed(shown)):
+            if not sampled:
+                raise UserError(_CHANGED)
+            prompt, text = asked, asked + controls.as_text(content).removeprefix(_opened(asked, header)) + after
+        return prompt, text[len(prompt) : len(text) - len(after)] + _turn_end(self.tokenizer, after)[0]
 
     def prompt(self, messages: list) -> str:
         """What the assistant's next turn is sampled after. Raises: UserError where the template refuses the conversation."""
-        return self._around(messages)[0]
+        return self.question(messages)[0]
 
-    def _around(self, turns: list) -> tuple[str, str]:
-        """The prompt of an assistant's turn that follows `turns`, and what the template puts after its content."""
+    def question(self, messages: list) -> tuple[str, str]:
+        """(prompt, what the prompt holds of the assistant's turn already: "<think>\\n" where it opens a thought). Raises: as `prompt`."""
+        asked, header, _ = self._around(messages)
+        return asked, _opened(asked, header)
+
+    def _around(self, turns: list) -> tuple[str, str, str]:
+        """Of an assistant's turn after `turns`: the generation prompt, all that stands before its content, what follows its content."""
         asked, bare = (self.render(turns, add_generation_prompt=asks) for asks in (True, False))
-        sentinel = _SENTINEL
+        sentinel = controls.SENTINEL
         while any(sentinel in turn["content"] for turn in turns):
             sentinel += "x"
-        before, found, after = self.render([*turns, {"role": "assistant", "content": sentinel}]).partition(sentinel)
+        header, found, after = self.render([*turns, {"role": "assistant", "content": sentinel}]).partition(sentinel)
         if not found:
             raise UserError(_CHANGED)
-        header = before[len(asked):]
-        if before.startswith(asked) and (asked != bare or not header.strip()):
-            return asked, after
-        return before, after
+        if asked == bare and header[len(asked):].strip():  # no generation prompt: the header is one
+            asked = header
+        return asked, header, after
 
     def render(self, messages: list, **how) -> str:
         """The text of a conversation, its control tokens marked. Raises: UserError where the template refuses it."""
@@ -110,12 +118,22 @@ def of(tokenizer, now: datetime.datetime | None = None) -> Chat | None:
     chat = Chat(tokenizer, now)
     for turns in ([_USER], [_SYSTEM, _USER]):
         try:
-            prompt, after = chat._around(turns)
+            prompt, _, after = chat._around(turns)
             bos = controls.marked(tokenizer.bos_token)
             return Chat(tokenizer, now, _turn_end(tokenizer, after)[1], bool(bos) and prompt.startswith(bos))
         except UserError:  # some want a system turn first; what wants more yet, each conversation will tell
             continue
     return chat
+
+
+def _opened(asked: str, header: str) -> str:
+    """What a generation prompt says beyond the assistant's header; "" where that is no text."""
+    opened = asked[len(header) :] if asked.startswith(header) else ""
+    return "" if controls.OPEN in opened else opened
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
 
 
 def _turn_end(tokenizer, after: str) -> tuple[str, int | None]:

@@ -2,14 +2,17 @@
 
 In the strings that go from a template to the tokenizer a control token is marked: it stands between OPEN and CLOSE, which Unicode keeps
 out of texts and which `irl_jax.data.sources` refuses in records. `encode` takes marked tokens for themselves, and everything else for
-text, whatever it spells. Control tokens are the tokenizer's special ones, and those in brackets of any kind that its chat template writes
-around a user's turn, which some tokenizers do not call special. One of a single character, such as a "!" that pads, is a letter of the
-text too, and none.
+text, whatever it spells. Control tokens are the tokenizer's special ones, and further ones in brackets of any kind by which its chat
+template tells the turns apart, which some tokenizers do not call special: every one around a system or user turn, and the outermost ones
+of an assistant or tool turn. A marker inside such a turn (<think>) is content, wherever the template writes it: the template may look for
+it in a record, and text that spells it has its token. A token of a single character, such as a "!" that pads, is a letter of the text
+too, and no control token.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +25,7 @@ _HIDDEN, _END = "\ufdd2", "\ufdd3"  # around the number of what is hidden from a
 RESERVED = re.compile(f"[{OPEN}-{_END}]")
 _STAND_IN = re.compile(f"{_HIDDEN}(\\d*){_END}")
 _ROLE = re.compile(r"\w[\w .-]{0,63}")
+SENTINEL = "sentinel7f3a91c4"  # what turns say where a template is tried out
 _NOT_LETTERS = re.compile(r"[\W_]+")
 _BRACKETED = re.compile(r"[^\w\s].*[^\w\s]", re.DOTALL)
 
@@ -30,6 +34,12 @@ def mark(tokenizer, text: str) -> str:
     """The text with every control token that it spells out marked, those that are marked already as they are."""
     pattern = _vocabulary(tokenizer).pattern
     return text if pattern is None else pattern.sub(lambda found: f"{OPEN}{found[0].strip(OPEN + CLOSE)}{CLOSE}", text)
+
+
+def spells(tokenizer, text: str) -> bool:
+    """Whether the text spells a control token that is not marked, so that it is read as text."""
+    pattern = _vocabulary(tokenizer).pattern
+    return pattern is not None and any(found[0][0] != OPEN for found in pattern.finditer(text))
 
 
 def marked(name: str | None) -> str:
@@ -145,25 +155,40 @@ def _vocabulary(tokenizer) -> _Vocabulary:
         if core is None:
             raise UserError(f"the tokenizer ({type(tokenizer).__name__}) is none of the tokenizers library, by which control tokens are "
                             "told from text; save it as tokenizer.json")
-        found = _known[tokenizer] = _made(made_of, json.loads(core.to_str()), _around_a_turn(tokenizer))
+        table = json.loads(core.to_str())
+        found = _known[tokenizer] = _made(made_of, table, _between_turns(tokenizer, table["added_tokens"]))
     return found
 
 
-def _around_a_turn(tokenizer) -> str:
-    """What the chat template makes of a user's turn, up to the assistant's answer; "" where it makes nothing of it."""
+def _between_turns(tokenizer, added: Sequence[Mapping]) -> set[str]:
+    """The added tokens in brackets by which the chat template tells turns apart; none where it has no template."""
+    names = sorted((token["content"] for token in added if _BRACKETED.fullmatch(token["content"])), key=len, reverse=True)
+    if not names or not tokenizer.chat_template:
+        return set()
+    pattern = re.compile("|".join(map(re.escape, names)))
+    user, answer, used = ({"role": role, "content": SENTINEL} for role in ("user", "assistant", "tool"))
+    asked = _rendered(tokenizer, [user])
+    found = set(pattern.findall(asked + _rendered(tokenizer, [{"role": "system", "content": SENTINEL}, user])))
+    answered = _rendered(tokenizer, [user, answer])
+    for before, after in ((asked, answered), (answered, _rendered(tokenizer, [user, answer, used]))):
+        head, _, tail = after[len(os.path.commonprefix([before, after])):].partition(SENTINEL)
+        found.update(pattern.findall(head)[:1] + pattern.findall(tail)[-1:])
+    return found
+
+
+def _rendered(tokenizer, turns: list[dict]) -> str:
+    """What the chat template makes of the turns; "" where it refuses them."""
     try:
-        turns = [{"role": "user", "content": "-"}]
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) if tokenizer.chat_template else ""
+        return tokenizer.apply_chat_template(turns, tokenize=False)
     except Exception:  # noqa: BLE001 - templates are programs; `chat` says what is wrong with one that is used
         return ""
 
 
-def _made(made_of: tuple, table: dict, turn: str) -> _Vocabulary:
+def _made(made_of: tuple, table: dict, between: set[str]) -> _Vocabulary:
     from tokenizers import Tokenizer
 
-    added = {token["content"]: token["special"] or bool(_BRACKETED.fullmatch(token["content"])) and token["content"] in turn
-             for token in table["added_tokens"]}
-    names = sorted((name for name, control in added.items() if control and len(name) > 1), key=len, reverse=True)
+    names = sorted((token["content"] for token in table["added_tokens"]
+                    if len(token["content"]) > 1 and (token["special"] or token["content"] in between)), key=len, reverse=True)
     renamed = {name: marked(name) for name in names}
     for token in table["added_tokens"]:
         if token["content"] in renamed:

@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import glob
 import gzip
+import itertools
 import json
+import math
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 from irl_jax.errors import UserError
 
 LONGEST_LINE = 2**26  # bytes; what has longer ones is no file of records, or was made to fill the memory
+DEEPEST = 100  # lists and objects within each other; much deeper ones could not be written again
 _GZIP_MAGIC = b"\x1f\x8b"
+_HEAD = 2**20  # bytes that are looked at to tell another format
+_WANTED = "JSON lines are needed: one object a line, plain or gzip"
+_MAGICS = {  # what files of other formats begin with
+    b"PK\x03\x04": "a zip archive", b"(\xb5/\xfd": "a zstd file", b"\xfd7zXZ\x00": "an xz file", b"BZh": "a bzip2 file",
+    b"\x04\"M\x18": "an lz4 file", b"7z\xbc\xaf": "a 7z archive", b"PAR1": "a Parquet file", b"ARROW1": "an Arrow file",
+    b"\xff\xff\xff\xff": "an Arrow file", b"ORC": "an ORC file", b"Obj\x01": "an Avro file", b"SQLite format 3": "an SQLite file",
+    b"\x89HDF": "an HDF5 file", b"\x93NUMPY": "a NumPy file", b"\x80\x04\x95": "a pickle", b"%PDF": "a PDF file",
+}  # fmt: skip
+_FOLDERS = {  # what folders of other formats hold
+    "features.json": "a prepared TFDS builder; name it as tfds:NAME, with data.tfds_data_dir",
+    **dict.fromkeys(("dataset_dict.json", "state.json"), f"a folder of the library `datasets`; {_WANTED}"),
+    "*.arrow": f"a folder of Arrow files; {_WANTED}", "*.parquet": f"a folder of Parquet files; {_WANTED}",
+}  # fmt: skip
+_CELL = re.compile(r"\"[^\"]*\"|[\w .-]+")
 
 
 def read_jsonl(path: str, max_records: int = 0) -> Iterator[tuple[str, dict]]:
@@ -25,7 +44,8 @@ def read_jsonl(path: str, max_records: int = 0) -> Iterator[tuple[str, dict]]:
         max_records: stop after so many; 0 reads all.
 
     Raises:
-        UserError: a missing or unreadable file, a truncated gzip, a line that is no JSON object, a key that stands in one twice.
+        UserError: a missing or unreadable file, one of another format (which is named), a truncated gzip, a line that is no JSON object,
+            a key that stands in one twice, a number beyond all numbers, lists and objects nested more than `DEEPEST` deep.
     """
     path = os.path.expanduser(path)
     number = 0
@@ -35,12 +55,17 @@ def read_jsonl(path: str, max_records: int = 0) -> Iterator[tuple[str, dict]]:
         where = f"{path}, line {line_number}"
         if not line.strip() and len(line) <= LONGEST_LINE:
             continue
+        if number == 0 and (other := _other_format(line)):
+            raise UserError(f"{path}: is {other}; {_WANTED}")
         if len(line) > LONGEST_LINE:
             raise UserError(f"{where}: longer than {LONGEST_LINE >> 20} MiB; JSON lines have one record a line")
         text = decode(line, where)
         try:
             record = _JSON.decode(text)
+            _check_depth(record, text)
         except json.JSONDecodeError as error:
+            if number == 0 and _goes_on(text, path):
+                raise UserError(f"{path}: is one JSON value on several lines; {_WANTED}") from None
             raise UserError(f"{where}: not JSON ({error.msg.removesuffix(' at')} at column {error.colno})") from None
         except RecursionError:
             raise UserError(f"{where}: not usable JSON (nested too deeply)") from None
@@ -55,17 +80,78 @@ def read_jsonl(path: str, max_records: int = 0) -> Iterator[tuple[str, dict]]:
             return
 
 
+def check_file(path: str, flag: str = "") -> None:
+    """Refuses what is no file that can be read. `flag`: the flag that names it. Raises: UserError."""
+    named, path = f"{flag}={path}" if flag else path, os.path.expanduser(path)
+    if os.path.isdir(path):
+        found = (what for name, what in _FOLDERS.items() for below in ("", "*", "*/*")
+                 if glob.glob(os.path.join(glob.escape(path), below, name)))
+        raise UserError(f"{named}: is {next(found, f'a folder; {_WANTED}')}")
+    if not os.path.isfile(path):
+        raise UserError(f"{named}: {'is no file that can be read' if os.path.lexists(path) else 'no such file'}")
+
+
+def _other_format(line: bytes) -> str:
+    """The format of a file of another kind, by its first line that is not blank; "" where it may be JSON lines."""
+    if found := next((name for magic, name in _MAGICS.items() if line.startswith(magic)), ""):
+        return found
+    if line[257:262] == b"ustar":
+        return "a tar archive"
+    start = line.lstrip()
+    if start.startswith(b"["):
+        return "a JSON array"
+    if start[:1] == b"<":
+        return "a page of HTML or XML"
+    if start.startswith(b"{"):
+        return ""
+    cells = start.decode(errors="replace").strip()
+    for mark, name in ((",", "a CSV file"), ("\t", "a TSV file"), (";", "a CSV file")):
+        if mark in cells and all(_CELL.fullmatch(cell.strip()) for cell in cells.split(mark)):
+            return name
+    return ""
+
+
+def _goes_on(first: str, path: str) -> bool:
+    """Whether an object that begins in the first line ends in a later one."""
+    with _opened(path) as file:
+        head = file.read(_HEAD).decode(errors="replace").strip("\ufeff \t\r\n")
+    if first.strip() == "{" != head:
+        return True
+    try:
+        return "\n" in head[: json.JSONDecoder().raw_decode(head)[1]]
+    except (ValueError, RecursionError):
+        return False
+
+
+def _check_depth(record: Any, text: str) -> None:
+    """Raises _Refused for a record nested too deeply."""
+    if text.count("[") + text.count("{") <= DEEPEST:
+        return
+    level = [record]
+    for _ in range(DEEPEST + 1):
+        values = (value.values() if isinstance(value, dict) else value for value in level if isinstance(value, (dict, list)))
+        level = list(itertools.chain.from_iterable(values))
+    if level:
+        raise _Refused("nested too deeply")
+
+
 def _lines(path: str) -> Iterator[bytes]:
     """The raw lines of a plain or gzip file."""
+    check_file(path)
+    with _opened(path) as file:
+        while line := file.readline(LONGEST_LINE + 1):
+            yield line
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    """The content of a plain or gzip file."""
     try:
         with open(path, "rb") as file:
             packed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
             file.seek(0)
-            with gzip.open(file) if packed else contextlib.nullcontext(file) as lines:
-                while line := lines.readline(LONGEST_LINE + 1):
-                    yield line
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+            with gzip.open(file) if packed else contextlib.nullcontext(file) as content:
+                yield content
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: the gzip file is truncated or damaged ({error}); fetch it again") from None
     except OSError as error:
@@ -89,7 +175,14 @@ def _no_number(name: str) -> None:
     raise _Refused(f"{name} is no number of JSON's")
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number)
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise _Refused(f"{_clipped(digits)} is beyond all numbers")
+    return number
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number, parse_float=_finite)
 
 
 def decode(raw: bytes, where: str, field: str = "") -> str:

@@ -19,7 +19,7 @@ from irl_jax.data.controls import RESERVED
 from irl_jax.data.jsonl import decode, fields_of, read_jsonl
 from irl_jax.errors import UserError
 
-Render = Callable[[list], tuple[str, str]]
+Render = Callable[..., tuple[str, str]]
 
 HH_MARK = "\n\nAssistant:"
 _SPLIT_STREAM, _WORDS_STREAM = 1, 2  # keep the draws of one purpose apart from those of another
@@ -74,7 +74,7 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
     Args:
         data_config: `config.data`; see irl_jax/config.py for every key.
         seed: of the split, and of the number of prompt words of "continuations".
-        render: messages -> (prompt, response), for records of {messages} (`chat.Chat.demonstration`).
+        render: messages -> (prompt, response), for records with messages (`chat.Chat.demonstration`).
 
     Returns:
         The corpus. Equal prompts go to one split. Records rated below `min_rating` are in no training split, but stay in
@@ -201,58 +201,97 @@ def left_out(counts: Mapping[str, int]) -> str:
 
 
 def pair_rows(records: Iterable[tuple[str, dict]], fields, render: Render | None, pairs_only: bool) -> Iterator[Row]:
-    """{prompt, response}, {prompt, chosen, rejected} or {messages}, which may stand beside a prompt alone."""
+    """Records as `read_record` reads them, their conversations rendered; `pairs_only`: all must have chosen and rejected."""
     for where, record in records:
-        compared = (fields.prompt, fields.chosen, fields.rejected)
-        if not pairs_only and is_chat(record, fields.prompt, fields.response) and is_chat(record, *compared):
-            yield Row(*_render_messages(record, where, render), turns=record["messages"][:-1])
-            continue
-        prompt = text_field(record, fields.prompt, where, allow_empty=True)
         pair = None
         if pairs_only or (fields.chosen in record and fields.rejected in record):
             pair = (text_field(record, fields.chosen, where), text_field(record, fields.rejected, where))
-        if pair is not None and (pairs_only or fields.response not in record):
-            response = pair[0]
-        else:
-            response = text_field(record, fields.response, where)
-        yield Row(prompt, response, True, pair)
+        reading = read_record(record, where, fields, answered=pair is None)
+        if pair is not None and (pairs_only or reading.answer is None):
+            reading = reading._replace(answer=pair[0])
+        texts = [rendered(reading._replace(answer=answer), where, render) for answer in (reading.answer, *(pair or ()))]
+        prompt = min((text.prompt for text in texts), key=len)
+        if not all(text.prompt.startswith(prompt) for text in texts):
+            raise UserError(f"{where}: the tokenizer's chat template gives the two answers two prompts; give prompt, not messages")
+        response, *sides = ((text.prompt + text.response)[len(prompt) :] for text in texts)
+        yield Row(prompt, response, True, (sides[0], sides[1]) if pair else None, reading.turns or None)
 
 
-def is_chat(record: Mapping, *fields: str) -> bool:
-    """Whether a record is read as its conversation: it has messages, and not all of the `fields` that would be read instead."""
-    return "messages" in record and not all(field in record for field in fields)
+class Reading(NamedTuple):
+    """What a record says: `prompt` as text, or as the `turns` of a conversation; and its answer, as text, as a turn or None."""
+
+    prompt: str
+    turns: list[dict]
+    answer: str | dict | None
 
 
-def messages_of(record: Mapping, where: str, templated: bool, answered: bool = True) -> list[dict]:
-    """A record's conversation of two or more turns, the last the assistant's; or, without `answered`, of one or more, the last not.
+def read_record(
+    record: Mapping, where: str, fields, *, answered: bool = True, allow_empty: bool = False, key: str = "data.fields"
+) -> Reading:
+    """The one way to read a record, whoever asks (see docs/data.md).
 
-    Raises: UserError where it is none, or the tokenizer has no chat template (`templated`).
+    Where it has messages, they are the prompt: all of them, or those before the last where that is the assistant's, which then is the
+    answer. A response beside messages without an answer is that answer. A prompt or response that says otherwise is refused.
+
+    Args:
+        record, where: as `read_jsonl` gives them. fields: names of the fields, as `config.data.fields`.
+        answered: there must be an answer. allow_empty: it may be blank. key: the setting that names the fields.
+
+    Raises: UserError.
     """
-    if not templated:
-        raise UserError(f"{where}: field 'messages' needs a chat template, and the tokenizer has none; give prompt and response")
+    response = None
+    if record.get(fields.response) is not None:
+        response = text_field(record, fields.response, where, allow_empty=True, key=key)
+    if record.get("messages") is None:
+        reading = Reading(text_field(record, fields.prompt, where, allow_empty=True, key=key), [], response)
+    else:
+        reading = _conversation(record, where, fields, response)
+    if answered and reading.answer is None and reading.turns:
+        raise UserError(f"{where}: field 'messages' must be a list of {{role, content}} of two or more turns, the last one the "
+                        f"assistant's, or stand beside a field {fields.response!r}")
+    if answered and reading.answer is None or response is not None and not allow_empty:
+        text_field(record, fields.response, where, key=key)
+    if isinstance(reading.answer, dict) and not allow_empty and not reading.answer["content"].strip():
+        raise UserError(f"{where}: the last turn of field 'messages' is empty; give the response or remove the record")
+    return reading
+
+
+def _conversation(record: Mapping, where: str, fields, response: str | None) -> Reading:
+    """What a record with messages says. Raises: UserError."""
     if record.get("tools"):
         raise UserError(f"{where}: field 'tools' is not read; leave it out, or give prompt and response as the template renders "
                         "them, whose control tokens are read with data.control_tokens or --control_tokens")
     messages = record["messages"]
-    turns = messages if isinstance(messages, list) else []
-    for number, turn in enumerate(turns, 1):
+    for number, turn in enumerate(messages if isinstance(messages, list) else [], 1):
         if not isinstance(turn, dict) or not all(isinstance(turn.get(field), str) for field in ("role", "content")):
             raise UserError(f"{where}: turn {number} of field 'messages' must be {{role, content}}, both text; calls of tools and contents "
                             "in parts are not read")
         _check_encodable(turn["content"], where, f"messages, turn {number}")
-    if len(turns) < 1 + answered or (turns[-1]["role"] == "assistant") != answered:
-        wanted = "of two or more turns, the last one the assistant's" if answered else "of turns, the last one not the assistant's"
-        raise UserError(f"{where}: field 'messages' must be a list of {{role, content}} {wanted}")
-    if answered and not turns[-1]["content"].strip():
-        raise UserError(f"{where}: the last turn of field 'messages' is empty; give the response or remove the record")
-    return turns
+    if not isinstance(messages, list) or not messages or len(messages) == 1 and messages[0]["role"] == "assistant":
+        raise UserError(f"{where}: field 'messages' must be a list of {{role, content}} with a turn that is not the assistant's before the "
+                        "answer")
+    turns, answer = (messages[:-1], messages[-1]) if messages[-1]["role"] == "assistant" else (messages, None)
+    if answer is not None and response is not None and response.strip() != answer["content"].strip():
+        raise UserError(f"{where}: field {fields.response!r} is another text than the answer that field 'messages' ends with; take one out")
+    if record.get(fields.prompt) is not None:
+        prompt = text_field(record, fields.prompt, where, allow_empty=True).strip()
+        if prompt and all(prompt != turn["content"].strip() for turn in turns):
+            raise UserError(f"{where}: field {fields.prompt!r} is another text than each turn of field 'messages' before the answer; take "
+                            "one out")
+    return Reading("", turns, response if answer is None else answer)
 
 
-def _render_messages(record: Mapping, where: str, render: Render | None) -> tuple[str, str]:
-    messages = messages_of(record, where, render is not None)
-    assert render is not None  # or messages_of had refused the record
+def rendered(reading: Reading, where: str, render: Render | None) -> Record:
+    """A record's prompt and response as texts; of a conversation what `render` makes of its turns and answer. Raises: UserError."""
+    answer = reading.answer
+    if not reading.turns:
+        return Record(reading.prompt, answer if isinstance(answer, str) else "")
+    if render is None:
+        raise UserError(f"{where}: field 'messages' needs a chat template, and the tokenizer has none; give prompt and response")
     try:
-        return render(messages)
+        if isinstance(answer, str):
+            return Record(*render([*reading.turns, {"role": "assistant", "content": answer}], sampled=True))
+        return Record(*render([*reading.turns, *([] if answer is None else [answer])]))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
@@ -300,7 +339,7 @@ def _continuation_rows(records: Iterable[tuple[str, dict]], data_config, seed: i
 
 
 def text_field(record: Mapping[str, Any], field: str, where: str, allow_empty: bool = False, key: str = "data.fields") -> str:
-    """The text of a record's field; bytes (as TFDS gives them) are decoded. `key`: the setting that names the field.
+    """The text of a record's field; bytes (as TFDS gives them) are decoded. `key`: the setting that names the field, if any.
 
     Raises:
         UserError: it is absent, not text, not encodable, or blank where blank is not allowed.
@@ -354,5 +393,5 @@ def number_field(record: Mapping[str, Any], field: str, where: str, key: str = "
 
 def _field(record, field: str, where: str, key: str):
     if field not in record:
-        raise UserError(f"{where}: no field {field!r} (its fields: {fields_of(record)}); see {key}")
+        raise UserError(f"{where}: no field {field!r} (its fields: {fields_of(record)}){f'; see {key}' if key else ''}")
     return record[field]

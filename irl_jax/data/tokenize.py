@@ -8,7 +8,7 @@ here. A response that is cut by the length limit carries none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,14 +18,18 @@ from irl_jax.data.sources import PairRecord, Record
 from irl_jax.errors import UserError
 from irl_jax.types import Example, Pair
 
+SPELT = "spell control tokens, which are read as text"  # what is said of such records
+
 
 class TokenReport(NamedTuple):
-    """What tokenising met: responses whose boundary a merge straddled, responses cut, prompts that lost their head."""
+    """What tokenising met: responses whose boundary a merge straddled, responses cut, prompts that lost their head, and records with a
+    text that spells control tokens and was read as text."""
 
     records: int
     straddled: int
     truncated: int
     truncated_prompts: int
+    spelt: int = 0
 
 
 def tokenize_records(
@@ -38,6 +42,7 @@ def tokenize_records(
     eos_id: int | None,
     ends: Sequence[int] = (),
     control_tokens: bool = False,
+    allow_empty: bool = False,
 ) -> tuple[list[Example], TokenReport]:
     """Tokenises demonstrations by the rule on top of this module.
 
@@ -49,7 +54,8 @@ def tokenize_records(
         truncate_prompts: cut long prompts instead of refusing them.
         eos_id: ends every response that is not cut; None adds no EOS anywhere (and no response counts as ended).
         ends: further tokens that end a response, as end-of-turn tokens do: after one of them no EOS is added.
-        control_tokens: special tokens that the texts spell out are those tokens, marked or not.
+        control_tokens: control tokens that the texts spell out are those tokens, marked or not.
+        allow_empty: a response without a token of its own is one that ended at once: its EOS alone.
 
     Returns:
         One Example a record, in order, `source` being the record's index; and the report.
@@ -64,15 +70,16 @@ def tokenize_records(
     responses, straddled = _response_ids(tokenizer, records, plain)
     examples, cut = [], 0
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        if not response:
-            raise UserError(f"{_name(i, records[i].prompt)}: the response is empty; give it some text or remove the record")
+        if not response and not (allow_empty and eos_id is not None):
+            raise UserError(f"{record_name(i, records[i].prompt)}: the response is empty; give it some text or remove the record")
         ended = eos_id is not None
-        if eos_id is not None and response[-1] not in (eos_id, *ends):  # texts that spell their end out have it already
+        if eos_id is not None and not (response and response[-1] in (eos_id, *ends)):  # texts that spell their end out have it already
             response = [*response, eos_id]
         if len(response) > max_response:
             response, ended, cut = response[:max_response], False, cut + 1
         examples.append(Example(prompt, np.asarray(response, np.int32), ended, i))
-    return examples, TokenReport(len(examples), straddled, cut, prompts_cut)
+    spelt = sum(any(controls.spells(tokenizer, text) for text in record) for record in records)
+    return examples, TokenReport(len(examples), straddled, cut, prompts_cut, spelt)
 
 
 def tokenize_pairs(tokenizer, pairs: Sequence[PairRecord], **limits) -> tuple[list[Pair], TokenReport]:
@@ -103,9 +110,23 @@ def tokenize_prompts(
     return _prompt_ids(tokenizer, prompts, _plain_ids(tokenizer, prompts), max_prompt, truncate_prompts, eos_id)[0]
 
 
+def check_ids(tokenizer, names: Iterable[str], sequences: Iterable[np.ndarray], vocabulary: int) -> None:
+    """Raises UserError for a sequence of ids with one past the `vocabulary` embeddings of the weights; `names`: of their records."""
+    for name, ids in zip(names, sequences, strict=True):
+        if len(ids) and ids.max() >= vocabulary:
+            raise UserError(f"{name}: has the token {tokenizer.convert_ids_to_tokens(int(ids.max()))!r} (id {ids.max()}), for which the "
+                            f"weights, of {vocabulary} embeddings, have none; take it out or remove the record")
+
+
 def detokenize(tokenizer, ids: Sequence[int]) -> str:
     """The text of response ids, special tokens left out and spaces as the tokenizer has them."""
     return tokenizer.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def record_name(index: int, prompt: str) -> str:
+    """A record's name in messages, where its line is not known any more."""
+    head = " ".join(controls.unmarked(prompt).split())[:40]
+    return f"record {index} (prompt {head!r})"
 
 
 # ---- the rule ----
@@ -142,7 +163,7 @@ def _prompt_ids(tokenizer, prompts, plain, maximum: int, truncate: bool, eos_id)
         if len(ids) > maximum:
             if not truncate:
                 raise UserError(
-                    f"{_name(index[text], text)}: the prompt has {len(ids)} tokens, the limit is {maximum}; "
+                    f"{record_name(index[text], text)}: the prompt has {len(ids)} tokens, the limit is {maximum}; "
                     "raise data.max_prompt_tokens, or cut prompts with data.truncate_prompts"
                 )
             keep = maximum - len(lead)
@@ -170,8 +191,3 @@ def _response_ids(tokenizer, records, plain) -> tuple[list[list[int]], int]:
     for i, ids in zip(apart, controls.encode(tokenizer, [records[i].response for i in apart]), strict=True):
         responses[i] = ids
     return responses, len(apart)
-
-
-def _name(index: int, prompt: str) -> str:
-    head = " ".join(controls.unmarked(prompt).split())[:40]
-    return f"record {index} (prompt {head!r})"

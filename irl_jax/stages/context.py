@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import datetime
+import itertools
 import zlib
 from collections.abc import Sequence
 from functools import cached_property
@@ -172,9 +173,17 @@ class Context:
     def encode(self, records: Sequence[sources.Record]) -> tuple[list[Example], TokenReport]:
         """Records as a list of Example, and what tokenising met."""
         data = self.config.data
-        return tokenize.tokenize_records(
+        examples, report = tokenize.tokenize_records(
             self.tokenizer, records, max_prompt=data.max_prompt_tokens, max_response=data.max_response_tokens,
             truncate_prompts=data.truncate_prompts, eos_id=self.eos_id, ends=self.eos_ids, control_tokens=data.control_tokens)
+        self._check_ids([record.prompt for record in records], examples)
+        return examples, report
+
+    def _check_ids(self, prompts: Sequence[str], examples: Sequence[Example]) -> None:
+        """Refuses records with a token that the weights have no embedding for."""
+        for part in ("prompt", "response"):
+            tokenize.check_ids(self.tokenizer, itertools.starmap(tokenize.record_name, enumerate(prompts)),
+                               [getattr(example, part) for example in examples], self.model.vocab_size)
 
     @cached_property
     def demonstrations(self):
@@ -201,6 +210,8 @@ class Context:
         pairs, report = tokenize.tokenize_pairs(
             self.tokenizer, self.corpus.pairs, max_prompt=data.max_prompt_tokens, max_response=data.max_response_tokens,
             truncate_prompts=data.truncate_prompts, eos_id=self.eos_id, ends=self.eos_ids, control_tokens=data.control_tokens)
+        for side in ("chosen", "rejected"):
+            self._check_ids([pair.prompt for pair in self.corpus.pairs], [getattr(pair, side) for pair in pairs])
         self._say_tokens("pairs", len(pairs), report)
         return pairs
 
@@ -215,7 +226,8 @@ class Context:
         cut = f", {report.truncated} responses cut at the length limit" if report.truncated else ""
         apart = f", {report.straddled} tokenised apart at the boundary" if report.straddled else ""
         headless = f", {report.truncated_prompts} prompts cut to their tail" if report.truncated_prompts else ""
-        self.say(f"{name}: {count} records{headless}{cut}{apart}")
+        spelt = f", {report.spelt} {tokenize.SPELT} (see data.control_tokens)" if report.spelt else ""
+        self.say(f"{name}: {count} records{headless}{cut}{apart}{spelt}")
 
     # ------------------------------------------------------------------ model
 

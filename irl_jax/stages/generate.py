@@ -10,75 +10,80 @@ import numpy as np
 
 from irl_jax import artifacts, hf, sampler, sharding, variants, workdir
 from irl_jax.config import GROUPS, default
-from irl_jax.data import sources, tokenize
+from irl_jax.data import controls, sources, tokenize
 from irl_jax.errors import UserError
 from irl_jax.evaluation import best_of_n
 from irl_jax.stages import inputs, sampling, scoring
 from irl_jax.stages.context import Context, Reader
 
-ASKED, ANSWERED = ("prompt",), ("prompt", "response")  # the fields of a record
-
 
 def generate(args) -> None:
-    """Writes one JSON line a prompt (or a sample): {"prompt", "response", "logprob", "tokens", "ended"}.
+    """Writes one JSON line a prompt (or a sample): the record with "response", "logprob", "tokens" and "ended".
 
-    A record of {"messages"} instead is a conversation up to the turn that is sampled; the chat template makes the prompt.
+    A record's prompt is its conversation, rendered by the chat template, or its text; an answer that it has already is replaced. The
+    response of a conversation is the whole of the assistant's turn, what the generation prompt opens (a thought) included.
 
     `logprob` is the model's own (temperature 1, unfiltered), summed over the response's tokens, EOS included where it was
     sampled ("ended"); `tokens` counts them. With --reward and --best_of=N, the best of N samples by that reward is written,
     with its "reward"; with --agreement=A and an ensemble, the one that its members agree on (`best_of_n.agreed_choice`).
     """
-    records = _read(args.prompts, ASKED)
+    records = _read(args.prompts, answered=False)
     context, role = _context(args)
     limit = args.max_tokens or context.config.data.max_response_tokens
-    texts = [_texts(context, where, record, ASKED).prompt for where, record in records]
-    prompts = tokenize.tokenize_prompts(context.tokenizer, texts, max_prompt=sys.maxsize, eos_id=context.eos_id,
+    texts = _texts(records, context.chat and context.chat.question)
+    prompts = tokenize.tokenize_prompts(context.tokenizer, [text.prompt for text in texts], max_prompt=sys.maxsize, eos_id=context.eos_id,
                                         control_tokens=args.control_tokens)
-    for (where, _), prompt in zip(records, prompts, strict=True):
+    if not args.control_tokens:
+        _say_spelt(context, sum(controls.spells(context.tokenizer, text.prompt) for text in texts), records)
+    tokenize.check_ids(context.tokenizer, _names(records), prompts, context.model.vocab_size)
+    for (where, *_), prompt in zip(records, prompts, strict=True):
         if len(prompt) + limit > context.longest:
             raise UserError(f"{where}: the prompt is {len(prompt)} tokens; with --max_tokens={limit} that is longer than the "
                             f"context of {context.longest}; shorten the prompt or lower --max_tokens")
     samples = args.best_of if args.reward else args.samples
     drawn = _draw(context, role, prompts, samples, limit, args)
     examples = scoring.examples_of(prompts, drawn.tokens, drawn.mask, drawn.ended)
-    places = [where for where, _ in records for _ in range(samples)]
+    places = [where for where, *_ in records for _ in range(samples)]
     logprobs = scoring.finite(np.asarray(drawn.logprobs, np.float64).sum(-1).reshape(-1), "log-probability", places)
     rewards = scoring.finite(scoring.rewards(context, args.reward, examples), "reward", places) if args.reward else None
     members = _members(context, args, examples)
     lines = []
-    for p, (_, record) in enumerate(records):
+    for p, (_, record, reading) in enumerate(records):
+        asked = {"messages": reading.turns} if reading.turns else {}
         mine = range(p * samples, (p + 1) * samples)
         for i in [_best(mine, rewards, members, args)] if args.reward else mine:
-            added = {"response": _text(context, examples[i]), "logprob": float(logprobs[i]),
+            added = {**asked, "response": texts[p].response + _text(context, examples[i]), "logprob": float(logprobs[i]),
                      "tokens": len(examples[i].response), "ended": examples[i].ended}
             lines.append((record, added if rewards is None else {**added, "reward": float(rewards[i])}))
     _write(args.out, lines)
 
 
 def score(args) -> None:
-    """Adds "logprob" (nats, summed over the response's tokens) and "tokens" to each {"prompt", "response"} or {"messages"} record.
+    """Adds "logprob" (nats, summed over the response's tokens) and "tokens" to each record with an answer.
 
-    A final EOS counts only with --eos. With --reward, "reward" is added: the recipe's logit at the response's last token,
-    EOS included, as the reward was trained.
+    A final EOS counts only with --eos: an empty response, one that ended at once, has no other token. With --reward, "reward" is
+    added: the recipe's logit at the response's last token, EOS included, as the reward was trained.
     """
-    records = _read(args.data, ANSWERED)
+    records = _read(args.data, answered=True)
     context, role = _context(args)
-    pairs = [_texts(context, where, record, ANSWERED) for where, record in records]
-    examples, _ = tokenize.tokenize_records(
-        context.tokenizer, pairs, max_prompt=sys.maxsize, max_response=sys.maxsize, eos_id=context.eos_id, ends=context.eos_ids,
-        control_tokens=args.control_tokens)
+    examples, report = tokenize.tokenize_records(
+        context.tokenizer, _texts(records, context.chat and context.chat.demonstration), max_prompt=sys.maxsize,
+        max_response=sys.maxsize, eos_id=context.eos_id, ends=context.eos_ids, control_tokens=args.control_tokens, allow_empty=True)
+    _say_spelt(context, report.spelt, records)
+    for part in ("prompt", "response"):
+        tokenize.check_ids(context.tokenizer, _names(records), [getattr(example, part) for example in examples], context.model.vocab_size)
     kept = examples if args.eos else [e._replace(response=e.response[:-1], ended=False) for e in examples]
-    for (where, _), example in zip(records, examples if args.reward else kept, strict=True):
+    for (where, *_), example in zip(records, examples if args.reward else kept, strict=True):
         size = len(example.prompt) + len(example.response)
         if size > context.longest:
             raise UserError(f"{where}: prompt and response are {size} tokens, longer than the context of {context.longest}; "
                             "shorten the record")
     context.config.eval.batch_size = min(context.config.eval.batch_size, len(records))  # few records, few rows
-    places = [where for where, _ in records]
+    places = [where for where, *_ in records]
     logprobs = scoring.finite(context.scorer.logprobs(context.leaves(role), kept), "log-probability", places)
     rewards = scoring.finite(scoring.rewards(context, args.reward, examples), "reward", places) if args.reward else None
     lines = []
-    for i, (_, record) in enumerate(records):
+    for i, (_, record, _) in enumerate(records):
         added = {"logprob": float(logprobs[i]), "tokens": len(kept[i].response)}
         lines.append((record, added if rewards is None else {**added, "reward": float(rewards[i])}))
     _write(args.out, lines)
@@ -87,7 +92,7 @@ def score(args) -> None:
 def _write(path, lines: list[tuple[dict, dict]]) -> None:
     """Writes (record, what the verb adds to it) as one line each, and says where the record had fields of the same names."""
     artifacts.write_jsonl(path, ({**record, **added} for record, added in lines))
-    replaced = Counter(name for record, added in lines for name in added if name in record)
+    replaced = Counter(name for record, added in lines for name in added if name in record and record[name] != added[name])
     if replaced:
         told = ", ".join(f"'{name}' ({count})" for name, count in replaced.items())
         print(f"irl_jax: {path}: {len(lines)} records, in which new values replace the records' own fields {told}", file=sys.stderr)
@@ -162,31 +167,30 @@ def open_run(config, path, base: str = "") -> Context:
     return context
 
 
-def _read(path, fields) -> list[tuple[str, dict]]:
-    records = []
+def _read(path, answered: bool) -> list[tuple[str, dict, sources.Reading]]:
+    """(name, record, what it says) of each record; nothing heavy is loaded for it."""
+    fields, records = default().data.fields, []
     for where, record in sources.read_jsonl(path):
-        for field in () if sources.is_chat(record, *fields) else fields:
-            if field not in record:
-                raise UserError(f"{where}: no field '{field}' (its fields: {sources.fields_of(record)})")
-            sources.text_field(record, field, where, allow_empty=field == "prompt")
-        records.append((where, record))
+        reading = sources.read_record(record, where, fields, answered=answered, allow_empty=True, key="")
+        sources.check_writable(record, where)
+        records.append((where, record, reading if answered else reading._replace(answer=None)))
     if not records:
         raise UserError(f"{path}: no records; give one JSON object a line")
     return records
 
 
-def _texts(context, where: str, record: dict, fields) -> sources.Record:
-    """A record's prompt and response; of {"messages"} by the chat template, the last turn its response where `fields` ask for one."""
-    answered = "response" in fields
-    chatting = sources.is_chat(record, *fields)
-    messages = sources.messages_of(record, where, context.chat is not None, answered) if chatting else []
-    sources.check_writable(record, where)
-    if not chatting:
-        return sources.Record(record["prompt"], record["response"] if answered else "")
-    try:
-        return sources.Record(*context.chat.demonstration(messages)) if answered else sources.Record(context.chat.prompt(messages), "")
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+def _texts(records, render) -> list[sources.Record]:
+    """The records' prompts and responses; of conversations what `render` makes of them."""
+    return [sources.rendered(reading, where, render) for where, _, reading in records]
+
+
+def _names(records) -> list[str]:
+    return [where for where, *_ in records]
+
+
+def _say_spelt(context, number: int, records) -> None:
+    if number:
+        context.say(f"{number} of {len(records)} records {tokenize.SPELT}; if a template has rendered them, give --control_tokens")
 
 
 def _text(context, example) -> str:

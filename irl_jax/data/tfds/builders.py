@@ -101,22 +101,19 @@ class Demonstrations(_Lines, skip_registration=True):  # type: ignore[call-arg] 
 
     def _chat(self) -> bool:
         first = next(iter(self.files.values()))
-        return any(self._is_chat(record) for _, record in sources.read_jsonl(first, 1))
+        return any(self._read(where, record).turns for where, record in sources.read_jsonl(first, 1))
 
-    def _is_chat(self, record) -> bool:
-        return sources.is_chat(record, self.fields.prompt, self.fields.response)
+    def _read(self, where: str, record: dict) -> sources.Reading:
+        return sources.read_record(record, where, self.fields)
 
     def _rows(self, records) -> Iterator[dict]:
         chat = self._chat()
         for where, record in records:
-            if self._is_chat(record) != chat:
+            reading = self._read(where, record)
+            if bool(reading.turns) != chat:
                 raise UserError(f"{where}: field {'messages' if not chat else self.fields.response!r} where the first record has "
                                 f"{'messages' if chat else 'prompt and response'}; prepare the two kinds apart")
-            if chat:
-                yield {"messages": _turns(record, where)}
-            else:
-                yield {"prompt": sources.text_field(record, self.fields.prompt, where, allow_empty=True),
-                       "response": sources.text_field(record, self.fields.response, where)}
+            yield {"messages": _turns(reading, where)} if chat else {"prompt": reading.prompt, "response": reading.answer}
 
 
 class Preferences(_Lines, skip_registration=True):  # type: ignore[call-arg]  # TFDS ships no types
@@ -133,7 +130,7 @@ class Preferences(_Lines, skip_registration=True):  # type: ignore[call-arg]  # 
             yield {"prompt": row.prompt, "chosen": row.pair[0], "rejected": row.pair[1]}
 
     def _compared(self, records) -> Iterator[sources.Row]:
-        return sources.pair_rows(records, self.fields, None, pairs_only=True)
+        return sources.pair_rows(records, self.fields, _texts_only, pairs_only=True)
 
 
 class HhRlhf(Preferences, skip_registration=True):  # type: ignore[call-arg]  # TFDS ships no types
@@ -145,9 +142,14 @@ class HhRlhf(Preferences, skip_registration=True):  # type: ignore[call-arg]  # 
         return sources.hh_rows(records, self.fields, self.counts)
 
 
-def _turns(record: dict, where: str) -> list[dict]:
+def _texts_only(messages: list, sampled: bool = False) -> tuple[str, str]:
+    raise UserError("a prepared pair has no 'messages', only prompt, chosen and rejected; leave them out, or read the file itself")
+
+
+def _turns(reading: sources.Reading, where: str) -> list[dict]:
     """A record's conversation; refused where a turn has more than a builder's turns have, which the template might have used."""
-    turns = sources.messages_of(record, where, templated=True)
+    answer = {"role": "assistant", "content": reading.answer} if isinstance(reading.answer, str) else reading.answer
+    turns = [*reading.turns, answer]
     for number, turn in enumerate(turns, 1):
         more = [name for name in turn if name not in _TURN]
         if more:
