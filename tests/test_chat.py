@@ -241,6 +241,8 @@ def test_what_a_verb_writes_the_others_read(folder, tmp_path):
     ("generate", {"messages": TURNS[1:]}, "with a turn that is not the assistant's before the answer"),
     ("score", {"messages": [TURNS[0], {"role": "assistant", "content": None}]}, "turn 2 of field 'messages' must be {role, content}"),
     ("generate", {"messages": [{"role": "user", "content": "\ud800"}]}, "turn 1' holds half of a surrogate pair"),
+    ("score", {"messages": [TURNS[0], {**TURNS[1], "reasoning_content": ["\ud800"]}]}, "turn 2' holds half of a surrogate pair"),
+    ("score", {"messages": [TURNS[0], {**TURNS[1], "reasoning_content": "\ufdd0"}]}, "turn 2' holds U+FDD0"),
     ("generate", {"messages": TURNS[:1], "tools": [{"type": "function"}]}, "field 'tools' is not read"),
     ("score", {"messages": TURNS, "response": "ba"}, "field 'response' is another text than the answer that field 'messages' ends with"),
     ("generate", {"messages": TURNS, "prompt": "ab"}, "field 'prompt' is another text than each turn of field 'messages' before"),

@@ -152,3 +152,19 @@ def test_two_spellings_of_one_thought_are_one_record():
     assert tokenizer.decode(one[1]) == "Two and two.\n</think>\n\nFour.<|im_end|>"
     (plain, _, _), asked = ids_of(tokenizer, CONVERSATIONS["one turn"]), "<|im_start|>assistant\n"
     assert tokenizer.decode(plain).endswith(asked)  # a turn without a thought does not begin as the generation prompt ends
+
+
+@pytest.mark.parametrize("said", ["Two and", "", "Two and two.\n</think>\n\nFour."])
+@pytest.mark.parametrize("name, opened", [
+    ("chatml", ""), ("thoughts in the content", ""), ("thoughts in the content, opened by the generation prompt", "<think>\n"),
+    ("thoughts opened and not looked for", "<think>\n"), (LEAVES_THOUGHTS_OUT, "<think>")])
+def test_what_was_sampled_stands_after_the_prompt_that_it_was_sampled_after(name, opened, said):
+    """generate writes the whole turn, with what its prompt has opened; score finds prompt and response in it again."""
+    if name == "thoughts in the content" and "</think>" in said:
+        pytest.skip("the template gives a thought that was not opened its opening")
+    tokenizer = tokenizer_of(TEMPLATES[name])
+    made, turns = chat.of(tokenizer), [user("What is 2+2?")]
+    prompt, opening = made.question(turns)
+    assert opening == opened and prompt == made.prompt(turns)
+    end = controls.marked("<|im_end|>")
+    assert made.demonstration([*turns, assistant(opening + said)], sampled=True) == (prompt, said + end)

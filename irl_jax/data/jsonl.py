@@ -13,7 +13,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import IO, Any
+from typing import Any
 
 from irl_jax.errors import UserError
 
@@ -144,8 +144,8 @@ def _lines(path: str) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[IO[bytes]]:
-    """The content of a plain or gzip file."""
+def _opened(path: str) -> Iterator[Any]:
+    """A plain or gzip file, open for reading bytes."""
     try:
         with open(path, "rb") as file:
             packed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC

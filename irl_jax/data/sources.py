@@ -266,7 +266,7 @@ def _conversation(record: Mapping, where: str, fields, response: str | None) -> 
         if not isinstance(turn, dict) or not all(isinstance(turn.get(field), str) for field in ("role", "content")):
             raise UserError(f"{where}: turn {number} of field 'messages' must be {{role, content}}, both text; calls of tools and contents "
                             "in parts are not read")
-        _check_encodable(turn["content"], where, f"messages, turn {number}")
+        _check_encodable(json.dumps(turn, ensure_ascii=False, default=str), where, f"messages, turn {number}")
     if not isinstance(messages, list) or not messages or len(messages) == 1 and messages[0]["role"] == "assistant":
         raise UserError(f"{where}: field 'messages' must be a list of {{role, content}} with a turn that is not the assistant's before the "
                         "answer")

@@ -148,7 +148,7 @@ def _texts_only(messages: list, sampled: bool = False) -> tuple[str, str]:
 
 def _turns(reading: sources.Reading, where: str) -> list[dict]:
     """A record's conversation; refused where a turn has more than a builder's turns have, which the template might have used."""
-    answer = {"role": "assistant", "content": reading.answer} if isinstance(reading.answer, str) else reading.answer
+    answer = reading.answer if isinstance(reading.answer, dict) else {"role": "assistant", "content": reading.answer}
     turns = [*reading.turns, answer]
     for number, turn in enumerate(turns, 1):
         more = [name for name in turn if name not in _TURN]
