@@ -55,6 +55,11 @@ def test_a_folder_is_read_before_a_published_name(tmp_path, monkeypatch):
         hf.read_config("nobody/nothing")
 
 
+def test_policy_settings_that_no_method_uses_are_checked_for_a_plan():
+    with pytest.raises(UserError, match="rows do not split into minibatches"):
+        aot.run(tiny_config(policy__recipes=(), policy__surrogate="ppo_clip", policy__minibatches=7), "v5e:2x2")
+
+
 # ---------------------------------------------------------------- what each program asks for
 
 

@@ -118,8 +118,7 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
     # Training keeps two prompts where there are two, for a reward holds one of them out.
     number = share(data_config.development_fraction, len(prompts), "data.development_fraction", left=len(order) - 1)
     development = _records_of(order[:number], rows)
-    train_prompts = order[number:]
-    train = _records_of(train_prompts, [row for row in rows if row.demonstration])
+    train = _records_of(order[number:], [row for row in rows if row.demonstration])
     if not train:
         raise UserError(
             f"{data_config.source}: no demonstration is left for training out of {len(rows)} records of {len(prompts)} prompts; "

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from irl_jax import artifacts, chips, hf, hlo, hlo_text, paths
-from irl_jax.checks import check
+from irl_jax.checks import check, check_policy
 from irl_jax.errors import UserError
 from irl_jax.overrides import nearest
 
@@ -39,6 +39,7 @@ def run(config, topology: str, slices: int = 1, out: str = "aot", names: tuple[s
     if unknown:
         raise UserError(f"--steps: unknown step '{unknown[0]}'{nearest(unknown[0], aot_steps.NAMES)}; one of {', '.join(aot_steps.NAMES)}")
     check(config)
+    check_policy(config, dense=True)  # config.policy itself is compiled, whether or not a method of the run uses it as it stands
     chip = chips.chip_of(topology)
     folder = paths.of(out)
     if folder.exists() and not folder.is_dir():
