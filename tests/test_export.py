@@ -604,6 +604,11 @@ def test_an_out_that_is_there(gpt2, tmp_path, capsys):
     assert "not an empty folder" in refused(capsys, out / "config.json", f"--workdir={w}", "--role=sft")
 
 
+def test_what_is_said_moves_no_terminal(gpt2, tmp_path, capsys):
+    exported(gpt2[1], "init", tmp_path / "a\x1b[31mb")
+    assert r"a\x1b[31mb" in (out := capsys.readouterr().out) and all(line.isprintable() for line in out.splitlines())
+
+
 def test_a_full_disk_leaves_nothing(gpt2, tmp_path, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
