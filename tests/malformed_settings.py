@@ -257,7 +257,7 @@ FLAGS = {
         "unknown verb 'evaluate'; did you mean 'generate'?; the verbs are run, status, compare, config, prepare, generate, score, "
         "export, aot"),
     "a flag with a terminal's commands": Case(lambda b: ["run", "--workdir=w", "--\x1b[31mred"],
-        "run: unknown argument '--\\x1b[31mred'; its flags are --help, --config, --workdir, --stages, --sweep, --multihost, "
+        "run: unknown argument '--\\x1b[31mred'; its flags are --help, --config, --workdir, --stages, --base, --sweep, --multihost, "
         "--coordinator, --processes, --process, --patience, --compilation_cache"),
     "samples beyond all memory": Case(lambda b: b.generate(GOOD, "--samples=1000000000000"),
         "argument --samples: 1000000000000 is out of range (see irl_jax generate --help)"),

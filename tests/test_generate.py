@@ -161,6 +161,7 @@ def test_only_records_that_use_a_token_without_an_embedding_are_refused(tiny, tm
     tokenizer.save_pretrained(folder)
     good = {"prompt": "w1 <image>", "response": "w2"}
     assert called("score", f"--model={folder}", tmp_path, [good]) and called("generate", f"--model={folder}", tmp_path, [good], "--max_tokens=2")
+    capsys.readouterr()
     line = "in.jsonl, line 2: has the token '{}' (id {}), for which the weights, of 13 embeddings, have none; take it out or remove the record"
     for record, token, *flags in ((good, "<image>", "--control_tokens"), ({"prompt": "w1", "response": "w2 <tag>"}, "<tag>"),
                                   ({"prompt": "<tag>", "response": "w2"}, "<tag>")):

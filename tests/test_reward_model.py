@@ -11,7 +11,7 @@ from test_export import GPT2, LLAMA, base_folder, make_tokenizer
 from test_runs import _file_config
 from test_tokenize import BOS, build, ids
 
-from irl_jax import checks, hf, hf_export, roles, sharding, stages, workdir
+from irl_jax import checks, cli, hf, hf_export, roles, sharding, stages, workdir
 from irl_jax.config import default
 from irl_jax.data import chat, controls
 from irl_jax.errors import UserError
@@ -217,6 +217,32 @@ def test_messages_are_scored_as_the_record_has_them(tmp_path):
     judge = reward_model.make_judge(config, context.mesh, context.turns)
     expected = by_hand(trunk, head, ids_of("w9 w7 w1 w2 <eos> w10 w5 <eos>"))[2]
     np.testing.assert_allclose(judge.score([shown], [" w5"]), [expected], atol=1e-5)
+
+
+STRICT = TEMPLATE.replace("{{ {'user'", "{% if m.content in ('', 'w3') %}{{ raise_exception('never') }}{% endif %}{{ {'user'")
+
+
+def test_an_answer_that_the_judges_template_refuses_is_scored_as_it_is(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = STRICT
+    trunk, head = classifier(tmp_path / "m", tokenizer=tokenizer)
+    judge = judge_of(tmp_path / "m", "helpful", **{"golden.chat": True})
+    expected = [by_hand(trunk, head, ids_of(text))[1] for text in ("w9 w6 <eos> w10 w3 <eos>", "w9 w6 <eos> w10 <eos>", "w9 w6 <eos> w10 w5 <eos>")]
+    np.testing.assert_allclose(judge.score(["w6"] * 3, [" w3", "", "w5"]), expected, atol=1e-5)
+
+
+def test_a_prompt_that_the_judges_template_refuses_is_said_before_anything_trains(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = STRICT
+    classifier(tmp_path / "m", tokenizer=tokenizer)
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps({"prompt": f"w{i}", "response": "w5"}) + "\n" for i in range(9)))
+    (tmp_path / "e.jsonl").write_text(json.dumps({"prompt": "w3", "response": "w5"}) + "\n")
+    base = hf.save_folder(tmp_path / "base", GPT2, random_trunk(GPT2), make_tokenizer())
+    said = ["run", f"--workdir={tmp_path / 'w'}", f"--config.model.path={base}", f"--config.data.source={tmp_path / 'd.jsonl'}",
+            f"--config.data.eval_source={tmp_path / 'e.jsonl'}", "--config.golden.kind=hf_reward", f"--config.golden.model={tmp_path / 'm'}",
+            "--config.golden.label=short", "--config.golden.chat=True", "--config.data.max_prompt_tokens=12", "--config.data.max_response_tokens=12",
+            "--config.reward.recipes=init_sft"]
+    assert cli.main(said) == 2 and not (tmp_path / "w").exists()
 
 
 def test_a_long_conversation_keeps_bos_and_tail(tmp_path):

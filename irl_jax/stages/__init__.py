@@ -65,7 +65,7 @@ def _check_reward_models(config) -> None:
 
 
 def _run(config, workdir, left, base) -> None:
-    from irl_jax.stages import inputs, recipe_data  # jax and the rest load only when there is work
+    from irl_jax.stages import inputs, recipe_data, reward_model  # jax and the rest load only when there is work
     from irl_jax.stages.context import Context
 
     beyond = [str(n) for n in sorted(set(config.eval.best_of)) if n > config.sample.eval_samples]
@@ -76,6 +76,8 @@ def _run(config, workdir, left, base) -> None:
     if left != ["report"]:  # which reads the workdir alone
         inputs.hold(context)
     recipe_data.require(context, recipe_data.needed(config, left))
+    if "evaluate" in left:
+        reward_model.check_prompts(context)
     for stage in left:
         workdir.note(stage)
         start = time.perf_counter()

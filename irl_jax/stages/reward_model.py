@@ -133,7 +133,7 @@ def make_judge(config, mesh, turns: Callable[[str], list[dict]] = chat.turns_of,
     def text(prompt: str, response: str) -> str:
         if template is None:
             return controls.as_text(prompt + response)
-        return _rendered(template, [*turns(prompt), {"role": "assistant", "content": response.strip()}])
+        return _answered(template, turns(prompt), response.strip())
 
     def score(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         texts = [text(*pair) for pair in zip(prompts, responses, strict=True)]
@@ -141,6 +141,33 @@ def make_judge(config, mesh, turns: Callable[[str], list[dict]] = chat.turns_of,
         return scorer.rewards(leaves, rows) if rows else np.zeros(0)
 
     return Judge("hf_reward", None, f"{loaded.label}, by {config.golden.model}", score)
+
+
+def check_prompts(context) -> None:
+    """Refuses evaluation prompts that the judge's chat template refuses, before anything trains.
+
+    Raises: UserError, naming the prompt.
+    """
+    golden = context.config.golden
+    if golden.kind != "hf_reward" or not golden.chat:
+        return
+    template = chat.of(hf.load_tokenizer(hf.resolve(golden.model, golden.revision)), context.began)
+    for prompt in dict.fromkeys(context.text(example.prompt) for example in context.evaluation):
+        try:
+            _answered(template, context.turns(prompt), "-")
+        except UserError as error:
+            raise UserError(f"config.golden.chat: the evaluation prompt {prompt[:40]!r} cannot be judged: {error}") from None
+
+
+def _answered(template: chat.Chat, turns: list[dict], response: str) -> str:
+    """A conversation with its answer. Where the template refuses just this answer, it stands as it is in the place of another."""
+    def text(content: str) -> str:
+        return _rendered(template, [*turns, {"role": "assistant", "content": content}])
+
+    try:
+        return text(response)
+    except UserError:
+        return text(controls.SENTINEL).replace(controls.SENTINEL, controls.as_text(response))
 
 
 def _rendered(template: chat.Chat, messages: list[dict]) -> str:
