@@ -18,7 +18,8 @@ from irl_jax.models import families, published, tensors
 from irl_jax.models.transformer import ModelConfig
 from irl_jax.types import PyTree
 
-DECIDING = ("config.json", "generation_config.json", "tok*.json", "vocab*", "merges.txt", "*.model", "special_tokens_map.json",
+DECIDING = ("config.json", "generation_config.json", "tok*.json", "*vocab*", "merges.txt", "bpe.codes", "dict.txt", "*.model",
+            "*.tokenizer", "byte_maps.json", "emoji.json", "normalizer.json", "tekken.json", "word_*.json", "special_tokens_map.json",
             "added_tokens.json", "chat_template.*", "additional_chat_templates/*", hf_export.INDEX)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 

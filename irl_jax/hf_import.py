@@ -36,16 +36,21 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
 
-    def read(self, box: Box | None = None) -> np.ndarray:
-        """The part in the box, or all of it, as it is stored; of its own memory, the file being closed again and no page of it mapped.
+    def read(self, box: Box | None = None, kind: np.dtype | None = None) -> np.ndarray:
+        """The part in the box, or all of it; of its own memory, the file being closed again and no page of it mapped.
 
-        Raises: UserError where the file is broken, or holds numbers there that are not finite.
+        Args:
+          kind: the dtype to give; None is the stored one.
+        Raises: UserError where the file is broken, or holds numbers there that are not finite in that dtype.
         """
         with _opened(self.file) as file:
             values = file.get_slice(self.name)[tuple(slice(*bounds) for bounds in box or [(0, size) for size in self.shape])]
+        with np.errstate(over="ignore"):
+            values = values.astype(kind or values.dtype, copy=False)
         if not np.isfinite(values.astype(np.float32, copy=False)).all():
-            raise UserError(f"{self.file}: tensor {self.name} holds NaN or infinities, with which every result would be NaN; give whole "
-                            "weights")
+            within = f" in {kind}" if kind else ""
+            raise UserError(f"{self.file}: tensor {self.name} holds NaN or infinities{within}, with which every result would be NaN; give "
+                            "whole weights")
         return values
 
 
@@ -160,13 +165,13 @@ def _read(
     for piece in pieces:
         own = {box: _in_tensor(piece, box) for box in boxes}
         for block in _blocks(stored[piece.name], own.values()):
-            values = stored[piece.name].read(block)
+            values = stored[piece.name].read(block, kind)
             for box, wanted in own.items():
                 if not _within(block[0], wanted[0]):
                     continue
                 part = (block[0], *wanted[1:])
                 value = values[tuple(slice(start - from_, stop - from_) for (start, stop), (from_, _) in zip(part, block, strict=True))]
-                yield piece, box, part, np.ascontiguousarray((value.T if piece.transposed else value).astype(kind))
+                yield piece, box, part, np.ascontiguousarray(value.T if piece.transposed else value)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -15,6 +15,7 @@ from irl_jax.errors import UserError
 
 _READ = ("data.source", "data.eval_source", "data.preference_source", "data.tfds_data_dir", "model.path", "golden.source", "golden.model",
          "reward.start")  # keys of a config that name files or folders
+_STREAMS = ("/dev/std", "/dev/fd/", "/proc/self/")  # links to what the shell has opened, perhaps to append to it
 _OF_MODELS = ("model.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "adapter_config.json")
 
 
@@ -33,7 +34,7 @@ def check_file(out: str, inputs: Mapping[str, str]) -> str:
     target = os.path.abspath(paths.here(out))
     if os.path.isdir(target):
         raise UserError(f"--out={out}: must be a file in a folder that exists")
-    if os.path.lexists(target) and not os.path.isfile(target):  # /dev/null would become a file
+    if target.startswith(_STREAMS) or os.path.lexists(target) and not os.path.isfile(target):  # /dev/null would become a file
         raise UserError(f"--out={out}: must be a plain file, and is something else")
     if not os.path.isdir(os.path.dirname(target)):
         raise UserError(f"--out={out}: must be in a folder that exists")

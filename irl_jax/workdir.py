@@ -26,7 +26,7 @@ from irl_jax.overrides import leaves
 CONFIG, INPUTS, LOCK, DONE = "config.json", "inputs.json", ".lock", "done.json"  # INPUTS: see irl_jax/stages/inputs.py
 FREE = ("checkpoint.", "log.", "mesh.", "profile.")  # a run may go on with others: no result changes, or (mesh) by rounding alone
 REPLACE = "bring the run's own back, or choose another --workdir"
-PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "transformers")
 
 
 class Workdir:
@@ -132,13 +132,13 @@ class Workdir:
         if any(path not in kept and path.name not in (DONE, INPUTS) for path in made):
             return
         for path in made:
-            if path != self.path / LOCK:
+            if path not in kept:
                 path.unlink()
-        if not paths.is_local(self.path):
-            return
-        for folder in sorted((path for path in self.path.rglob("*") if path.is_dir()), reverse=True):  # the inner ones first
+        local = paths.is_local(self.path)
+        for folder in sorted((path for path in self.path.rglob("*") if path.is_dir()), reverse=True) if local else ():  # inner ones first
             folder.rmdir()
-        if self._made_folder:
+        (self.path / CONFIG).unlink(missing_ok=True)  # last: a folder with other files and no config.json would be somebody else's
+        if self._made_folder and local:
             (self.path / LOCK).unlink()
             self.path.rmdir()
 
@@ -220,9 +220,13 @@ def _show(found: dict, key: str) -> str:
 
 
 def _describe_run(config: ConfigDict) -> dict:
-    versions = {"irl_jax": irl_jax.__version__, "python": platform.python_version()}
-    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"config": config, "seed": config.seed, "versions": versions, "git_commit": _git_commit(), "cores": cores()}
+    return {"config": config, "seed": config.seed, "versions": versions(), "git_commit": git_commit(), "cores": cores()}
+
+
+def versions() -> dict[str, str]:
+    """{package: version} of what computes a run's results."""
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"irl_jax": irl_jax.__version__, "python": platform.python_version(), **packages}
 
 
 def born(pid: int) -> str:
@@ -243,7 +247,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The commit of the checkout that this package is run from (with -dirty where files differ), or None."""
     root = pathlib.Path(irl_jax.__file__).resolve().parent.parent
     if not (root / ".git").exists():

@@ -174,6 +174,9 @@ WORKDIRS = {
         "~/w: belongs to another config: …; choose another --workdir or the same config"),
     "inputs.json of another shape": Case(lambda b: b.of_workdir("score", workdir=replaced(b.workdir(), "inputs.json", '{"files": 3}')),
         "~/w/inputs.json: has no object 'files', which irl_jax writes there; bring the run's own back, or choose another --workdir"),
+    "inputs.json with a hash that is none": Case(lambda b: b.of_workdir("score", workdir=replaced(b.workdir(), "inputs.json", json.dumps(
+        {"files": {"model.path": {"config.json": "0"}}, "records": {}}))),
+        "~/w/inputs.json: 'model.path' is no object of notes with a 'sha256'; bring the run's own back, or choose another --workdir"),
     "inputs.json of another model": Case(lambda b: b.of_workdir("score", workdir=replaced(b.workdir(), "inputs.json", json.dumps(
         {"files": {"model.path": {"config.json": {"sha256": "0" * 64}}}, "records": {}}))),
         "@/config.json: not the file that this workdir was begun with (~/w/inputs.json has its SHA-256); bring the run's own files back, "
@@ -276,6 +279,7 @@ FLAGS = {
     "out is a folder": Case(lambda b: [*b.score()[:3], f"--out={b.path}"], "--out=~: must be a file in a folder that exists"),
     "out is a pipe": Case(lambda b: (os.mkfifo(b / "pipe"), [*b.score()[:3], f"--out={b / 'pipe'}"])[1],
         "--out=~/pipe: must be a plain file, and is something else"),
+    "out is the shell's": Case(lambda b: [*b.score()[:3], "--out=/dev/stdout"], "--out=/dev/stdout: must be a plain file, and is something else"),
     "out is a loop of links": Case(lambda b: [*b.score()[:3], f"--out={link(b, 'o', 'o')}"],
         "--out=~/o: must be a plain file, and is something else"),
     "out below a file": Case(lambda b: [*b.score()[:3], f"--out={b / 'in.jsonl' / 'o'}"],

@@ -116,6 +116,14 @@ def test_one_line_and_status_2_of_the_command_line(name, tmp_path, capsys):
         assert not (tmp_path / "o").exists()
 
 
+def test_a_weight_that_bfloat16_does_not_hold(tmp_path):
+    folder = base_folder(tmp_path / "m", GPT2)
+    with_tensors(folder, lambda held: held | {"transformer.wpe.weight": np.full_like(held["transformer.wpe.weight"], 3.4e38)})
+    hf.load_folder(folder)
+    with pytest.raises(UserError, match="tensor transformer.wpe.weight holds NaN or infinities in bfloat16"):
+        hf.load_folder(folder, param_dtype="bfloat16")
+
+
 @pytest.mark.parametrize("value", [-1, None, []])
 def test_ids_that_older_folders_write_for_none(value, tmp_path):
     folder = base_folder(tmp_path / "m", GPT2, pad=None)

@@ -1,5 +1,6 @@
 """What makes a run what it is: other weights, configs, tokenizers, templates, records or judges are one line; moved ones are not."""
 
+import copy
 import datetime
 import json
 import os
@@ -7,18 +8,23 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
+import numpy as np
 import pytest
 from hosts import environment, finish, free_port
 from malformed_box import RIGHT
+from safetensors.numpy import load_file, save_file
 from test_export import GPT2, base_folder
 from test_reward_model import classifier
 
-from irl_jax import cli, hf, workdir
+from irl_jax import checkpoint, cli, hf, workdir
+from irl_jax.config import default
 from irl_jax.data import chat
 from irl_jax.errors import UserError
 from irl_jax.stages import context as contexts
 from irl_jax.stages import generate, inputs
+from irl_jax.stages.context import Context
 
 DATED = ("{% set day = strftime_now('%d %b %Y') if strftime_now is defined else 'never' %}<{{ day }}>{% for m in messages %}"
          "{{ m.role }}: {{ m.content }}<eos>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}")
@@ -104,6 +110,40 @@ def test_a_count_that_changed_is_said(run, capsys):
     assert re.search(r"the training records are not those that this workdir was begun with \(38 then, 28 now;", said(capsys))
 
 
+def test_a_file_of_the_same_size_and_time_is_read_again(run, capsys):
+    file = run.base / "model.safetensors"
+    before = file.stat()
+    flip(file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert run.go("sft") == 2 and "model.safetensors: not the file" in said(capsys)
+
+
+def test_a_part_of_the_weights_that_is_gone(tmp_path, capsys):
+    run = Run(tmp_path)
+    tensors = load_file(run.base / "model.safetensors")
+    (run.base / "model.safetensors").unlink()
+    shards = {name: f"{place % 2}.safetensors" for place, name in enumerate(tensors)}
+    for shard in set(shards.values()):
+        save_file({name: tensors[name] for name in tensors if shards[name] == shard}, run.base / shard)
+    (run.base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    assert run.go() == 0
+    (run.base / "1.safetensors").unlink()
+    capsys.readouterr()
+    for again in (lambda: run.go("sft"), lambda: verb(run, "score"), lambda: verb(run, "export")):
+        assert again() == 2 and f"{run.base / '1.safetensors'}: cannot be read (No such file or directory)" in said(capsys)
+
+
+def test_files_of_one_name_in_two_folders(tmp_path, run, capsys):
+    (run.base / "additional_chat_templates").mkdir()
+    (run.base / "additional_chat_templates" / "chat_template.jinja").write_text("{{ messages }}")
+    (run.base / "chat_template.jinja").write_text("{{ messages }}")
+    run.w = tmp_path / "new"
+    assert run.go() == 0
+    (run.base / "additional_chat_templates" / "chat_template.jinja").write_text("{{ messages[0] }}")
+    capsys.readouterr()
+    assert run.go("sft") == 2 and "additional_chat_templates/chat_template.jinja: not the file" in said(capsys)
+
+
 def test_the_same_content_elsewhere_or_later_goes_on(run):
     for file in run.base.iterdir():
         os.utime(file, (1, 1))
@@ -153,6 +193,34 @@ def test_other_judges_and_starts_are_refused(tmp_path, capsys):
         assert run.go("sft") == 2 and "not the file that this workdir was begun with" in said(capsys)
 
 
+def test_starts_of_two_revisions_are_two(tmp_path, monkeypatch):
+    for revision in ("a", "b"):
+        classifier(tmp_path / revision, ("good",))
+    config = default()
+    with config.unlocked():
+        config.reward.start, config.reward.start_revision = "x/y", "a"
+        config.variants = ("reward/other = init_sft reward.start_revision=b",)
+    monkeypatch.setattr(hf, "resolve", lambda name, revision="": tmp_path / revision)
+    found = inputs._files(types.SimpleNamespace(config=config))
+    assert {name: files[0].parent.name for name, files in found.items()} == {"reward.start=x/y at a": "a", "reward.start=x/y at b": "b"}
+
+
+def test_conversations_that_a_judge_reads_whole(tmp_path, capsys):
+    template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    classifier(tmp_path / "judge", ("good",))
+    (tmp_path / "judge" / "chat_template.jinja").write_text(template)
+    chats = [{"messages": [{"role": "user", "content": f"{first} " + "w2 " * 15}, {"role": "assistant", "content": "w3"}]}
+             for first in ("w1", "w4")]
+    run = Run(tmp_path, **{"golden.kind": "hf_reward", "golden.model": tmp_path / "judge", "golden.chat": True,
+                           "data.truncate_prompts": True})
+    (run.base / "chat_template.jinja").write_text(template)
+    (tmp_path / "e.jsonl").write_text(json.dumps(chats[0]))
+    assert run.go() == 0
+    (tmp_path / "e.jsonl").write_text(json.dumps(chats[1]))
+    capsys.readouterr()
+    assert run.go("sft") == 2 and "the judged records are not those" in said(capsys)
+
+
 # ---------------------------------------------------------------- readers, and bases that moved
 
 
@@ -195,6 +263,19 @@ def test_a_run_goes_on_where_its_base_is_now(run, capsys, tmp_path):
     capsys.readouterr()
     assert fresh.go("pretrain", f"--base={moved}") == 2
     assert "is not begun yet; name the model in --config.model.path" in said(capsys) and not fresh.w.exists()
+
+
+@pytest.mark.parametrize("name", ["score", "generate", "export"])
+def test_leaves_that_are_not_finite_are_refused(run, name, capsys):
+    assert run.go("sft") == 0
+    context = generate.open_run(workdir.read_config(run.w), run.w)
+    leaves = context.leaves("sft")
+    leaves["adapter"]["blocks"]["attention"]["q"]["b"] *= np.nan
+    shutil.rmtree(run.w / "sft" / "leaves")
+    checkpoint.save_tree(run.w / "sft" / "leaves", context.place(leaves))
+    capsys.readouterr()
+    assert verb(run, name) == 2 and not (run.folder / "out").exists()
+    assert f"{run.w}/sft/leaves: adapter/blocks/attention/q/b holds NaN or infinities" in said(capsys)
 
 
 def test_a_base_is_no_use_elsewhere(run, capsys, tmp_path):
@@ -271,6 +352,15 @@ def test_hosts_with_other_files_in_the_same_places_end_with_one_line_each(tmp_pa
         wanted = "model.safetensors (model.path)" if what == "weights" else "set of training records"
         assert status == 2 and f"process 1 has another {wanted} than process 0" in line.strip().splitlines()[-1], line
     assert not (tmp_path / "w" / "sft").exists()
+
+
+def test_hosts_with_other_packages_or_code(run, monkeypatch):
+    mine = inputs._found(Context(workdir.read_config(run.w), generate.Reader(run.w)), {})
+    for package in ("irl_jax", "jaxlib", "numpy", "tokenizers", "irl_jax's code"):
+        theirs = copy.deepcopy(mine)
+        theirs["about"]["versions"][package] = "0"
+        with pytest.raises(UserError, match=f"process 1 has another version of {package} than process 0"):
+            inputs._same_on_all_hosts([mine, theirs])
 
 
 # ---------------------------------------------------------------- revisions

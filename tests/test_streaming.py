@@ -14,7 +14,7 @@ from tiny import tiny_config
 from irl_jax import checkpoint, checks, cli, stages
 from irl_jax.data import batching, streaming
 from irl_jax.errors import UserError
-from irl_jax.stages import training
+from irl_jax.stages import inputs, training
 from irl_jax.stages.context import Context
 from irl_jax.types import Example
 
@@ -250,6 +250,21 @@ def test_two_hosts_train_as_one(prepared, tmp_path):
     one, two = (list(map(json.loads, (tmp_path / name / "sft" / "metrics.jsonl").read_text().splitlines())) for name in ("one", "two"))
     assert len(one) == 5 and [line["tokens"] for line in one] == [line["tokens"] for line in two]
     np.testing.assert_allclose([line["loss"] for line in one], [line["loss"] for line in two], rtol=1e-5)
+
+
+def test_streamed_files_count_whole_where_they_are_not_too_many(tmp_path, monkeypatch):
+    files = [tmp_path / name for name in "ab"]
+    for file in files:
+        file.write_bytes(bytes(5 * inputs._ENDS))
+    first = inputs._streamed_digest(files)
+    files[1].write_bytes(bytes(2 * inputs._ENDS) + b"x" + bytes(3 * inputs._ENDS - 1))
+    assert inputs._streamed_digest(files) != first
+    monkeypatch.setattr(inputs, "_WHOLE", 0)
+    ends = inputs._streamed_digest(files)
+    files[1].write_bytes(bytes(5 * inputs._ENDS))
+    assert inputs._streamed_digest(files) == ends
+    files[1].write_bytes(bytes(5 * inputs._ENDS - 1) + b"x")
+    assert inputs._streamed_digest(files) != ends
 
 
 def test_a_run_goes_on_over_the_same_files_alone(prepared, tmp_path, capsys):

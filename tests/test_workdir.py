@@ -32,7 +32,8 @@ def test_config_json_says_what_ran(tmp_path, monkeypatch):
     stored = json.loads((tmp_path / "a" / "w" / "config.json").read_text())
     assert stored["config"]["sft"]["learning_rate"] == default().sft.learning_rate
     assert stored["seed"] == 0
-    assert set(stored["versions"]) == {"irl_jax", "python", "jax", "flax", "optax", "orbax-checkpoint"}
+    assert set(stored["versions"]) == {"irl_jax", "python", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers",
+                                       "transformers"}
     assert stored["versions"]["irl_jax"] == irl_jax.__version__
     assert "git_commit" in stored
     assert stored["cores"] == 3
@@ -403,3 +404,24 @@ def test_a_host_that_does_not_see_the_workdir_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(workdirs.distributed, "primary_first", lambda function: None)  # another host opened it, in a folder of its own
     with pytest.raises(UserError, match="process 0 opened: give a folder that all hosts share"):
         Workdir(tmp_path / "w", default())
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_a_kill_while_a_workdir_is_taken_back_leaves_one_that_goes_on(tmp_path, monkeypatch, kept):
+    real, removed = os.unlink, []
+
+    def dies(path, **how):
+        removed.append(path)
+        if len(removed) == kept:
+            raise KeyboardInterrupt
+        real(path, **how)
+
+    with pytest.raises(KeyboardInterrupt), Workdir(tmp_path / "w", default()) as opened:
+        opened.mark_done("pretrain", {})
+        write_json(opened.path / "inputs.json", {})
+        monkeypatch.setattr(os, "unlink", dies)
+        raise UserError("wrong input")
+    monkeypatch.undo()
+    opened.close()
+    with Workdir(tmp_path / "w", default()):
+        pass

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from irl_jax import checkpoint, distributed, hf, paths, roles, sharding, variants
@@ -37,6 +38,12 @@ def as_configured(base: transformer.ModelConfig, config) -> transformer.ModelCon
     m, adapter = config.model, config.adapter
     return dataclasses.replace(base, dtype=m.dtype, scan_layers=m.scan_layers, remat=m.remat, loss_chunk=m.loss_chunk,
                                vocab_multiple=m.vocab_multiple, adapter_scale=adapter.alpha / adapter.rank if adapter.rank else 0.0)
+
+
+@jax.jit
+def _finite(tree):
+    """Whether all numbers of each leaf are finite."""
+    return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), tree)
 
 
 class Reader:
@@ -311,7 +318,13 @@ class Context:
         if checkpoint.latest_step(self.workdir.path / name / "leaves") is None:
             raise UserError(f"{self.workdir.path}: nothing is trained under '{name}' yet; run that stage first "
                             f"(--stages={name.split('/')[0]})")
-        return checkpoint.load_tree(self.workdir.path / name / "leaves", like)
+        leaves = checkpoint.load_tree(self.workdir.path / name / "leaves", like)
+        for path, good in jax.tree_util.tree_leaves_with_path(_finite(leaves)):
+            if not good:
+                leaf = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise UserError(f"{self.workdir.path / name / 'leaves'}: {leaf} holds NaN or infinities, with which every result would be "
+                                "NaN; train it again in a new workdir")
+        return leaves
 
     def leaves(self, role: str):
         """A finished role's leaves: 'init' (None), 'sft', or a method's (see irl_jax.variants), such as 'reward/init_sft'."""

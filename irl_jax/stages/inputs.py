@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import importlib.metadata
+import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,17 +20,25 @@ from irl_jax.errors import UserError
 from irl_jax.types import Example
 
 BEGUN = "this workdir was begun with"
-_ENDS = 2**16  # bytes at either end of a streamed file that are hashed; its size is noted too
+_ENDS = 2**16  # bytes at either end of a streamed file, which are hashed of data too large to be read whole
+_WHOLE = 2**30  # bytes of streamed files that are read whole
 
 
 def noted(path) -> dict | None:
     """What W/inputs.json says; None where the workdir has none.
 
-    Returns: {"files": {setting: {name: {path, bytes, changed, sha256}}}, "records": {part: {records, sha256}}, "began": ISO time or None}.
+    Returns: {"files": {setting: {name: {path, bytes, changed, inode, sha256}}}, "records": {part: {records, sha256}}, "began": time}.
     Raises: UserError where the file is damaged.
     """
     file = paths.of(path) / workdir.INPUTS
-    return artifacts.read_json(file, "files", "records", advice=workdir.REPLACE) if file.exists() else None
+    if not file.exists():
+        return None
+    found = artifacts.read_json(file, "files", "records", advice=workdir.REPLACE)
+    for name, notes in [*found["files"].items(), ("records", found["records"])]:
+        each = list(notes.values()) if isinstance(notes, dict) else [None]
+        if not all(isinstance(note, dict) and isinstance(note.get("sha256"), str) for note in each):
+            raise UserError(f"{file}: {name!r} is no object of notes with a 'sha256'; {workdir.REPLACE}")
+    return found
 
 
 def hold(context) -> None:
@@ -75,20 +84,33 @@ def check_model(path, folder: Path, base: str) -> None:
     _compare_files(path, "model.path", model, files_of(hf.deciding_files(folder), model), folder)
 
 
-def files_of(files: Iterable[Path], before: Mapping = {}) -> dict[str, dict]:
-    """{name: {path, bytes, changed (ns), sha256}} of files.
+def files_of(files: Sequence[Path], before: Mapping = {}) -> dict[str, dict]:
+    """{name: {path, bytes, changed (ns), inode, sha256}} of files of one folder, those of folders in it included.
 
-    A file is read whole, and again only where its path, size or time of change is not that in `before`.
+    A file is read whole, and again only where its path, its size, its inode or the time of its last change is not that in `before`. That
+    time is the system's own (ctime), which copies and archives cannot set.
+
+    Raises: UserError: a file that is not there or cannot be read.
     """
-    found = {}
+    found, folder = {}, _folder(files)
     for file in files:
-        status, last = file.stat(), before.get(file.name, {})
-        looks = {"path": str(file.absolute()), "bytes": status.st_size, "changed": status.st_mtime_ns}
-        if any(last.get(key) != value for key, value in looks.items()) or "sha256" not in last:
-            with open(file, "rb") as content:
-                looks["sha256"] = hashlib.file_digest(content, "sha256").hexdigest()
-        found[file.name] = {**last, **looks}
+        name = file.relative_to(folder).as_posix()
+        last = before.get(name, {})
+        try:
+            status = file.stat()
+            looks = {"path": str(file.absolute()), "bytes": status.st_size, "changed": status.st_ctime_ns, "inode": status.st_ino}
+            if any(last.get(key) != value for key, value in looks.items()) or "sha256" not in last:
+                with open(file, "rb") as content:
+                    looks["sha256"] = hashlib.file_digest(content, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror}), and the run needs it; bring it back") from None
+        found[name] = {**last, **looks}
     return found
+
+
+def _folder(files: Iterable) -> Path:
+    """The folder that files lie in, or below it."""
+    return Path(os.path.commonpath([os.path.dirname(file) for file in files]))
 
 
 def digest(examples: Sequence[Example]) -> dict:
@@ -106,7 +128,7 @@ def digest(examples: Sequence[Example]) -> dict:
 
 def _found(context, before: Mapping) -> dict:
     """The inputs as this host has them. "about" is compared between hosts alone: workdir.py compares configs where a run goes on."""
-    versions = {name: importlib.metadata.version(name) for name in workdir.PACKAGES}
+    versions = {**workdir.versions(), "irl_jax's code": workdir.git_commit()}
     files = before.get("files", {})
     found = {setting: files_of(listed, files.get(setting, {})) for setting, listed in _files(context).items()}
     return {"about": {"config": artifacts.plain(context.config), "versions": versions}, "files": found, "records": _records(context),
@@ -122,9 +144,10 @@ def _files(context) -> dict[str, list[Path]]:
         found["golden.model"] = hf.deciding_files(hf.resolve(config.golden.model, config.golden.revision))
     if config.golden.kind == "classifier":
         found["golden.source"] = [paths.here(config.golden.source)]
-    for reward in {method.config.reward.start: method.config.reward for method in variants.all_methods(config)}.values():
-        if reward.start:
-            found[f"reward.start={reward.start}"] = hf.deciding_files(hf.resolve(reward.start, reward.start_revision))
+    rewards = [method.config.reward for method in variants.all_methods(config)]
+    for start, revision in dict.fromkeys((reward.start, reward.start_revision) for reward in rewards if reward.start):
+        name = f"reward.start={start}{f' at {revision}' if revision else ''}"
+        found[name] = hf.deciding_files(hf.resolve(start, revision))
     return found
 
 
@@ -133,19 +156,24 @@ def _records(context) -> dict[str, dict]:
     pairs = [side for pair in context.pairs for side in (pair.chosen, pair.rejected)]
     parts = {"training": context.demonstrations, "development": context.development, "evaluation": context.evaluation, "pairs": pairs}
     found = {part: digest(examples) for part, examples in parts.items()}
+    if context.config.golden.kind == "hf_reward" and context.config.golden.chat:  # whole conversations, where prompts may be cut
+        turns = json.dumps([context.turns(context.text(example.prompt)) for example in context.evaluation], default=str)
+        found["judged"] = {"records": len(context.evaluation), "sha256": hashlib.sha256(turns.encode()).hexdigest()}
     if context.stream:
-        found["streamed"] = {"records": context.stream.size, "sha256": _ends_digest(context.stream.files())}
+        found["streamed"] = {"records": context.stream.size, "sha256": _streamed_digest(context.stream.files())}
     return found
 
 
-def _ends_digest(files: Iterable) -> str:
-    """SHA-256 of the files' names, sizes, and first and last bytes: files of a data set larger than memory are not read whole."""
-    content = hashlib.sha256()
-    for file in files:
-        size = paths.size(file)
+def _streamed_digest(files: Sequence) -> str:
+    """SHA-256 of the files' names, sizes and content. Of a data set too large to be read twice, only their first and last bytes count."""
+    content, sizes = hashlib.sha256(), [paths.size(file) for file in files]
+    most = max(sizes, default=0) if sum(sizes) <= _WHOLE else _ENDS
+    for file, size in zip(files, sizes, strict=True):
         content.update(f"{file.name} {size} ".encode())
         with file.open("rb") as opened:
-            content.update(opened.read(_ENDS))
+            for start in range(0, min(size, most), _ENDS):
+                opened.seek(start)
+                content.update(opened.read(_ENDS))
             opened.seek(max(0, size - _ENDS))
             content.update(opened.read(_ENDS))
     return content.hexdigest()
@@ -178,10 +206,9 @@ def _flat(found: Mapping) -> dict[str, object]:
 def _compare(path, before: Mapping, now: Mapping) -> None:
     for setting, files in now["files"].items():
         there = before["files"].get(setting, {})
-        folder = Path(next(iter(files.values()))["path"]).parent
-        _compare_files(path, setting, there, files, folder)
+        _compare_files(path, setting, there, files, _folder(file["path"] for file in files.values()))
     for part in {**before["records"], **now["records"]}:
-        then, found = (side["records"].get(part, {"records": 0, "sha256": ""}) for side in (before, now))
+        then, found = ({"records": 0, "sha256": "", **side["records"].get(part, {})} for side in (before, now))
         if then["sha256"] != found["sha256"]:
             raise UserError(f"{path}: the {part} records are not those that {BEGUN} ({then['records']} then, {found['records']} now; "
                             f"{workdir.INPUTS} has the hash of their tokens); bring the run's own data back, or choose another --workdir")
@@ -195,7 +222,7 @@ def _compare_files(path, setting: str, before: Mapping, now: Mapping, folder) ->
             raise UserError(f"{folder} ({setting}): has no {name}, which {BEGUN}; {advice}")
         if name not in before:
             raise UserError(f"{now[name]['path']}: is not among the files of {setting} that {BEGUN}; {advice}")
-        if now[name]["sha256"] != before[name].get("sha256"):
+        if now[name]["sha256"] != before[name]["sha256"]:
             raise UserError(f"{now[name]['path']}: not the file that {BEGUN} ({paths.of(path) / workdir.INPUTS} has its SHA-256); {advice}")
 
 
