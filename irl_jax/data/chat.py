@@ -35,10 +35,10 @@ class Chat(NamedTuple):
 
         The prompt is the generation prompt, as `apply_chat_template(..., add_generation_prompt=True)` gives it, earlier turns of the
         assistant's included. The response is all that follows, the template's whitespace, what it puts before the content (an empty
-        thought, say), what it puts after it and its end-of-turn token included, but not what comes after that. The prompt ends with the assistant's header
-        where the template has no generation prompt, or one that the turn does not begin with: one that opens a thought, before a turn
-        that has none or an empty one. `sampled`: the last turn has been sampled after the generation prompt, and stands there as it is where the template
-        would not show all of it.
+        thought, say) and after it, and its end-of-turn token included, but not what comes after that. The prompt ends with the
+        assistant's header where the template has no generation prompt, or one that the turn does not begin with: one that opens a thought,
+        before a turn that has none or an empty one. `sampled`: the last turn has been sampled after the generation prompt, and stands
+        there as it is where the template would not show all of it.
 
         Raises: UserError where the template refuses the conversation, or shows the turn's content changed by more than whitespace.
         """

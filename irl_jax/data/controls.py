@@ -4,8 +4,8 @@ In the strings that go from a template to the tokenizer a control token is marke
 out of texts and which `irl_jax.data.sources` refuses in records. `encode` takes marked tokens for themselves, and everything else for
 text, whatever it spells. Control tokens are the tokenizer's special ones, and further ones in brackets of any kind by which its chat
 template tells the turns apart, which some tokenizers do not call special: every one around a system or user turn, and the outermost ones
-of an assistant or tool turn. A marker inside such a turn (<think>) is content, wherever the template writes it: the template may look for
-it in a record, and text that spells it has its token. A token of a single character, such as a "!" that pads, is a letter of the text
+of an assistant or tool turn. A marker inside such a turn or in the template's own system prompt (<think>) is content: the template may look
+for it in a record, and text that spells it has its token. A token of a single character, such as a "!" that pads, is a letter of the text
 too, and no control token.
 """
 
