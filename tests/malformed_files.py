@@ -45,6 +45,14 @@ RECORDS = {
     "a JSON array": Case(lambda b: b.score(json.dumps([json.loads(GOOD)] * 2, indent=1)), f"~/in.jsonl: is a JSON array; {WANTED}"),
     "a JSON array on one line": Case(lambda b: b.generate(b"\xef\xbb\xbf" + lines([{"prompt": "w1"}])),
         f"~/in.jsonl: is a JSON array; {WANTED}"),
+    "CSV with an index and marks": Case(lambda b: b.score(",prompt (en),answer/gold?\n0,w1,w2\n"), f"~/in.jsonl: is a CSV file; {WANTED}"),
+    "CSV of one column": Case(lambda b: b.score("text\nw1 w2\n", name="in.CSV"), f"~/in.CSV: is a CSV file; {WANTED}"),
+    "gzip twice": Case(lambda b: b.score(gzip.compress(gzip.compress(GOOD))), f"~/in.jsonl: is a gzip file in a gzip file; {WANTED}"),
+    "an old pickle": Case(lambda b: b.score(b"\x80\x02}q\0."), f"~/in.jsonl: is a pickle; {WANTED}"),
+    "Feather": Case(lambda b: b.score(b"FEA1\0\0\0\0"), f"~/in.jsonl: is an Arrow file; {WANTED}"),
+    "UTF-16 without its mark": Case(lambda b: b.score(GOOD.decode().encode("utf-16-be")), f"~/in.jsonl: is UTF-16 text; {WANTED}"),
+    "a pointer of Git LFS": Case(lambda b: b.score("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+        f"~/in.jsonl: is a pointer of Git LFS instead of the file (git lfs pull); {WANTED}"),
     "CSV": Case(lambda b: b.score('prompt,"the response"\nw1,"w2"\n'), f"~/in.jsonl: is a CSV file; {WANTED}"),
     "TSV": Case(lambda b: b.score("prompt\tresponse\nw1\tw2\n", name="in.tsv"), f"~/in.tsv: is a TSV file; {WANTED}"),
     "a gzip of one line without end": Case(lambda b: b.score(gzip.compress(b'{"prompt": "' + b"x" * 2**26, 1, mtime=0)),
@@ -136,6 +144,9 @@ RECORDS = {
     "a response that contradicts the messages": Case(lambda b: b.score(
         lines({"messages": [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}], "response": "w3"})),
         "~/in.jsonl, line 1: field 'response' is another text than the answer that field 'messages' ends with; take one out"),
+    "messages with two answers": Case(lambda b: b.generate(
+        lines({"messages": [{"role": role, "content": "w1"} for role in ("user", "assistant", "assistant")]}), model=b.talker()),
+        "~/in.jsonl, line 1: field 'messages' ends with two turns of the assistant's; make them one, or take the last one out"),
     "messages with tools": Case(lambda b: b.generate(
         lines({"messages": [{"role": "user", "content": "w1"}], "tools": [{}]}), model=b.talker()),
         "~/in.jsonl, line 1: field 'tools' is not read; leave it out, or give prompt and response as the template renders them, whose "
@@ -217,6 +228,12 @@ DATA = {  # the same readers in `run`, and what only it reads
         "prepare it again with features of tfds.features"),
     "run: the testbed for evaluation": Case(lambda b: b.run("data.eval_source=testbed", data__source=RIGHT),
         "config.data.eval_source: 'testbed' is a data.source only; name a file of records"),
+    "run: a judge's record without its rating": Case(lambda b: b.run(
+        "golden.kind=classifier", f"golden.source={b.write('g.jsonl', lines({'text': 'w1', 'rating': 9}, {'text': 'w2'}))}", data__source=RIGHT),
+        "~/g.jsonl, line 2: no field 'rating' (its fields: text); see golden.text_field and golden.rating_field"),
+    "run: a judge's ratings of one side": Case(lambda b: b.run(
+        "golden.kind=classifier", f"golden.source={b.write('g.jsonl', lines({'text': 'w1', 'rating': 9}))}", data__source=RIGHT),
+        "golden.source: ~/g.jsonl: the 1 ratings are of the same side (golden.positive_rating = 7); a classifier needs records on both sides"),
     "run: a judge's file that is broken": Case(lambda b: b.run(
         "golden.kind=classifier", f"golden.source={b.path}", data__source=RIGHT),
         "config.golden.source: ~: no such file, or none that can be read"),

@@ -273,3 +273,17 @@ def test_logprobs_are_those_of_torch(shared, torch, tmp_path):
             kept = each if eos else each[:-1]
             assert scored[eos][i]["tokens"] == len(kept)
             assert scored[eos][i]["logprob"] == pytest.approx(float(kept.sum()), abs=1e-3)
+
+
+def test_an_end_of_turn_that_is_not_special_is_in_no_text(tiny, tmp_path):
+    folder = tmp_path / "m"
+    shutil.copytree(tiny, folder)
+    tokenizer = hf.load_tokenizer(folder)
+    tokenizer.add_tokens([AddedToken("<|end|>", special=False, normalized=False)])
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role + ' ' + m.content + '<|end|>' }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    config = default()
+    config.data.source, config.model.path, config.adapter.rank = "file", str(folder), 0
+    context = Context(config, None)
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    assert end in context.eos_ids and context.text([*tokenizer("w1 w2")["input_ids"], end]) == "w1 w2"

@@ -22,6 +22,19 @@ TEMPLATES = {
         "{%- else %}{{ m.content }}{%- endif %}{{ '<|im_end|>\n' }}" + END + ASK + "{{ '<|im_start|>assistant\n<think>\n' }}{%- endif %}",
     "thoughts in the content": LOOP + HEADER + PARSED + "{%- else %}{{ m.content }}{%- endif %}{{ '<|im_end|>\n' }}" + END
         + ASK + "{{ '<|im_start|>assistant\n' }}{%- endif %}",
+    "an empty thought in the last answer, opened by the generation prompt": LOOP + HEADER + "{%- set c = m.content %}"
+        "{%- if m.role == 'assistant' and (loop.last or '</think>' in c) %}{{ '<think>\n' + (c.split('</think>')[0].split('<think>')[-1].strip() "
+        "if '</think>' in c else '') + '\n</think>\n\n' + c.split('</think>')[-1].lstrip('\n') }}{%- else %}{{ c }}{%- endif %}{{ '<|im_end|>\n' }}"
+        + END + ASK + "{{ '<|im_start|>assistant\n<think>\n' }}{%- endif %}",
+    "a default system prompt that names markers": "{%- if messages[0].role != 'system' %}{{ '<|im_start|>system\nAnswer in <think> Thoughts "
+        "</think> or <tool_call></tool_call><|im_end|>\n' }}{%- endif %}" + LOOP + HEADER + "{{ m.content + '<|im_end|>\n' }}" + END
+        + ASK + "{{ '<|im_start|>assistant\n' }}{%- endif %}",
+    "an answer between markers": LOOP + HEADER + "{%- if m.role == 'assistant' %}{{ '<answer>' + m.content + '</answer>' }}{%- else %}"
+        "{{ m.content }}{%- endif %}{{ '<|im_end|>\n' }}" + END + ASK + "{{ '<|im_start|>assistant\n<answer>' }}{%- endif %}",
+    "a turn that ends in words": LOOP + "{{ m.role + ': ' + m.content + ' (over)\n' }}" + END + ASK + "{{ 'assistant:' }}{%- endif %}",
+    "turns without an end, a tool's in markers": LOOP + "{%- if m.role == 'tool' %}{{ '<|tool|>\n<tool_response>\n' + m.content "
+        "+ '\n</tool_response>' }}{%- else %}{{ '<|' + m.role + '|>\n' + m.content }}{%- endif %}" + END
+        + ASK + "{{ '<|assistant|>\n' }}{%- endif %}",
     "an empty thought in every answer": LOOP + "{%- if m.role == 'assistant' %}{%- set t = '' %}{%- set c = m.content %}"
         "{%- if '</think>' in c %}{%- set t = c.split('</think>')[0].split('<think>')[-1].strip() %}"
         "{%- set c = c.split('</think>')[-1].lstrip() %}{%- endif %}{{ '<|Assistant|><think>' + t + '</think>' + c }}"
@@ -44,7 +57,7 @@ TEMPLATES = {
         + ASK + "{{ '<|im_start|>assistant\n' }}{%- endif %}",
     "a role for tools": LOOP + "{{ '<|' + m.role + '|>\n' + m.content + '<|im_end|>\n' }}" + END + ASK + "{{ '<|assistant|>\n' }}{%- endif %}",
 }  # fmt: skip
-MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")  # of the content, never of a turn
+MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<answer>", "</answer>")  # of the content, never of a turn
 HEADERS = ("<|User|>", "<|Assistant|>", "<|head|>", "<|/head|>", "<|eot|>", "[INST]", "[/INST]", "<|system|>", "<|user|>",
            "<|assistant|>", "<|tool|>")  # what no tokenizer here calls special
 
@@ -71,6 +84,7 @@ CONVERSATIONS = {
     "a user's thought": [user("What does <think> mean? </think>"), assistant("A tag.")],
     "letters of control tokens": [user("> im_end is |> a <|"), assistant("<s> is im_start")],
     "tools": [user("Look."), assistant("", tool_calls=[CALL]), {"role": "tool", "content": "A \"tree\" <b>"}, assistant("A tree.")],
+    "a tool's markers": [user("Look."), assistant("x"), user("<tool_response>\nx\n</tool_response>"), assistant("y")],
     "a call in the content": [user("Look."), assistant("<tool_call>\n{}\n</tool_call>"), {"role": "tool", "content": "x"}, assistant("y")],
 }
 
@@ -154,9 +168,19 @@ def test_two_spellings_of_one_thought_are_one_record():
     assert tokenizer.decode(plain).endswith(asked)  # a turn without a thought does not begin as the generation prompt ends
 
 
+def test_a_token_across_the_end_of_the_generation_prompt_leaves_the_ids_as_they_are():
+    tokenizer = tokenizer_of(TEMPLATES["an empty thought in the last answer, opened by the generation prompt"])
+    tokenizer.add_tokens([AddedToken("\n\n", special=False, normalized=False)])  # as many vocabularies have it
+    for name, asked in (("one turn", "</think>\n\n"), ("a thought", "<think>\n")):
+        prompt, response, straddled = ids_of(tokenizer, CONVERSATIONS[name])
+        assert [*prompt, *response] == rendered(tokenizer, CONVERSATIONS[name])[:-1] and not straddled
+        assert tokenizer.decode(prompt).endswith(asked)
+
+
 @pytest.mark.parametrize("said", ["Two and", "", "Two and two.\n</think>\n\nFour."])
 @pytest.mark.parametrize("name, opened", [
     ("chatml", ""), ("thoughts in the content", ""), ("thoughts in the content, opened by the generation prompt", "<think>\n"),
+    ("an empty thought in the last answer, opened by the generation prompt", "<think>\n"),
     ("thoughts opened and not looked for", "<think>\n"), (LEAVES_THOUGHTS_OUT, "<think>")])
 def test_what_was_sampled_stands_after_the_prompt_that_it_was_sampled_after(name, opened, said):
     """generate writes the whole turn, with what its prompt has opened; score finds prompt and response in it again."""
@@ -168,3 +192,10 @@ def test_what_was_sampled_stands_after_the_prompt_that_it_was_sampled_after(name
     assert opening == opened and prompt == made.prompt(turns)
     end = controls.marked("<|im_end|>")
     assert made.demonstration([*turns, assistant(opening + said)], sampled=True) == (prompt, said + end)
+
+
+def test_what_a_template_writes_after_an_answer_is_sampled_once():
+    made, turns = chat.of(tokenizer_of(TEMPLATES["an answer between markers"])), [user("What is 2+2?")]
+    expected = (made.prompt(turns), "Four.</answer>" + controls.marked("<|im_end|>"))
+    assert made.demonstration([*turns, assistant("Four.</answer>")], sampled=True) == made.demonstration([*turns, assistant("Four.")]) == expected
+    assert made.end_id == made.tokenizer.convert_tokens_to_ids("<|im_end|>")

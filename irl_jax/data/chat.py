@@ -35,44 +35,78 @@ class Chat(NamedTuple):
 
         The prompt is the generation prompt, as `apply_chat_template(..., add_generation_prompt=True)` gives it, earlier turns of the
         assistant's included. The response is all that follows, the template's whitespace, what it puts before the content (an empty
-        thought, say) and its end-of-turn token included, but not what comes after that. The prompt ends with the assistant's header
-        where the template has no generation prompt, or one that the turn does not begin with: one that opens a thought, before a turn
-        that has none. `sampled`: the last turn has been sampled after the generation prompt, and stands there as it is where the template
-        would not show all of it.
+        thought, say) and after it, and its end-of-turn token included, but not what comes after that. The prompt ends with the
+        assistant's header where the template has no generation prompt, or one that the turn does not begin with: one that opens a thought,
+        before a turn that has none or an empty one. `sampled`: the last turn has been sampled after the generation prompt, and stands
+        there as it is where the template would not show all of it.
 
         Raises: UserError where the template refuses the conversation, or shows the turn's content changed by more than whitespace.
         """
-        asked, header, after = self._around(messages[:-1])
-        content, text = messages[-1]["content"], self.render(messages)
-        prompt = asked if text.startswith(asked) else header
-        shown = text[len(os.path.commonprefix([asked, header, text])):]
-        if not (text.startswith(prompt) and text.endswith(after) and _squeezed(content) in _squeezed(shown)):
-            if not sampled:
-                raise UserError(_CHANGED)
-            prompt, text = asked, asked + controls.as_text(content).removeprefix(_opened(asked, header)) + after
-        return prompt, text[len(prompt) : len(text) - len(after)] + _turn_end(self.tokenizer, after)[0]
+        *turns, last = messages
+        bare, asked, header, after = self._around(turns)
+        closing = _turn_end(self.tokenizer, after)[0]
+        if sampled:  # what the template writes between the content and its end-of-turn token has been sampled too
+            last = {**last, "content": last["content"].removesuffix(closing.partition(controls.OPEN)[0])}
+        content, text = last["content"], self.render([*turns, last])
+        shown = text[len(os.path.commonprefix([bare, header, text])) :]
+        kept = text.startswith((asked, header)) and text.endswith(after) and _squeezed(content) in _squeezed(shown)
+        if not kept and not sampled:
+            raise UserError(_CHANGED)
+        if sampled:
+            opened = self._opened(turns, asked, header)
+            whole = asked + controls.as_text(content).removeprefix(opened) + after
+            if not kept or opened and content.startswith(opened) and _squeezed(text) != _squeezed(whole):
+                header, text = asked, whole
+        prompt = self._cut(text, asked, header)
+        return prompt, text[len(prompt) : len(text) - len(after)] + closing
 
     def prompt(self, messages: list) -> str:
         """What the assistant's next turn is sampled after. Raises: UserError where the template refuses the conversation."""
-        return self.question(messages)[0]
+        return self._around(messages)[1]
 
     def question(self, messages: list) -> tuple[str, str]:
-        """(prompt, what the prompt holds of the assistant's turn already: "<think>\\n" where it opens a thought). Raises: as `prompt`."""
-        asked, header, _ = self._around(messages)
-        return asked, _opened(asked, header)
+        """(prompt, what the prompt holds of the assistant's turn already: "<think>\n" where it opens a thought). Raises: as `prompt`."""
+        _, asked, header, _ = self._around(messages)
+        return asked, self._opened(messages, asked, header)
 
-    def _around(self, turns: list) -> tuple[str, str, str]:
-        """Of an assistant's turn after `turns`: the generation prompt, all that stands before its content, what follows its content."""
+    def _around(self, turns: list) -> tuple[str, str, str, str]:
+        """Of an assistant's turn after `turns`: those alone, the generation prompt, all that stands before its content, what follows it."""
         asked, bare = (self.render(turns, add_generation_prompt=asks) for asks in (True, False))
+        header, after = self._sides(turns)
+        if asked == bare and header[len(asked):].strip():  # no generation prompt: the header is one
+            asked = header
+        return bare, asked, header, after
+
+    def _sides(self, turns: list, *later: dict) -> tuple[str, str]:
+        """What stands before and after the content of an assistant's turn between `turns` and `later`."""
         sentinel = controls.SENTINEL
         while any(sentinel in turn["content"] for turn in turns):
             sentinel += "x"
-        header, found, after = self.render([*turns, {"role": "assistant", "content": sentinel}]).partition(sentinel)
+        header, found, after = self.render([*turns, {"role": "assistant", "content": sentinel}, *later]).partition(sentinel)
         if not found:
             raise UserError(_CHANGED)
-        if asked == bare and header[len(asked):].strip():  # no generation prompt: the header is one
-            asked = header
-        return asked, header, after
+        return header, after
+
+    def _opened(self, turns: list, asked: str, header: str) -> str:
+        """What a generation prompt says beyond the assistant's header; "" where that is no text."""
+        if not asked.startswith(header):  # a last turn may have a thought, an empty one, where an earlier one has none
+            try:
+                header = self._sides(turns, _USER)[0]
+            except UserError:
+                return ""
+        opened = asked[len(header) :] if asked.startswith(header) else ""
+        return "" if controls.OPEN in opened else opened
+
+    def _cut(self, text: str, asked: str, header: str) -> str:
+        """The prompt of a rendered conversation: the generation prompt, or the header where that alone begins the text, or where a token
+        goes across the generation prompt's end."""
+        if not text.startswith(asked):
+            return header
+        if asked != header and text.startswith(header):
+            whole, *starts = controls.encode(self.tokenizer, [text, asked, header])
+            begins = [whole[: len(start)] == start for start in starts]
+            return header if begins == [False, True] else asked
+        return asked
 
     def render(self, messages: list, **how) -> str:
         """The text of a conversation, its control tokens marked. Raises: UserError where the template refuses it."""
@@ -118,7 +152,7 @@ def of(tokenizer, now: datetime.datetime | None = None) -> Chat | None:
     chat = Chat(tokenizer, now)
     for turns in ([_USER], [_SYSTEM, _USER]):
         try:
-            prompt, _, after = chat._around(turns)
+            _, prompt, _, after = chat._around(turns)
             bos = controls.marked(tokenizer.bos_token)
             return Chat(tokenizer, now, _turn_end(tokenizer, after)[1], bool(bos) and prompt.startswith(bos))
         except UserError:  # some want a system turn first; what wants more yet, each conversation will tell
@@ -126,20 +160,14 @@ def of(tokenizer, now: datetime.datetime | None = None) -> Chat | None:
     return chat
 
 
-def _opened(asked: str, header: str) -> str:
-    """What a generation prompt says beyond the assistant's header; "" where that is no text."""
-    opened = asked[len(header) :] if asked.startswith(header) else ""
-    return "" if controls.OPEN in opened else opened
-
-
 def _squeezed(text: str) -> str:
     return "".join(text.split())
 
 
 def _turn_end(tokenizer, after: str) -> tuple[str, int | None]:
-    """(text, id) of the control token that `after` begins with, whitespace before it included in the text; ("", None) where it has none."""
-    turn = after.lstrip()
-    if not turn.startswith(controls.OPEN):
-        return "", None
-    token = turn[: turn.index(controls.CLOSE) + 1]
-    return after[: len(after) - len(turn)] + token, tokenizer.convert_tokens_to_ids(controls.unmarked(token))
+    """(text, id) of what ends a turn: `after` up to its first control token, and that token; without one, its text and None."""
+    body, found, rest = after.partition(controls.OPEN)
+    if not found:
+        return body.rstrip(), None
+    name = rest.partition(controls.CLOSE)[0]
+    return body + controls.marked(name), tokenizer.convert_tokens_to_ids(name)

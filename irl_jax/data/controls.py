@@ -4,8 +4,8 @@ In the strings that go from a template to the tokenizer a control token is marke
 out of texts and which `irl_jax.data.sources` refuses in records. `encode` takes marked tokens for themselves, and everything else for
 text, whatever it spells. Control tokens are the tokenizer's special ones, and further ones in brackets of any kind by which its chat
 template tells the turns apart, which some tokenizers do not call special: every one around a system or user turn, and the outermost ones
-of an assistant or tool turn. A marker inside such a turn (<think>) is content, wherever the template writes it: the template may look for
-it in a record, and text that spells it has its token. A token of a single character, such as a "!" that pads, is a letter of the text
+of an assistant or tool turn. A marker inside such a turn or in the template's own system prompt (<think>) is content: the template may look
+for it in a record, and text that spells it has its token. A token of a single character, such as a "!" that pads, is a letter of the text
 too, and no control token.
 """
 
@@ -165,14 +165,21 @@ def _between_turns(tokenizer, added: Sequence[Mapping]) -> set[str]:
     names = sorted((token["content"] for token in added if _BRACKETED.fullmatch(token["content"])), key=len, reverse=True)
     if not names or not tokenizer.chat_template:
         return set()
-    pattern = re.compile("|".join(map(re.escape, names)))
-    user, answer, used = ({"role": role, "content": SENTINEL} for role in ("user", "assistant", "tool"))
-    asked = _rendered(tokenizer, [user])
-    found = set(pattern.findall(asked + _rendered(tokenizer, [{"role": "system", "content": SENTINEL}, user])))
-    answered = _rendered(tokenizer, [user, answer])
+    either = "|".join(map(re.escape, names))
+    pattern, beside = re.compile(either), rf"(?:{either})\s*(?:\w+\s*)?"  # a token, and the name of a role after it
+    system, user, answer, used = ({"role": role, "content": SENTINEL} for role in ("system", "user", "assistant", "tool"))
+    asked, answered, told = (_rendered(tokenizer, turns) for turns in ([user], [user, answer], [system, user]))
+    again = _rendered(tokenizer, [user, answer, user]).split(SENTINEL)[-2:]
+    # A system prompt may name markers, so that only the tokens at its start and beside what the record says in it count.
+    parts = [again[0].removeprefix(answered.rpartition(SENTINEL)[2]), *again[1:], *told.split(SENTINEL)[1:],
+             *(found[0] for text in (asked, told) for found in re.finditer(rf"^(?:{beside})+", text)),
+             *(found[0] for found in re.finditer(rf"(?:{beside})+$", told.partition(SENTINEL)[0]))]
+    found = {name for part in parts for name in pattern.findall(part)}
+    heads = []
     for before, after in ((asked, answered), (answered, _rendered(tokenizer, [user, answer, used]))):
         head, _, tail = after[len(os.path.commonprefix([before, after])):].partition(SENTINEL)
-        found.update(pattern.findall(head)[:1] + pattern.findall(tail)[-1:])
+        heads, tails = pattern.findall(head), pattern.findall(tail)
+        found.update(heads[:1] + [name for name in tails[-1:] if name.replace("/", "", 1) not in heads[1:]])
     return found
 
 

@@ -25,15 +25,17 @@ _WANTED = "JSON lines are needed: one object a line, plain or gzip"
 _MAGICS = {  # what files of other formats begin with
     b"PK\x03\x04": "a zip archive", b"(\xb5/\xfd": "a zstd file", b"\xfd7zXZ\x00": "an xz file", b"BZh": "a bzip2 file",
     b"\x04\"M\x18": "an lz4 file", b"7z\xbc\xaf": "a 7z archive", b"PAR1": "a Parquet file", b"ARROW1": "an Arrow file",
-    b"\xff\xff\xff\xff": "an Arrow file", b"ORC": "an ORC file", b"Obj\x01": "an Avro file", b"SQLite format 3": "an SQLite file",
-    b"\x89HDF": "an HDF5 file", b"\x93NUMPY": "a NumPy file", b"\x80\x04\x95": "a pickle", b"%PDF": "a PDF file",
+    b"\xff\xff\xff\xff": "an Arrow file", b"FEA1": "an Arrow file", b"ORC": "an ORC file", b"Obj\x01": "an Avro file",
+    b"SQLite format 3": "an SQLite file", b"\x89HDF": "an HDF5 file", b"\x93NUMPY": "a NumPy file", b"\x80": "a pickle",
+    b"%PDF": "a PDF file", _GZIP_MAGIC: "a gzip file in a gzip file", b"{\0": "UTF-16 text", b"\0{": "UTF-16 text",
+    b"version https://git-lfs": "a pointer of Git LFS instead of the file (git lfs pull)",
 }  # fmt: skip
 _FOLDERS = {  # what folders of other formats hold
     "features.json": "a prepared TFDS builder; name it as tfds:NAME, with data.tfds_data_dir",
     **dict.fromkeys(("dataset_dict.json", "state.json"), f"a folder of the library `datasets`; {_WANTED}"),
     "*.arrow": f"a folder of Arrow files; {_WANTED}", "*.parquet": f"a folder of Parquet files; {_WANTED}",
 }  # fmt: skip
-_CELL = re.compile(r"\"[^\"]*\"|[\w .-]+")
+_CELL = re.compile(r"\"[^\"]*\"|[^\"{}\[\]:=<>\ufffd\0-\x08]*")
 
 
 def read_jsonl(path: str, max_records: int = 0) -> Iterator[tuple[str, dict]]:
@@ -55,7 +57,7 @@ def read_jsonl(path: str, max_records: int = 0) -> Iterator[tuple[str, dict]]:
         where = f"{path}, line {line_number}"
         if not line.strip() and len(line) <= LONGEST_LINE:
             continue
-        if number == 0 and (other := _other_format(line)):
+        if number == 0 and (other := _other_format(line, path)):
             raise UserError(f"{path}: is {other}; {_WANTED}")
         if len(line) > LONGEST_LINE:
             raise UserError(f"{where}: longer than {LONGEST_LINE >> 20} MiB; JSON lines have one record a line")
@@ -91,8 +93,8 @@ def check_file(path: str, flag: str = "") -> None:
         raise UserError(f"{named}: {'is no file that can be read' if os.path.lexists(path) else 'no such file'}")
 
 
-def _other_format(line: bytes) -> str:
-    """The format of a file of another kind, by its first line that is not blank; "" where it may be JSON lines."""
+def _other_format(line: bytes, path: str) -> str:
+    """The format of a file of another kind, by its first line that is not blank and its name; "" where it may be JSON lines."""
     if found := next((name for magic, name in _MAGICS.items() if line.startswith(magic)), ""):
         return found
     if line[257:262] == b"ustar":
@@ -104,7 +106,9 @@ def _other_format(line: bytes) -> str:
         return "a page of HTML or XML"
     if start.startswith(b"{"):
         return ""
-    cells = start.decode(errors="replace").strip()
+    cells = line.decode(errors="replace").strip(" \r\n")
+    if named := re.search(r"\.([ct]sv)(\.gz)?$", path, re.IGNORECASE):
+        return f"a {named[1].upper()} file"
     for mark, name in ((",", "a CSV file"), ("\t", "a TSV file"), (";", "a CSV file")):
         if mark in cells and all(_CELL.fullmatch(cell.strip()) for cell in cells.split(mark)):
             return name

@@ -256,7 +256,7 @@ def read_record(
 
 
 def _conversation(record: Mapping, where: str, fields, response: str | None) -> Reading:
-    """What a record with messages says. Raises: UserError."""
+    """What a record with messages says; two turns of the assistant's at its end would be two answers. Raises: UserError."""
     if record.get("tools"):
         raise UserError(f"{where}: field 'tools' is not read; leave it out, or give prompt and response as the template renders "
                         "them, whose control tokens are read with data.control_tokens or --control_tokens")
@@ -270,6 +270,8 @@ def _conversation(record: Mapping, where: str, fields, response: str | None) -> 
         raise UserError(f"{where}: field 'messages' must be a list of {{role, content}} with a turn that is not the assistant's before the "
                         "answer")
     turns, answer = (messages[:-1], messages[-1]) if messages[-1]["role"] == "assistant" else (messages, None)
+    if answer is not None and turns[-1]["role"] == "assistant":
+        raise UserError(f"{where}: field 'messages' ends with two turns of the assistant's; make them one, or take the last one out")
     if answer is not None and response is not None and response.strip() != answer["content"].strip():
         raise UserError(f"{where}: field {fields.response!r} is another text than the answer that field 'messages' ends with; take one out")
     if record.get(fields.prompt) is not None:

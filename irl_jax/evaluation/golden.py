@@ -160,10 +160,7 @@ def _fit(path: str, golden) -> _Classifier:
     heldout = max(1, int(len(records) * _HELDOUT_SHARE))
     texts, labels = _windows([records[i] for i in order[heldout:]], golden.window_words, rng)
     heldout_texts, heldout_labels = _windows([records[i] for i in order[:heldout]], golden.window_words, rng)
-    if len(set(labels)) < 2:
-        which = "of the same side" if labels else "missing"
-        raise UserError(f"golden.source: {path}: the {len(records)} ratings are {which} (golden.positive_rating = "
-                        f"{threshold:g}); a classifier needs records on both sides")
+    _two_sides(path, threshold, labels, len(records))
     vectorizer = TfidfVectorizer(dtype=np.float32, **_TFIDF)
     try:
         features = vectorizer.fit_transform(texts)
@@ -172,6 +169,20 @@ def _fit(path: str, golden) -> _Classifier:
     model = LogisticRegression(C=_INVERSE_PENALTY, max_iter=300).fit(features, labels)
     accuracy = float(np.mean(model.predict(vectorizer.transform(heldout_texts)) == np.asarray(heldout_labels)))
     return _Classifier(vectorizer, model, accuracy)
+
+
+def check(config) -> None:
+    """Refuses a golden.source with a record that cannot be used, or without ratings on both sides; fits nothing. Raises: UserError."""
+    path, threshold = os.path.expanduser(config.golden.source), float(config.golden.positive_rating)
+    labels = [rating >= threshold for _, rating in _rated(path, config.golden)]
+    _two_sides(path, threshold, labels, len(labels))
+
+
+def _two_sides(path: str, threshold: float, labels: Sequence[int], records: int) -> None:
+    if len(set(labels)) < 2:
+        which = "of the same side" if labels else "missing"
+        raise UserError(f"golden.source: {path}: the {records} ratings are {which} (golden.positive_rating = "
+                        f"{threshold:g}); a classifier needs records on both sides")
 
 
 def _rated(path: str, golden) -> list[tuple[str, float]]:

@@ -46,7 +46,7 @@ def refuse(config, stages: tuple[str, ...] = ()) -> None:
     """Refuses what no run could use, before anything is written.
 
     Raises:
-        UserError: an unknown stage, or a config that contradicts itself, its reward models or what is installed.
+        UserError: an unknown stage, or a config that contradicts itself, its reward models, its rated texts or what is installed.
     """
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
@@ -57,7 +57,11 @@ def refuse(config, stages: tuple[str, ...] = ()) -> None:
 
 
 def _check_reward_models(config) -> None:
-    """Refuses reward models that cannot be read, of which the last is needed when all else is done."""
+    """Refuses reward models and rated texts that cannot be read, of which the last is needed when all else is done."""
+    if config.golden.kind == "classifier":
+        from irl_jax.evaluation import golden
+
+        golden.check(config)
     if config.golden.kind == "hf_reward" or config.reward.start or any("reward.start" in line for line in config.variants):
         from irl_jax.stages import reward_model
 

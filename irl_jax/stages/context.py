@@ -357,5 +357,5 @@ class Context:
         return {self.text(ids): self.corpus.turns[prompt] for prompt, ids in zip(rendered, prompts, strict=True)}
 
     def text(self, ids) -> str:
-        """The text of response ids, special tokens left out."""
-        return tokenize.detokenize(self.tokenizer, ids)
+        """The text of response ids, special tokens left out, and those that end a response, special or not."""
+        return tokenize.detokenize(self.tokenizer, [number for number in ids if number not in self.eos_ids])
