@@ -29,7 +29,7 @@ def noted(path) -> dict | None:
     Raises: UserError where the file is damaged.
     """
     file = paths.of(path) / workdir.INPUTS
-    return artifacts.read_json(file, "files", "records", advice=workdir.REPLACE) if file.exists() else None
+    return artifacts.read_json(file, {"files!": {}, "records!": {}}, advice=workdir.REPLACE) if file.exists() else None
 
 
 def hold(context) -> None:

@@ -152,6 +152,7 @@ def check_prompts(context) -> None:
     if golden.kind != "hf_reward" or not golden.chat:
         return
     template = chat.of(hf.load_tokenizer(hf.resolve(golden.model, golden.revision)), context.began)
+    assert template is not None  # `check` refuses a judge without one
     for prompt in dict.fromkeys(context.text(example.prompt) for example in context.evaluation):
         try:
             _answered(template, context.turns(prompt), "-")
