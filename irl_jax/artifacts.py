@@ -6,6 +6,7 @@ import json
 import math
 import pathlib
 import time
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,24 +17,49 @@ from irl_jax.errors import UserError
 REMAKE = "remove it and the done.json of the stage that writes it, and start the same command again"
 
 
-def read_json(path, *fields: str, advice: str = REMAKE) -> dict:
-    """A JSON file's content; `fields`: objects that it must have. `advice`: what to do about one that is broken.
+def read_json(path, shape: Any = None, advice: str = REMAKE) -> dict:
+    """A JSON file's content; NaN and infinities are None.
+
+    Args:
+      shape: what it must be, where another program may have written it: `float` (any number), `int`, `str`, a list of one shape, or an
+        object of its fields' shapes, with "*" for every other field. A field may be missing or null unless its name ends in "!"; an item of
+        a list may not be null.
+      advice: what to do about a file that is broken.
 
     Raises:
-      UserError: the file is missing or broken, or lacks a field.
+      UserError: the file is missing or broken, or of another shape.
     """
     try:
-        value = json.loads(_read_text(paths.of(path)))
+        value = plain(json.loads(_read_text(paths.of(path))))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that writes it") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: broken JSON ({error}); {advice}") from None
-    for field in fields:
-        if not isinstance(value, dict) or not isinstance(value.get(field), dict):
-            raise UserError(f"{path}: has no object '{field}', which irl_jax writes there; {advice}")
+    wrong = "" if shape is None else _misfit(value if isinstance(value, dict) else {}, shape, "")
+    if wrong:
+        raise UserError(f"{path}: has no {wrong}, which irl_jax writes there; {advice}")
     return value
+
+
+_WORDS = {dict: "object", list: "list", float: "number", int: "whole number", str: "text"}
+
+
+def _misfit(value, shape, where: str) -> str:
+    """The first place of a value that is not of its shape (see `read_json`), and what belongs there; "" where there is none."""
+    kind = type(shape) if isinstance(shape, (dict, list)) else shape
+    fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+    if not fits or isinstance(value, int) and abs(value) > 1e308:  # which no float holds
+        return f"{_WORDS[kind]} '{where}'"
+    parts: list[tuple] = []
+    if isinstance(shape, list):
+        parts = [(f"{where}[{index}]", part, shape[0]) for index, part in enumerate(value) if shape]
+    if isinstance(shape, dict):
+        needed = [name[:-1] for name in shape if name.endswith("!")]
+        parts = [(f"{where}.{name}".removeprefix("."), value.get(name), shape.get(f"{name}!", shape.get(name, shape.get("*"))))
+                 for name in dict.fromkeys([*needed, *value]) if name in needed or value[name] is not None]
+    return next((wrong for place, part, inner in parts if inner is not None and (wrong := _misfit(part, inner, place))), "")
 
 
 def write_json(path, obj) -> None:

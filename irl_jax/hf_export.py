@@ -124,7 +124,8 @@ def write_tokenizer(directory: Path, tokenizer: Any) -> None:
         settings |= {"add_prefix_space": before["add_prefix_space"]} if "add_prefix_space" in before else {}
         cleans = tokenizer.clean_up_tokenization_spaces and type(backend.model).__name__ != "BPE"
         settings["clean_up_tokenization_spaces"] = bool(cleans)
-    write_json(file, settings | {"model_input_names": list(tokenizer.model_input_names)})
+    # What the family's class gives, and the generic one does not.
+    write_json(file, settings | {"model_input_names": list(tokenizer.model_input_names), "padding_side": tokenizer.padding_side})
     model = Path(tokenizer.name_or_path) / SENTENCEPIECE
     if tokenizer.name_or_path and model.is_file():
         shutil.copyfile(model, directory / SENTENCEPIECE)

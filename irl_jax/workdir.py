@@ -26,6 +26,7 @@ from irl_jax.overrides import leaves
 CONFIG, INPUTS, LOCK, DONE = "config.json", "inputs.json", ".lock", "done.json"  # INPUTS: see irl_jax/stages/inputs.py
 FREE = ("checkpoint.", "log.", "mesh.", "profile.")  # a run may go on with others: no result changes, or (mesh) by rounding alone
 REPLACE = "bring the run's own back, or choose another --workdir"
+WRITTEN: dict = {"config!": {}, "versions": {}}  # of config.json (see `artifacts.read_json`)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "transformers")
 
 
@@ -159,7 +160,7 @@ class Workdir:
 
     def timing(self, stage: str) -> dict:
         """The timing given to `mark_done`."""
-        return artifacts.read_json(self.path / stage / DONE, "timing")["timing"]
+        return artifacts.read_json(self.path / stage / DONE, {"timing!": {}})["timing"]
 
 
 def read_config(path, strict: bool = True) -> ConfigDict:
@@ -174,7 +175,7 @@ def read_config(path, strict: bool = True) -> ConfigDict:
     path = paths.of(path)
     if not (path / CONFIG).is_file():
         raise UserError(f"{path}: not a workdir (no {CONFIG} there); give the --workdir of a run")
-    stored = artifacts.read_json(path / CONFIG, "config", advice=REPLACE)
+    stored = artifacts.read_json(path / CONFIG, WRITTEN, advice=REPLACE)
     config = default()
     expected, found = leaves(config.to_dict()), leaves(stored["config"])
     if not strict:
@@ -205,7 +206,7 @@ def _refuse_foreign(path) -> None:
 
 
 def _refuse_other_config(path, config: ConfigDict) -> None:
-    stored = artifacts.read_json(path / CONFIG, "config", advice=REPLACE)
+    stored = artifacts.read_json(path / CONFIG, WRITTEN, advice=REPLACE)
     there, here = leaves(stored["config"]), leaves(artifacts.plain(config))
     keys = [key for key in dict.fromkeys([*here, *there]) if not key.startswith(FREE)]
     different = [key for key in keys if key not in here or key not in there or here[key] != there[key]]

@@ -228,6 +228,14 @@ WORKDIRS = {
         "it, and start the same command again"),
     "results.json that is gone": Case(lambda b: b.testbed(stages="report", workdir=b.begun()),
         "~/w/results.json: no such file; run the stage that writes it"),
+    "report.json with lists of two lengths": Case(lambda b: b.testbed(stages="report", workdir=b.begun(
+        results=NOTHING, evaluate__report='{"histograms": {}, "scatter": {"x": {"length": [1, 2], "reward": [3]}}}')),
+        "~/w/evaluate/report.json: the lists of scatter.x must be of one length; remove it and the done.json of the stage that writes it, "
+        "and start the same command again"),
+    "report.json with text for a list": Case(lambda b: b.testbed(stages="report", workdir=b.begun(
+        results=NOTHING, evaluate__report='{"histograms": {"x": {"sft": {"counts": "1", "edges": [0, 1]}}}, "scatter": {}}')),
+        "~/w/evaluate/report.json: has no list 'histograms.x.sft.counts', which irl_jax writes there; remove it and the done.json of the "
+        "stage that writes it, and start the same command again"),
     "report.json cut short": Case(lambda b: b.testbed(stages="report", workdir=b.begun(
         results=NOTHING, evaluate__report="[")),
         "~/w/evaluate/report.json: broken JSON (…); remove it and the done.json of the stage that writes it, and start the same "

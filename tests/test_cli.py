@@ -23,6 +23,13 @@ def command(*arguments, cwd=ROOT):
     return subprocess.run([sys.executable, "-m", "irl_jax", *arguments], cwd=cwd, capture_output=True, text=True)
 
 
+def test_a_working_folder_that_is_gone_is_no_traceback(tmp_path):
+    lines = 'mkdir gone && cd gone && rmdir ../gone && exec "$0" -m irl_jax status "$1"'
+    done = subprocess.run(["bash", "-c", lines, sys.executable, str(tmp_path / "w")], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 2 and done.stderr == f"irl_jax: error: {tmp_path / 'w'}: no such folder; give the --workdir of a run\n"
+
+
 @pytest.fixture
 def pipeline(monkeypatch):
     """The calls of run_pipeline, instead of the pipeline."""

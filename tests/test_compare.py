@@ -176,3 +176,40 @@ def test_a_mistake_loads_nothing_heavy(tmp_path):
     code = "import sys; from irl_jax import cli; print(cli.main(['compare', 'nowhere']), {'jax', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "2 set()\n"
+
+
+EVIL = "<b>\x1b[31m"
+MISSHAPEN = {  # of results.json
+    "policies.sft": EVIL, "policies": [1], "rewards.init_sft": 3, "rewards.init_sft.best_of_n": EVIL, "rewards.init_sft.best_of_n[0]": 1,
+    "rewards.init_sft.best_of_n[0].n": 1.5, "rewards.init_sft.best_of_n[0].golden": EVIL, "rewards.many.members[1]": None, "paired": {},
+    "paired[0].name": None, "divergences.sft": True, "timing.sft": 5, "golden": EVIL,
+}
+
+
+def put(tree, place, value):
+    """The tree with another value at a place such as a.b[0]."""
+    *way, last = [int(key) if key.isdigit() else key for key in place.replace("[", ".").replace("]", "").split(".")]
+    at = tree
+    for key in way:
+        at = at[key]
+    at[last] = value
+    return tree
+
+
+@pytest.mark.parametrize("place", MISSHAPEN)
+def test_results_of_another_shape_are_one_line(tmp_path, capsys, place):
+    other = made_run(tmp_path / "b", 1)
+    run = made_run(tmp_path / "a", results=put(made_up() | {"golden": {}}, place, MISSHAPEN[place]))
+    assert cli.main(["compare", run, other, f"--out={tmp_path}"]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and f"'{place}', which irl_jax writes there" in line and "\x1b" not in line
+    assert not (tmp_path / "compare.html").exists()
+
+
+def test_what_is_null_or_no_number_is_not_known(tmp_path, capsys):
+    made = made_up()
+    made["policies"]["sft"]["golden_mean"], made["policies"]["dpo/x"]["golden_mean"] = 10**400, math.inf
+    made["rewards"]["many"] = made["policies"]["spin/far"] = made["divergences"]["sft"] = made["timing"]["sft"] = None
+    runs = [made_run(tmp_path / "a", results=made), made_run(tmp_path / "b", 1)]
+    assert cli.main(["compare", *runs, f"--out={tmp_path}"]) == 0
+    assert [row[1] for row in table_rows(capsys.readouterr().out, "policy") if row[0] == "`sft`"] == ["–"]

@@ -231,6 +231,14 @@ def test_tokenizers_are_written_in_the_fields_of_transformers_4(given, tmp_path)
         assert again.decode(again(text)["input_ids"], skip_special_tokens=True) == live.decode(live(text)["input_ids"], skip_special_tokens=True)
 
 
+def test_the_side_of_the_padding_is_kept(tmp_path):
+    """A family's class may have another than the generic one, and say so in no field: Gemma's pads on the left."""
+    live = make_tokenizer()
+    live.padding_side = "left"
+    hf_export.write_tokenizer(tmp_path, live)
+    assert hf.load_tokenizer(tmp_path).padding_side == "left"
+
+
 @pytest.mark.parametrize("prefix, cleans", [(True, False), (False, False), (None, True)])
 def test_what_transformers_4_takes_from_fields_is_what_tokenizer_json_does(prefix, cleans, tmp_path):
     """4 sets its default add_prefix_space on a pre-tokenizer that says otherwise, and cleans up text where 5 does not for BPE."""

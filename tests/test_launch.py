@@ -611,6 +611,14 @@ def test_a_run_that_does_not_save_in_time_is_killed(tpu):
 # fetch, delete
 
 
+def test_fetch_into_what_is_no_folder_is_one_line(tpu):
+    (tpu.folder / "file").write_text("")
+    done = tpu.run("fetch", "--workdir=gs://b/w", f"--to={tpu.folder / 'file'}")
+    assert done.returncode == 2 and done.stderr == f"irl_jax: error: --to={tpu.folder / 'file'}: cannot be made a folder\n"
+    done = tpu.run("status", *PROJECT, "--name zone=x")
+    assert done.returncode == 2 and done.stderr == "irl_jax: error: unknown flag '--name zone'\n"
+
+
 def test_fetch_from_a_bucket_and_from_worker_0(tpu):
     out = str(tpu.folder / "my results")
     assert tpu.run("fetch", "--workdir=gs://b/a b/", f"--to={out}").returncode == 0

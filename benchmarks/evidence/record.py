@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from benchmarks.evidence import plan
 from irl_jax import artifacts, cli, paths, workdir
 from irl_jax.errors import UserError
+from irl_jax.stages import evaluated
 
 DIGITS = 6
 ANALYSES = "analyses"  # of `seconds`, beside the stages
@@ -43,8 +44,8 @@ def record(cell: plan.Cell, smoke: bool, folder: pathlib.Path) -> dict:
     """
     from benchmarks.evidence import analyse
 
-    stored = artifacts.read_json(folder / workdir.CONFIG, "config")
-    results = artifacts.read_json(folder / "results.json", "policies", "rewards", "timing")
+    stored = artifacts.read_json(folder / workdir.CONFIG, workdir.WRITTEN)
+    results = artifacts.read_json(folder / "results.json", evaluated.RESULTS | {"timing!": {}})
     report = artifacts.read_json(folder / "evaluate" / "report.json")
     start = time.perf_counter()
     analyses = analyse.analyse(folder)

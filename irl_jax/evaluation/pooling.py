@@ -7,8 +7,8 @@ the prompts of these very runs leave open, and std_s(v_s) / sqrt(S) over runs (s
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
-from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -31,18 +31,23 @@ def pool(values: Sequence[float | None], stderrs: Sequence[float | None] | None 
     """The mean over runs with its two standard errors.
 
     Args:
-      values: a figure of each run; None (or text) where a run has none. stderrs: each figure's standard error over prompts, or None.
+      values: a figure of each run; None (or text, or what no float holds) where a run has none.
+      stderrs: each figure's standard error over prompts, or None.
 
     Returns:
       Pooled; None where a run lacks the figure, or there is no run.
     """
-    if not len(values) or not all(isinstance(value, Real) for value in values):
+    if not len(values) or not all(map(_is_number, values)):
         return None
     runs = np.asarray(values, float)
-    known = stderrs is not None and all(isinstance(stderr, Real) for stderr in stderrs)
+    known = stderrs is not None and all(map(_is_number, stderrs))
     over_prompts = float(np.sqrt(np.square(np.asarray(stderrs, float)).sum()) / len(runs)) if known else math.nan
     over_runs = float(runs.std(ddof=1) / np.sqrt(len(runs))) if len(runs) > 1 else math.nan
     return Pooled(float(runs.mean()), over_prompts, over_runs)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
 
 
 def pooled(values: Sequence, stderrs: Sequence | None = None, digits: int = 3) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from irl_jax import artifacts, paths, workdir
 from irl_jax.errors import UserError, printable
 from irl_jax.overrides import leaves
-from irl_jax.stages import run_figures, run_tables
+from irl_jax.stages import evaluated, run_figures, run_tables
 from irl_jax.stages.page import Raw, Section, escape, figures, page, table
 from irl_jax.stages.plot_style import number
 from irl_jax.stages.run_tables import Table
@@ -71,12 +71,11 @@ def load(folder: str) -> Run:
         raise UserError(f"{folder}: not a workdir (no {workdir.CONFIG} there); compare takes folders of runs")
     if not (path / "results.json").is_file():
         raise UserError(f"{folder}: no results.json yet, which the stage `evaluate` writes; finish the run first")
-    config = artifacts.read_json(path / workdir.CONFIG, "config", advice=workdir.REPLACE)
-    results = artifacts.read_json(path / "results.json", "policies", "rewards")
+    config = artifacts.read_json(path / workdir.CONFIG, workdir.WRITTEN, advice=workdir.REPLACE)
     settings = leaves(config["config"])
     seed = settings.pop("seed", None)
     kept = {key: value for key, value in settings.items() if not key.startswith(workdir.FREE)}
-    return Run(str(folder), seed, kept, results, str(config.get("git_commit") or "not known"))
+    return Run(str(folder), seed, kept, evaluated.read(path), str(config.get("git_commit") or "not known"))
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:

@@ -33,7 +33,7 @@ def noted(path) -> dict | None:
     file = paths.of(path) / workdir.INPUTS
     if not file.exists():
         return None
-    found = artifacts.read_json(file, "files", "records", advice=workdir.REPLACE)
+    found = artifacts.read_json(file, {"files!": {}, "records!": {}}, advice=workdir.REPLACE)
     for name, notes in [*found["files"].items(), ("records", found["records"])]:
         each = list(notes.values()) if isinstance(notes, dict) else [None]
         if not all(isinstance(note, dict) and isinstance(note.get("sha256"), str) for note in each):

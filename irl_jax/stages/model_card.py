@@ -14,6 +14,7 @@ from irl_jax import artifacts, paths, workdir
 from irl_jax.config import default
 from irl_jax.errors import UserError, printable
 from irl_jax.overrides import leaves
+from irl_jax.stages import evaluated
 from irl_jax.stages.plot_style import number
 from irl_jax.stages.run_tables import BEST_OF, best_of, code, markdown, plain
 
@@ -66,12 +67,12 @@ class Facts(NamedTuple):
 def read_facts(context, role: str, method, base: str) -> Facts:
     """The facts of a role of a finished run; `method` as in `irl_jax.variants`, None for init and sft."""
     path = context.workdir.path
-    run = artifacts.read_json(path / workdir.CONFIG)
+    run = artifacts.read_json(path / workdir.CONFIG, workdir.WRITTEN)
     variant = [line for line in run["config"]["variants"] if line.split("=")[0].strip() == role]
-    results = artifacts.read_json(path / "results.json") if (path / "results.json").exists() else {}
+    found = evaluated.read(path) if (path / "results.json").exists() else {}
     return Facts(role, role.split("/")[0], method.recipe if method else None, " ".join(variant[0].split()) if variant else "", base,
-                 run["config"]["data"]["source"], _records(context), changed_settings(run["config"]), run["versions"], run["git_commit"],
-                 results)
+                 run["config"]["data"]["source"], _records(context), changed_settings(run["config"]), run.get("versions") or {},
+                 run.get("git_commit"), found)
 
 
 def changed_settings(config: Mapping) -> dict[str, Any]:

@@ -49,8 +49,11 @@ class Point(NamedTuple):
 
 
 def number(value) -> float:
-    """A result as a float, NaN where it is missing."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    """A result as a float, NaN where it is missing or an integer that no float holds."""
+    try:
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def golden_label(results: Mapping) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from irl_jax import distributed, paths, workdir
 from irl_jax.artifacts import read_json, read_jsonl, write_json
-from irl_jax.stages import STAGES, report_run, report_samples, report_tables, trust
+from irl_jax.stages import STAGES, evaluated, report_run, report_samples, report_tables, trust
 from irl_jax.stages.page import Section, figures, page
 from irl_jax.stages.plots import Plot, draw_all
 
@@ -26,14 +26,14 @@ class Material(NamedTuple):
 def run(context) -> dict:
     """Adds the stages' timing to W/results.json and draws W/report from what `evaluate` left."""
     path = context.workdir.path
-    results = read_json(path / "results.json", "policies", "rewards")
+    results = evaluated.read(path)
     finished = [stage for stage in TIMED if context.workdir.is_done(stage)]
     results["timing"] = {stage: context.workdir.timing(stage) for stage in finished}
     material = read(path)
     write_json(path / "results.json", results)
     title = "irl_jax: " + ("the embedded testbed" if context.is_testbed else context.config.data.source)
     everything = {**material.results, **results, "settings": context.config.to_dict(), "title": title,
-                  "run": read_json(path / workdir.CONFIG)}
+                  "run": read_json(path / workdir.CONFIG, workdir.WRITTEN)}
     distributed.primary_first(lambda: write_report(path / "report", everything, material.samples, material.curves))
     return {}
 
@@ -45,9 +45,8 @@ def read(path: str | os.PathLike) -> Material:
       UserError: no results there yet, or damaged ones.
     """
     folder = paths.of(path)
-    results = read_json(folder / "results.json", "policies", "rewards")
-    material = read_json(folder / "evaluate" / "report.json", "histograms", "scatter")
-    return Material({**results, **material}, material.get("samples") or [], _training_curves(folder))
+    material = evaluated.material(folder)
+    return Material({**evaluated.read(folder), **material}, material.get("samples") or [], _training_curves(folder))
 
 
 def _training_curves(path) -> dict:

@@ -32,7 +32,7 @@ options() { # options "FLAGS" "$@": --some-flag=VALUE becomes $some_flag; FLAGS 
       *) refuse "unexpected argument '$argument'; see bash $0 --help" ;;
     esac
     case " $known " in
-      *" ${flag#--}$kind "*) ;;
+      *" ${flag#--}$kind "*) [[ $flag != *\ * ]] || refuse "unknown flag '$flag'" ;;
       *" ${flag#--} "*) refuse "$flag: write it as $flag=VALUE" ;;
       *" ${flag#--}? "*) refuse "$flag: takes no value" ;;
       *) refuse "unknown flag '$flag'; the flags are --$(sed 's/?//g; s/  */, --/g' <<< "${known% }")" ;;

@@ -15,7 +15,7 @@ options "workdir to everything?" "$@"
 [ -n "$workdir" ] || refuse "--workdir is missing: gs://BUCKET/FOLDER, or a folder of worker 0"
 [ -n "$to" ] || refuse "--to is missing: the folder here that the results go to"
 workdir=${workdir%/} to=$(local_path "$to")
-mkdir -p "$to" || refuse "--to=$to: cannot be made"
+mkdir -p "$to" 2> /dev/null || refuse "--to=$to: cannot be made a folder"
 if [ "${workdir#gs://}" != "$workdir" ]; then
   if [ -n "$everything" ]; then
     gcloud storage rsync --recursive "$workdir" "$to"
