@@ -220,6 +220,15 @@ def test_everything_from_outside_is_escaped(tmp_path, quick):
     assert Checker(read(path)).text.count('<script>alert("x")') > 8
 
 
+@pytest.mark.parametrize("value", [10**400, 1e308, -1.0, True, None, "x"])
+def test_numbers_that_no_run_has_end_no_report(tmp_path, value):
+    results = fake_results(prompts=4, samples=16)
+    for row in (results["policies"]["policy/init_sft"], *results["rewards"]["init_sft"]["best_of_n"]):
+        row |= {key: value for key in row if key.endswith(("golden", "stderr", "kl_to_sft"))}
+    results["over_training"]["policy/init_sft"]["golden_stderr"] = [value, 0.1]
+    assert "In short" in read(report.write_report(tmp_path, results))
+
+
 def test_dollar_signs_in_names_are_drawn_as_they_are():
     """Unpaired mathematics would be an error of matplotlib's."""
     plot = plots.draw_all({}, {"sft": {"$\\frac{$": dict(step=[0, 1], value=[1.0, None])}})[0]
@@ -241,7 +250,7 @@ def test_colours_of_recipes_differ_and_are_known():
 @pytest.mark.parametrize("arguments, expected", [
     ((0.7134, 0.0123), "0.713 ± 0.012"), ((None,), "–"), ((float("nan"), 0.1), "–"), ((1234,), "1,234"), ((-2.5, None), "−2.500"),
     ((12.345, 0.678), "12.35 ± 0.68"), ((True,), "yes"), ((3.2e-5,), "3.2e−05"), ((0.0,), "0.000"), ((float("-inf"),), "−∞"),
-    ((8123.04,), "8,123.0"), ((8.26, None, 1), "8.3"), (("text",), "text"),
+    ((8123.04,), "8,123.0"), ((8.26, None, 1), "8.3"), (("text",), "text"), ((10**400,), f"{10**400:,}"),
 ])
 def test_numbers_are_written_to_their_precision(arguments, expected):
     assert page.format_number(*arguments) == expected

@@ -32,7 +32,7 @@ def points_of(rows: Mapping | None, x: str, y: str, without: tuple[str, ...] = (
         numbers = numbers or {}
         place = [number(numbers.get(key)) for key in (x, y)]
         if name not in without and np.isfinite(place).all():
-            errors = [float(np.nan_to_num(number(numbers.get(f"{key.removesuffix('_mean')}_stderr")))) for key in (x, y)]
+            errors = [float(np.nan_to_num(abs(number(numbers.get(f"{key.removesuffix('_mean')}_stderr"))))) for key in (x, y)]
             points.append(Point(name, *place, *errors))
     return points
 

@@ -55,12 +55,12 @@ def format_number(value, stderr=None, digits: int | None = None) -> str:
     """A number to the precision that its size, or its standard error, deserves: "0.713 ± 0.012"; a dash where missing."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if value is None or not isinstance(value, (int, float)) or math.isnan(value):
+    if isinstance(value, int):
+        return f"{value:,}".replace("-", "−")
+    if value is None or not isinstance(value, float) or math.isnan(value):
         return MISSING if value is None or isinstance(value, float) else str(value)
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    if isinstance(value, int):
-        return f"{value:,}".replace("-", "−")
     error = number(stderr)
     if digits is None and value and abs(value) < 5e-4 and not math.isfinite(error):
         return f"{value:.1e}".replace("-", "−")

@@ -49,11 +49,8 @@ class Point(NamedTuple):
 
 
 def number(value) -> float:
-    """A result as a float, NaN where it is missing or an integer that no float holds."""
-    try:
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-    except OverflowError:
-        return math.nan
+    """A result as a float, NaN where it is missing or far beyond what can be drawn."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e100 else math.nan
 
 
 def golden_label(results: Mapping) -> str:
