@@ -163,4 +163,4 @@ def test_fields_of_the_records_that_are_replaced_are_named(tmp_path, capsys):
     first = json.loads(out.read_text().splitlines()[0])
     assert (first["reward"], first["tokens"]) == (9, 1)
     assert cli.main(["generate", f"--model={folder}", f"--prompts={out}", f"--out={tmp_path / 'p'}", "--max_tokens=2"]) == 0
-    assert "fields 'response' (2), 'logprob' (2), 'tokens' (2)" in capsys.readouterr().err
+    assert "fields 'response' (2), 'logprob' (2), 'tokens' (1)" in capsys.readouterr().err

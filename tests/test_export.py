@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import os
 import re
 
 import jax
@@ -12,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 from tiny import tiny_config
 
-from irl_jax import artifacts, checkpoint, cli, hf, hf_export, roles, workdir
+from irl_jax import artifacts, checkpoint, cli, hf, hf_export, outputs, roles, workdir
 from irl_jax.config import default
 from irl_jax.data import chat, testbed, tokenize
 from irl_jax.errors import UserError
@@ -590,8 +589,12 @@ def test_mistakes(gpt2, tmp_path, capsys, monkeypatch):
     assert "in a folder that exists" in refused(capsys, tmp_path / "none" / "out", run, "--role=sft")
     assert cli.main(["export", run, "--role=sft", "--out=gs://bucket/out"]) == 2
     assert "a folder of this machine" in capsys.readouterr().err
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    assert "cannot be written to" in refused(capsys, out, run, "--role=sft")
+
+    def full(*_):
+        raise UserError("no room")
+
+    monkeypatch.setattr(outputs.paths, "write", full)
+    assert f"--out={out}: cannot be written (no room)" in refused(capsys, out, run, "--role=sft")
 
 
 def test_roles_without_adapters(gpt2, tmp_path, capsys):
