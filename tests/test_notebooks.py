@@ -146,10 +146,10 @@ def test_a_run_is_read_with_all_that_its_figures_need(tmp_path):
     (tmp_path / "evaluate").mkdir()
     (tmp_path / "sft").mkdir()
     artifacts.write_json(tmp_path / "results.json", {"seed": 3, "policies": {}, "rewards": {}})
-    artifacts.write_json(tmp_path / "evaluate" / "report.json", {"histograms": {"a": 1}, "scatter": {}, "samples": [{"prompt": "p"}]})
+    artifacts.write_json(tmp_path / "evaluate" / "report.json", {"histograms": {"a": {}}, "scatter": {}, "samples": [{"prompt": "p"}]})
     artifacts.write_jsonl(tmp_path / "sft" / "metrics.jsonl", [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}])
     material = report.read(tmp_path)
-    assert material.results["seed"] == 3 and material.results["histograms"] == {"a": 1}
+    assert material.results["seed"] == 3 and material.results["histograms"] == {"a": {}}
     assert material.samples == [{"prompt": "p"}] and material.curves == {"sft": {"loss": {"step": [1, 2], "value": [2.0, 1.0]}}}
 
 

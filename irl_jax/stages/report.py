@@ -45,8 +45,8 @@ def read(path: str | os.PathLike) -> Material:
       UserError: no results there yet, or damaged ones.
     """
     folder = paths.of(path)
-    material = evaluated.material(folder)
-    return Material({**evaluated.read(folder), **material}, material.get("samples") or [], _training_curves(folder))
+    results, material = evaluated.read(folder), evaluated.material(folder)
+    return Material({**results, **material}, material.get("samples") or [], _training_curves(folder))
 
 
 def _training_curves(path) -> dict:
