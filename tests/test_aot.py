@@ -47,7 +47,7 @@ def test_a_folder_is_read_before_a_published_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert hf.read_config("gpt2").num_layers == 3
 
-    def offline(*args):
+    def offline(*args, **_):
         raise OSError("no\nnetwork")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
