@@ -266,6 +266,8 @@ def check_reward(config: ConfigDict, recipes: tuple = ()) -> None:
         raise UserError("config.reward.length_residual with granularity = 'token': token logits are averaged: length has no part in them")
     if r.start and r.head != "linear":
         raise UserError(f"config.reward.start with reward.head = '{r.head}': a classifier's head is linear; set reward.head to 'linear'")
+    if r.start_revision and not r.start:
+        raise UserError("config.reward.start_revision: needs reward.start, the hub model that has the revision")
     if r.start_label and not r.start:
         raise UserError("config.reward.start_label: needs reward.start, the classifier that has the label")
     if r.ensemble == 1 and r.combine != "mean":
@@ -288,6 +290,10 @@ def _check_adversarial(config: ConfigDict) -> None:
 
 def _check_sources(config: ConfigDict) -> None:
     """Refuses data, model and golden reward that do not go together."""
+    if config.model.revision and not config.model.path:
+        raise UserError("config.model.revision: needs model.path, the hub model that has the revision")
+    if config.golden.revision and config.golden.kind != "hf_reward":
+        raise UserError("config.golden.revision: only golden.kind = 'hf_reward' has a model; leave it empty")
     if config.golden.chat and config.golden.kind != "hf_reward":
         raise UserError("config.golden.chat: only golden.kind = 'hf_reward' has a chat template")
     if config.golden.preserves and config.golden.kind != "classifier":

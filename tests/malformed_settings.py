@@ -187,6 +187,12 @@ WORKDIRS = {
         "--base=/nowhere/m: /nowhere/m: no such model folder"),
     "a base of a run from scratch": Case(lambda b: b.testbed()[:2] + ["--stages=pretrain", f"--base={b.base}"],
         "--base=@: this run began from scratch, so that no base model can have moved"),
+    "a revision of no model": Case(lambda b: b.testbed("model.revision=main"),
+        "config.model.revision: needs model.path, the hub model that has the revision"),
+    "a revision of no judge": Case(lambda b: b.testbed("golden.revision=main"),
+        "config.golden.revision: only golden.kind = 'hf_reward' has a model; leave it empty"),
+    "a revision of no start": Case(lambda b: b.testbed("reward.start_revision=main"),
+        "config.reward.start_revision: needs reward.start, the hub model that has the revision"),
     "a revision of a folder": Case(lambda b: b.run("model.revision=main", data__source=RIGHT),
         "@: is a folder, which has no revision 'main'; leave the revision out, or name a hub model"),
     "leaves that are gone": Case(lambda b: b.of_workdir("export", "--role=sft", workdir=(
