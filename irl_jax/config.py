@@ -35,6 +35,7 @@ def default() -> ConfigDict:
     c.sft.epochs = 4.0  # passes over the demonstrations, used where steps = 0
     c.sample = _sample()
     c.reward = _reward()
+    c.robust = _robust()
     c.policy = _policy()
     c.adversarial = _adversarial()
     c.dpo = _dpo()
@@ -56,6 +57,8 @@ def _data() -> ConfigDict:
     d.eval_source = ""  # records for evaluation prompts; "" holds out a share of `source`
     d.heldout_fraction = 0.1  # share of the prompts kept for evaluation where eval_source = ""
     d.development_fraction = 0.05  # share of the prompts kept for early stopping
+    d.prompts_source = ""  # more prompts, without responses (read as `source` is; answers are passed over): init and sft are sampled for
+    #   them too, and policies train on them and are evaluated on held-out ones; "" has those of the demonstrations alone
     d.preference_source = ""  # JSONL(.gz) of {prompt, chosen, rejected}; "" uses the source's own pairs, if it has any
     d.fields = ConfigDict()  # names of the fields in the records
     d.fields.prompt = "prompt"  # the prompt
@@ -98,6 +101,7 @@ def _testbed() -> ConfigDict:
     t.initial_dialect = 0.25  # share of responses in dialect of the initial writer: separation of init and sft
     t.noise = 0.002  # rate of the noise channel, which gives every token a positive probability everywhere
     t.development_prompts = 64  # prompts for early stopping
+    t.prompts = 0  # more training prompts, without responses, as data.prompts_source has them of other data
     return t
 
 
@@ -198,6 +202,17 @@ def _reward() -> ConfigDict:
     return r
 
 
+def _robust() -> ConfigDict:
+    """The reward `robust`: a learnt reward and sft's own confidence in one number, with a temperature to sample at and a gate."""
+    r = ConfigDict()
+    r.recipe = "init_sft"  # the learnt reward in it; none is made where the run does not learn it
+    r.weight = 0.5  # of the mean log-prob a token under sft, beside the learnt reward; each is divided by its own deviation
+    r.temperature = 0.5  # sft is sampled at it, for robust's scales and where robust chooses
+    r.prompts = 128  # development prompts looked at, at most
+    r.samples = 16  # samples each, at that temperature
+    return r
+
+
 def _policy() -> ConfigDict:
     """The policy gradient against a reward."""
     p = _training(steps=60, batch=16, learning_rate=1e-3, packed_rows=False)
@@ -223,6 +238,8 @@ def _policy() -> ConfigDict:
     p.reference = "sft"  # what the KL is measured from: "sft" or "init"
     p.entropy = 0.0  # weight of the entropy bonus: reward units per nat of the tokens' summed entropy
     p.max_kl = 0.0  # stop when the mean sequence KL passes this many nats; 0 never stops
+    p.stop = ""  # "gate" ends the training when the samples say that the reward is being hacked: length, end, variety, likelihood and
+    #   KL (see irl_jax/evaluation/hacking.py); "" does not look
     p.keep_rollouts_every = 10  # steps between the batches of samples kept for the report's reward-against-golden curves; 0 keeps none
     return p
 
@@ -297,6 +314,7 @@ def _eval() -> ConfigDict:
     e = ConfigDict()
     e.prompts = 96  # evaluation prompts (at most what the data hold out)
     e.best_of = (1, 2, 4, 5, 8, 10, 16, 30, 32, 50)  # n of the best-of-n curves; those above M are left out
+    e.temperatures = (0.5, 0.25, 0.0)  # sft and the policies are also sampled at these, 0 being greedy decoding: what a gain must beat
     e.divergence_prompts = 48  # prompts for forward and reverse KL where the demonstrator is known exactly
     e.batch_size = 64  # rows scored together
     e.agreement = 1.0  # best-of-n by an ensemble goes on to more samples while the members' mean gain is above so many of their deviations
