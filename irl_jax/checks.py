@@ -6,7 +6,7 @@ import os
 
 from ml_collections import ConfigDict
 
-from irl_jax.config import ARCHITECTURES, CLOSED_FORMS, CONTROLS, DIVERGENCES, GOLDEN_KINDS, LEARNT, POSITIVES, TRAINED, default
+from irl_jax.config import ARCHITECTURES, CLOSED_FORMS, CONTROLS, DIVERGENCES, GOLDEN_KINDS, LEARNT, POSITIVES, ROBUST, TRAINED, default
 from irl_jax.errors import UserError
 from irl_jax.overrides import leaves
 from irl_jax.variants import Method, all_methods, find, methods
@@ -43,7 +43,7 @@ _POSITIVE = (
     "adversarial.reward_rows", "dpo.beta", "spin.beta", "spin.iterations", "spin.prompts", "spin.samples", "rejection.iterations",
     "rejection.prompts", "eval.prompts", "eval.batch_size", "eval.divergence_prompts", "checkpoint.keep", "adapter.alpha",
     "model.vocab_multiple", "profile.first", "data.streaming_records", "golden.window_words", "rejection.samples", "policy.samples",
-    "sample.eval_samples", "sample.temperature", "sample.top_p",
+    "sample.eval_samples", "sample.temperature", "sample.top_p", "robust.temperature", "robust.prompts",
     *(f"{stage}.row_tokens" for stage in ("pretrain", "sft", "rejection")),
     *(f"{stage}.{key}" for stage in TRAINED for key in ("batch_size", "accumulate", "learning_rate")),
 )
@@ -61,17 +61,18 @@ _NOT_NEGATIVE = (
     "seed", "sft.steps", "rejection.steps", "reward.gradient_penalty", "reward.spectral_norm", "policy.beta", "policy.target_kl",
     "policy.max_kl", "policy.value_coefficient", "policy.keep_rollouts_every", "adversarial.warmup_rounds",
     "adversarial.replay_capacity", "eval.agreement", "adapter.rank", "profile.steps", "policy.entropy", "reward.patience", "sft.epochs",
-    "rejection.epochs", "model.loss_chunk", "checkpoint.every_seconds", "checkpoint.every_steps", "data.max_demonstrations",
-    "data.max_records", "data.testbed.seed_offset",
+    "rejection.epochs", "robust.weight", "model.loss_chunk", "checkpoint.every_seconds", "checkpoint.every_steps",
+    "data.max_demonstrations", "data.max_records", "data.testbed.seed_offset",
     "data.testbed.tail_words", *_WORLD, *(f"{stage}.{key}" for stage in TRAINED for key in ("weight_decay", "clip_norm")),
 )
 _MOST = {  # far beyond what anything here is for: a slip of the finger, which would only show as memory or time without end
     1: ("sample.top_p",),  # but this one: a probability
-    1000: ("sample.temperature",),
+    1000: ("sample.temperature", "robust.temperature", "robust.weight"),
     1024: ("model.num_layers", "model.num_heads", "model.num_kv_heads", "reward.ensemble"),
     2**20: ("model.width", "model.mlp_width", "model.vocab_multiple", "reward.mlp_width", "adapter.rank", "data.max_prompt_tokens",
             "data.max_response_tokens", "golden.window_words", "sample.reward_samples", "sample.eval_samples", "sample.policy_samples",
-            "policy.samples", "spin.samples", "rejection.samples", "sample.rows", "eval.batch_size", "adversarial.reward_rows",
+            "policy.samples", "robust.prompts", "robust.samples", "spin.samples", "rejection.samples", "sample.rows", "eval.batch_size",
+            "adversarial.reward_rows",
             "adversarial.replay_capacity", "policy.epochs", "policy.minibatches",
             *(f"{stage}.{key}" for stage in TRAINED for key in ("batch_size", "accumulate")),
             *(f"{stage}.row_tokens" for stage in ("pretrain", "sft", "rejection"))),
@@ -139,8 +140,9 @@ def check_ranges(config: ConfigDict) -> None:
         for key in keys:
             if flat[key] > most:
                 raise UserError(f"config.{key} = {flat[key]}: must be at most {most:,.0f}")
-    if flat["sample.temperature"] < 0.001:  # logits are divided by it
-        raise UserError(f"config.sample.temperature = {flat['sample.temperature']}: must be at least 0.001")
+    for key in ("sample.temperature", "robust.temperature"):
+        if flat[key] < 0.001:  # logits are divided by it
+            raise UserError(f"config.{key} = {flat[key]}: must be at least 0.001")
     if not flat["eval.best_of"] or any(n < 1 for n in flat["eval.best_of"]):
         raise UserError(f"config.eval.best_of = {flat['eval.best_of']}: at least one n is needed, and every n must be at least 1")
     if len(flat["data.prompt_words"]) != 2 or not 1 <= flat["data.prompt_words"][0] <= flat["data.prompt_words"][1]:
@@ -148,7 +150,10 @@ def check_ranges(config: ConfigDict) -> None:
     for stage in ("sft", "rejection"):
         if flat[f"{stage}.steps"] <= 0 and flat[f"{stage}.epochs"] <= 0:
             raise UserError(f"config.{stage}: give a positive number of steps or of epochs")
-    for key in ("policy.samples", "rejection.samples"):
+    cold = flat["eval.temperatures"]
+    if any(not 0 <= t <= 1000 or 0 < t < 0.001 for t in cold) or len({f"{t:g}" for t in cold}) < len(cold):
+        raise UserError(f"config.eval.temperatures = {cold}: each must be 0 (greedy) or from 0.001 to 1000, and stand there once")
+    for key in ("policy.samples", "rejection.samples", "robust.samples"):
         if flat[key] < 2:
             raise UserError(f"config.{key} = {flat[key]}: must be at least 2, for samples of one prompt are compared")
 
@@ -194,10 +199,10 @@ def _check_method(method: Method) -> None:
     group, recipe, config = method.role.split("/")[0], method.recipe, method.config
     check_ranges(config)
     if group == "policy":
-        _check_judge(config, recipe, "policy", CLOSED_FORMS)
+        _check_judge(config, recipe, "policy", (*CLOSED_FORMS, ROBUST))
         check_policy(config, dense=recipe == "log_ratio_dense" or _granularity(config, recipe) == "token")
     elif group == "rejection":
-        _check_judge(config, recipe, "rejection", CLOSED_FORMS[:1])
+        _check_judge(config, recipe, "rejection", (*CLOSED_FORMS[:1], ROBUST))
     elif group == "adversarial":
         if recipe not in POSITIVES:
             raise UserError(f"unknown recipe '{recipe}'; choose from {', '.join(POSITIVES)}")
@@ -214,6 +219,9 @@ def _check_method(method: Method) -> None:
 def _check_judge(config: ConfigDict, recipe: str, group: str, closed: tuple) -> None:
     """Refuses a reward to optimise, or to choose by, that the run does not have."""
     names = [method.name for method in methods(config, "reward")]
+    if recipe == ROBUST and config.robust.recipe not in names:
+        raise UserError(f"config.{group}.recipes: 'robust' is made of robust.recipe = {config.robust.recipe!r}, which this run does not "
+                        "learn; add it to reward.recipes")
     if recipe in (*closed, *names):
         return
     if recipe in LEARNT:
@@ -223,7 +231,7 @@ def _check_judge(config: ConfigDict, recipe: str, group: str, closed: tuple) -> 
 
 
 def _granularity(config: ConfigDict, recipe: str) -> str:
-    return "response" if recipe in CLOSED_FORMS else find(config, f"reward/{recipe}").config.reward.granularity
+    return "response" if recipe in (*CLOSED_FORMS, ROBUST) else find(config, f"reward/{recipe}").config.reward.granularity
 
 
 def check_policy(config: ConfigDict, dense: bool = False) -> None:

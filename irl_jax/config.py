@@ -10,7 +10,8 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 LEARNT = ("init_sft", "init_demo", "sft_demo", "preference")  # reward recipes that train a discriminator
-CONTROLS = ("log_ratio", "length", "random", "golden")  # rewards that train nothing
+CONTROLS = ("log_ratio", "mean_logprob", "length", "ended", "random", "golden")  # rewards that train nothing
+ROBUST = "robust"  # the reward of the stage of that name
 CLOSED_FORMS = ("log_ratio", "log_ratio_dense")  # rewards of a policy without training: at the response's end, or token by token
 POSITIVES = ("demo", "sft")  # what the adversarial loop's discriminator is shown as positive
 GROUPS = ("reward", "policy", "adversarial", "dpo", "spin", "rejection")  # kinds of methods: a role is GROUP/NAME
@@ -181,7 +182,8 @@ def _reward() -> ConfigDict:
     """The rewards: discriminators whose logit is the reward."""
     r = _training(steps=150, batch=64, learning_rate=1e-3, packed_rows=False)
     r.recipes = ("init_sft", "init_demo", "sft_demo", "preference")  # learnt rewards
-    r.controls = ("log_ratio", "length", "random", "golden")  # reported beside them
+    r.controls = CONTROLS  # reported beside them: the closed form, the mean log-prob a token under sft, tokens, whether it ended, noise,
+    #   and golden itself
     r.heldout_fraction = 0.2  # share of the prompts kept: half for early stopping, half for the reported AUC
     r.eval_every = 25  # steps between looks at the held-out split
     r.patience = 3  # looks without improvement before stopping
@@ -208,8 +210,8 @@ def _robust() -> ConfigDict:
     r.recipe = "init_sft"  # the learnt reward in it; none is made where the run does not learn it
     r.weight = 0.5  # of the mean log-prob a token under sft, beside the learnt reward; each is divided by its own deviation
     r.temperature = 0.5  # sft is sampled at it, for robust's scales and where robust chooses
-    r.prompts = 128  # development prompts looked at, at most
-    r.samples = 16  # samples each, at that temperature
+    r.prompts = 256  # development prompts looked at, at most
+    r.samples = 8  # samples each at that temperature
     return r
 
 

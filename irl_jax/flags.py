@@ -195,7 +195,7 @@ def _generate(parser) -> None:
     add("--agreement", type=_number(float, 0), metavar="A",
         help="with --best_of and an ensemble: go on to more samples only while the members' mean gain is above A of their deviations")
     add("--samples", type=_number(int, 1, 10**6), default=1, metavar="K", help="samples a prompt; default 1")
-    add("--temperature", type=_temperature, default=1.0, metavar="T", help="0 is greedy; default 1")
+    add("--temperature", type=_temperature, metavar="T", help="0 is greedy; default 1, with --reward=robust the temperature of robust")
     add("--top_k", type=_number(int, 0, 2**31 - 1), default=0, metavar="K", help="only the K likeliest tokens; 0 is all")
     mass = _number(float, 0, 1, above=True)
     add("--top_p", type=mass, default=1.0, metavar="P", help="only the likeliest tokens of mass P; 1 is all")

@@ -76,7 +76,7 @@ def make_draw(model, sampler, pad_id: int):
 
 def is_dense(recipe: str, granularity: str) -> bool:
     """Whether a reward comes token by token."""
-    return recipe == "log_ratio_dense" or granularity == "token"
+    return recipe == "log_ratio_dense" or granularity == "token" and recipe != "robust"
 
 
 def make_judge(model, recipe: str, granularity: str = "response", combine: str = "mean"):
@@ -84,7 +84,8 @@ def make_judge(model, recipe: str, granularity: str = "response", combine: str =
 
     A learnt recipe reads the discriminator's logit, at the response's end or token by token (0 outside the response and at
     the EOS, which no token reward has seen). The closed forms log pi_sft(y|x) - log pi_init(y|x), whose leaves are sft's,
-    need no training: `log_ratio` for the whole response, `log_ratio_dense` its terms token by token, EOS included.
+    need no training: `log_ratio` for the whole response, `log_ratio_dense` its terms token by token, EOS included. `robust` is
+    weights[0] h + weights[1] log pi_sft(y|x) / |y|, of leaves {"reward", "sft", "weights": float32 [2]}.
     """
 
     def learnt(trunk, leaves, drawn):
@@ -100,8 +101,16 @@ def make_judge(model, recipe: str, granularity: str = "response", combine: str =
     def log_ratio(trunk, leaves, drawn):
         return log_ratio_dense(trunk, leaves, drawn).sum(-1)
 
-    closed = {"log_ratio": log_ratio, "log_ratio_dense": log_ratio_dense}
-    return closed.get(recipe, learnt_dense if granularity == "token" else learnt)
+    def robust(trunk, leaves, drawn):
+        tokens_N = jnp.maximum(drawn.rows.mask.sum(-1), 1.0)
+        confidence_N = steps.score_logprobs(model, trunk, leaves["sft"], drawn.rows).sum(-1) / tokens_N
+        ones = jnp.ones(drawn.last.shape, jnp.float32)
+        batch = RewardBatch(drawn.rows, drawn.last, ones, ones)
+        h_N = reward_steps.score_rewards(model, trunk, leaves["reward"], batch, granularity, combine)
+        return leaves["weights"][0] * h_N + leaves["weights"][1] * confidence_N
+
+    known = {"log_ratio": log_ratio, "log_ratio_dense": log_ratio_dense, "robust": robust}
+    return known.get(recipe, learnt_dense if granularity == "token" else learnt)
 
 
 def make_advantages(model, settings: PolicySettings, samples: int, eos_counts: bool = True):

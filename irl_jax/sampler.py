@@ -29,6 +29,7 @@ from irl_jax.types import Array, PromptBatch, PyTree, SampleBatch
 
 Sampler = Callable[..., SampleBatch]
 BATCHES_A_SHAPE = 4  # fewest batches that a shape is compiled for
+COLDEST = 1e-6  # a temperature that `sample` is told stays above it: there a token that is likelier by a hundred-thousandth nat is sure
 
 
 class _Settings(NamedTuple):
@@ -39,7 +40,7 @@ class _Settings(NamedTuple):
     max_tokens: int
     eos_ids: tuple[int, ...]
     pad_id: int
-    temperature: float
+    temperature: float | None
     top_k: int
     top_p: float
     with_logprobs: bool
@@ -53,12 +54,13 @@ def make_sampler(
     eos_ids: tuple[int, ...],
     pad_id: int,
     rows: int | None = None,
-    temperature: float = 1.0,
+    temperature: float | None = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
     with_logprobs: bool = False,
 ) -> Sampler:
-    """Makes sample(variables, prompts, key, wanted) -> SampleBatch: pure, to be jitted once and called with any shapes of prompts.
+    """Makes sample(variables, prompts, key, wanted, temperature) -> SampleBatch: pure, to be jitted once and called with any shapes of
+    prompts.
 
     Token t of sample k of prompt i is drawn by the first word of fold_in(fold_in(fold_in(key, i), k), t) through the
     inverse of the cumulative distribution, so it depends on neither its row, its neighbours, K, R, nor the mesh.
@@ -73,21 +75,22 @@ def make_sampler(
         eos_ids: tokens that end a response; each is part of it.
         pad_id: fills the tokens after the end.
         rows: R, responses of a prompt that are decoded at one time; None decodes all K.
-        temperature: logits are divided by it; 0 takes the likeliest token.
+        temperature: logits are divided by it; 0 takes the likeliest token. None: `sample` is told, so that one compiled sampler serves
+            all temperatures.
         top_k: draw among the k likeliest tokens (ties with the last included); 0 among all.
         top_p: draw among the fewest likeliest tokens whose probability reaches this (ties included); 1 among all. Applied
             after the temperature and top_k.
         with_logprobs: also return the model's own log-probs (temperature 1, unfiltered).
 
     Returns:
-        sample. wanted: int32 scalar, samples to draw of the K, the others get no tokens; left out, all. Prompts with id
-        PADDING_ID get no tokens.
+        sample. wanted: int32 scalar, samples to draw of the K, the others get no tokens; left out, all. temperature: float32 scalar,
+        where make_sampler was given None. Prompts with id PADDING_ID get no tokens.
 
     Raises:
         UserError: a setting out of its range.
     """
     rows = samples if rows is None else min(rows, samples)
-    if samples < 1 or rows < 1 or max_tokens < 1 or not 0 <= temperature < float("inf") or top_k < 0 or not 0 < top_p <= 1:
+    if samples < 1 or rows < 1 or max_tokens < 1 or not 0 <= (temperature or 0) < float("inf") or top_k < 0 or not 0 < top_p <= 1:
         raise UserError(
             f"sampling with samples = {samples}, rows = {rows}, max_tokens = {max_tokens}, temperature = {temperature}, top_k = {top_k}, "
             f"top_p = {top_p}: the first three must be 1 or more, the next two 0 or more, and top_p in (0, 1]"
@@ -133,14 +136,16 @@ class _Rows(NamedTuple):
     live: Array
 
 
-def _sample(config: ModelConfig, settings: _Settings, variables: PyTree, prompts: PromptBatch, key, wanted=None) -> SampleBatch:
+def _sample(config: ModelConfig, settings: _Settings, variables: PyTree, prompts: PromptBatch, key, wanted=None,
+            temperature=None) -> SampleBatch:
     """The first token of every sample, at once from the prompts' logits; then the others, row by row, into a log; last the log in order."""
     B, K, R, T = prompts.ids.shape[0], settings.samples, settings.rows, settings.max_tokens
     variables = unstack(config, _merged(config, variables))
+    draw_one = functools.partial(_draw, settings, temperature)
     uniform_BxKxT = _uniforms(key, prompts.ids, K, T)
     asked_BxK = (prompts.ids != PADDING_ID)[:, None] & (jnp.arange(K) < (K if wanted is None else wanted))
     logits_BxV, prompt_cache = prefill(config, variables, prompts.tokens, prompts.lengths)
-    first = jax.vmap(jax.vmap(functools.partial(_draw, settings), (None, 0)))(logits_BxV, uniform_BxKxT[:, :, 0])
+    first = jax.vmap(jax.vmap(draw_one, (None, 0)))(logits_BxV, uniform_BxKxT[:, :, 0])
     if T == 1:
         return _batch(settings, asked_BxK, jax.tree.map(lambda leaf: leaf[..., None], first))
     queue = _queue(asked_BxK & ~_is_eos(settings, first.tokens))
@@ -156,7 +161,7 @@ def _sample(config: ModelConfig, settings: _Settings, variables: PyTree, prompts
     def body(carry):
         step, queue, rows, cache, log = carry
         logits, cache = decode(config, variables, rows.token, rows.drawn - 1, step % (T - 1), prompts.lengths, prompt_cache, cache)
-        new = _draw(settings, logits, _at(uniform_BxKxT, rows.sample, rows.drawn))
+        new = draw_one(logits, _at(uniform_BxKxT, rows.sample, rows.drawn))
         log = jax.tree.map(lambda whole, part: lax.dynamic_update_index_in_dim(whole, part, step, axis=2), log, new)
         live = rows.live & (rows.drawn + 1 < T) & ~_is_eos(settings, new.tokens)
         rows = _Rows(rows.sample, jnp.minimum(rows.drawn + 1, T - 1), new.tokens, live)
@@ -173,8 +178,15 @@ def _merged(config: ModelConfig, variables: PyTree) -> PyTree:
     return {"params": merge(config, variables)} if config.dtype == "float32" else variables
 
 
-def _draw(settings: _Settings, logits, uniform) -> _Drawn:
+def _draw(settings: _Settings, temperature, logits, uniform) -> _Drawn:
     """The next token by logits [..., V] and uniform numbers [...]."""
+    if settings.temperature is None:
+        token, behaviour = draw(filter_logits(logits / jnp.maximum(temperature, COLDEST), 1.0, settings.top_k, settings.top_p), uniform)
+        own = None
+        if settings.with_logprobs:
+            same = (temperature == 1) & (not settings.top_k) & (settings.top_p >= 1)
+            own = lax.cond(same, lambda: behaviour, lambda: logprob(logits, token))
+        return _Drawn(token, behaviour, own)
     if settings.temperature == 0:
         token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         behaviour = jnp.zeros(token.shape, jnp.float32)  # it had no choice: log 1
@@ -336,6 +348,7 @@ def sample_batches(
     key,
     *,
     wanted: int | None = None,
+    temperature: float | None = None,
     put: Callable[[PromptBatch], PromptBatch] = lambda batch: batch,
     progress: str = "",
 ) -> Iterator[SampleBatch]:
@@ -347,7 +360,7 @@ def sample_batches(
         batches: from `plan_batches`, or some of them. size: prompts a batch; the decoder holds size * R responses. A batch that
             has fewer is filled with rows for which nothing is sampled.
         key: of all of them.
-        wanted: samples a prompt, at most the sampler's; None takes those.
+        wanted: samples a prompt, at most the sampler's; None takes those. temperature: where the sampler must be told; give wanted too.
         put: puts a batch where the sampler wants it (a mesh); size must divide accordingly.
         progress: name of a progress bar on a terminal; "" shows none.
 
@@ -356,7 +369,7 @@ def sample_batches(
     """
     if progress:
         batches = bar(batches, desc=progress, unit="batch")
-    some = () if wanted is None else (np.int32(wanted),)
+    some = tuple(kind(value) for kind, value in ((np.int32, wanted), (np.float32, temperature)) if value is not None)
     waiting: list[tuple[int, SampleBatch]] = []
     for number, (members, length) in enumerate(batches):
         distributed.at(progress or "sampling", number)

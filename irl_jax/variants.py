@@ -18,14 +18,14 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from irl_jax.config import CLOSED_FORMS, CONTROLS, GROUPS, LEARNT, POSITIVES
+from irl_jax.config import CLOSED_FORMS, CONTROLS, GROUPS, LEARNT, POSITIVES, ROBUST
 from irl_jax.errors import UserError
 from irl_jax.overrides import nearest, override
 
 SECTIONS = {group: (group,) for group in GROUPS} | {"adversarial": ("adversarial", "policy", "reward")}  # what a variant may set
 _LINE = re.compile(r"\s*(?P<group>[^\s/=]+)/(?P<name>[A-Za-z0-9_]([\w.+-]{0,98}[\w+-])?)\s*=\s*(?P<recipe>[^\s=]+)"
                    r"(?P<settings>(\s+[^\s=]+=\S*)*)\s*", re.ASCII)
-RESERVED = frozenset((*LEARNT, *CONTROLS, *CLOSED_FORMS, *POSITIVES, "init", "done.json"))  # the last stands beside a group's methods
+RESERVED = frozenset((*LEARNT, *CONTROLS, *CLOSED_FORMS, *POSITIVES, ROBUST, "init", "done.json"))  # the last is a file
 
 
 class Method(NamedTuple):

@@ -14,6 +14,7 @@ from matplotlib import image
 from matplotlib.figure import Figure
 from scipy import stats
 
+from benchmarks import robust
 from benchmarks.evidence import advice, claims, drawing, effects, figures, figures_why, foretell, plan, record, run, same, tables, write
 from benchmarks.evidence.laws import TWIN
 from irl_jax import artifacts, checks
@@ -330,7 +331,7 @@ def test_any_subset_makes_a_page(left, tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.evidence.drawing.DPI", 30)
     if left and left[0]["experiment"] == "hh":
         left = [_without_judge(left[0])]
-    page = write.make(studies_of(*left)).text()
+    page = write.make(studies_of(*left), {}).text()
     assert ("`hh` has not been run." in page) == (not left or left[0]["experiment"] != "hh") and "nan" not in page
     if left:
         assert "(one seed)" in page or not claims.test_all(studies_of(*left))["best_of_n"].base
@@ -352,9 +353,9 @@ def _without_judge(one):
 
 def test_old_figures_go_with_the_old_page(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.evidence.drawing.DPI", 30)
-    write.write(studies_of(made.record()), tmp_path)
+    write.write(studies_of(made.record()), {}, tmp_path)
     assert list((tmp_path / "evidence").glob("*.png"))
-    write.write({}, tmp_path)
+    write.write({}, {}, tmp_path)
     assert not list((tmp_path / "evidence").glob("*.png"))
 
 
@@ -460,7 +461,7 @@ def test_policies_of_the_records():
 
 def test_the_committed_page_is_that_of_the_committed_records(monkeypatch):
     monkeypatch.setattr("benchmarks.evidence.drawing.DPI", 30)  # of the page, not of its figures
-    assert (plan.ROOT / "docs" / "evidence.md").read_text() == write.make(effects.load(run.RECORDS)).text()
+    assert (plan.ROOT / "docs" / "evidence.md").read_text() == write.make(effects.load(run.RECORDS), robust.load()).text()
 
 
 # ------------------------------------------------------------------ end to end

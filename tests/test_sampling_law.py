@@ -108,19 +108,25 @@ def test_the_card_says_the_law():
     assert model_card._law(plain) == "temperature 1, unfiltered" and model_card._law_given(plain) == ""
 
 
-def test_at_the_defaults_the_program_is_the_plain_one():
-    """The law's arguments leave no trace in what is compiled; another law does."""
+def test_one_program_serves_every_temperature():
+    """A sampler that is told the temperature draws, bit for bit at 1, what one made for it draws; near enough at others, greedy at 0."""
     model = transformer.ModelConfig(vocab_size=40, num_layers=1, width=8, num_heads=2, num_kv_heads=2, head_dim=4, mlp_width=8,
                                     max_positions=16)
-    variables = {"params": transformer.init_trunk(jax.random.key(0), model)}
-    prompts = prompt_batch([np.array([3, 4, 5], np.int32)], [0], 4, 1)
-
-    def program(**how):
-        draw = sampler.make_sampler(model, samples=4, rows=2, max_tokens=6, eos_ids=(1,), pad_id=0, **how)
-        return jax.jit(draw).lower(variables, prompts, jax.random.key(0)).as_text()
-
-    assert program() == program(**sampling.how(sampling.law_of(tiny_config().sample)))
-    assert program() != program(**sampling.how(sampling.Law(top_p=0.9)))
+    trunk = transformer.init_trunk(jax.random.key(0), model)
+    variables = {"params": trunk | {"embed": {**trunk["embed"], "tokens": 40 * trunk["embed"]["tokens"]}}}  # far from uniform
+    prompts = prompt_batch([np.array([3, 4, 5], np.int32), np.array([6, 7], np.int32)], [0, 1], 4, 2)
+    shape = dict(samples=4, rows=2, max_tokens=6, eos_ids=(1,), pad_id=0)
+    told = jax.jit(sampler.make_sampler(model, **shape, **sampling.how(sampling.MODEL)))
+    for temperature in (1.0, 0.5, 0.0):
+        found = told(variables, prompts, jax.random.key(0), 4, np.float32(temperature))
+        made = jax.jit(sampler.make_sampler(model, **shape, temperature=temperature, with_logprobs=True))(
+            variables, prompts, jax.random.key(0))
+        np.testing.assert_array_equal(found.tokens, made.tokens)
+        if temperature == 1:
+            np.testing.assert_array_equal(found.logprobs, made.logprobs)
+        np.testing.assert_allclose(found.logprobs, made.logprobs, atol=1e-5)
+        np.testing.assert_allclose(found.behaviour_logprobs, made.behaviour_logprobs, atol=1e-4)
+    assert told._cache_size() == 1
 
 
 @pytest.mark.parametrize("key, value", [("temperature", 0.0), ("temperature", -1.0), ("temperature", 1e-40), ("temperature", 2000.0),

@@ -13,7 +13,7 @@ from irl_jax.errors import UserError
 from irl_jax.variants import methods
 from irl_jax.workdir import Workdir
 
-STAGES = ("pretrain", "sft", "sample", "reward", "policy", "adversarial", "dpo", "spin", "rejection", "evaluate", "report")
+STAGES = ("pretrain", "sft", "sample", "reward", "robust", "policy", "adversarial", "dpo", "spin", "rejection", "evaluate", "report")
 
 
 def run_pipeline(config, path, stages: tuple[str, ...] = (), base: str = "") -> Path | None:

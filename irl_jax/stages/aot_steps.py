@@ -115,8 +115,9 @@ class Planner:
     def _sample(self):
         shape = sampling.shape_of(self.config.sample, self.config.sample.eval_samples)
         prompts, variables = scoring.round_up(shape.prompts, self.mesh), roles.variables(self.trunk, self.leaves("sft"))
-        return self._sampling("sample", prompts, shape.samples, shape.rows, lambda draw: draw, (variables,), (0,),
-                              sampling.law_of(self.config.sample))
+        how = sampling.how(sampling.law_of(self.config.sample))
+        return self._sampling("sample", prompts, shape.samples, shape.rows, lambda draw: lambda variables, prompts, key: draw(
+            variables, prompts, key, None, jnp.float32(1.0)), (variables,), (0,), how)
 
     def _draw(self):
         c, prompts = self.config.policy, self._prompt_rows()
@@ -127,11 +128,11 @@ class Planner:
         scored = self._read(prompts * c.samples, self.longest)
         return program._replace(ideal=program.ideal + self.operations(scored), section="policy")
 
-    def _sampling(self, name, prompts, samples, rows, around, arguments, own, law=sampling.MODEL):
+    def _sampling(self, name, prompts, samples, rows, around, arguments, own, how=None):
         """Samples of `rows` rows a prompt, none of which ends early."""
         prompt, response = self.config.data.max_prompt_tokens, self.config.data.max_response_tokens
         draw = sampler.make_sampler(self.model, samples=samples, rows=rows, max_tokens=response, eos_ids=EOS, pad_id=PAD,
-                                    **sampling.how(law))
+                                    **(how or {}))
         steps = -(-samples // rows) * (response - 1)
         ideal = self.operations(self._prefill_work(prompts)) + self.operations(self._decode_work(prompts * rows, steps))
         arguments = (*arguments, self._prompts(prompts), self.key)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from irl_jax import artifacts, loop, paths, variants
-from irl_jax.config import GROUPS
+from irl_jax.config import GROUPS, ROBUST
 from irl_jax.evaluation import best_of_n, golden, metrics
-from irl_jax.stages import divergences, judging, over_training, recipe_data, reward_model, sampling
+from irl_jax.stages import divergences, judging, over_training, recipe_data, reward_model, sampling, scoring, temperatures
 
 TILTING_BETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 COMPARED_N = 16  # best-of-16 is what the paired comparisons are about
@@ -40,37 +40,50 @@ def _evaluate(context) -> None:
     if config.golden.kind != "none":
         judge = _judge(context)
     controls = [control for control in config.reward.controls if judge or control != "golden"]
-    rewards = [*(method.name for method in variants.methods(config, "reward")), *controls]
-    recipes = [*config.reward.recipes, *controls]  # what every policy's samples are scored by; variants judge sft's alone
+    ours = [ROBUST] if scoring.has_robust(context) else []
+    rewards = [*(method.name for method in variants.methods(config, "reward")), *ours, *controls]
+    recipes = [*config.reward.recipes, *ours, *controls]  # what every policy's samples are scored by; variants judge sft's alone
     policies = [method.role for group in GROUPS if group != "reward" for method in variants.methods(config, group)]
     for role in policies:
         sampling.draw(context, role, "eval", config.sample.policy_samples)
     sets = {role: samples_of(context, judge, role) for role in ("init", "sft", *policies)}
+    cold = {name: samples_of(context, judge, name) for name in (temperatures.draw(context, ("sft", *policies)) if judge else ())}
     demos = demonstrations_of(context, judge)
     if demos is not None:
         sets = {"init": sets["init"], "demo": demos, **{r: s for r, s in sets.items() if r != "init"}}
     results = {
         "schema": 1, "seed": config.seed,
         "golden": {"name": judge.name, "heldout_accuracy": judge.heldout_accuracy, "unit": judge.unit} if judge else None,
-        "policies": {role: _policy_row(context, role, judged, recipes, judge) for role, judged in sets.items()},
+        "policies": {role: _policy_row(context, role, judged, recipes if role in sets or role.startswith("sft") else [], judge)
+                     for role, judged in {**sets, **cold}.items()},
     }
     results["rewards"], per_prompt = _rewards(context, judge, sets["sft"], rewards)
-    results["paired"] = _paired(sets, per_prompt, policies) if judge else []
+    results["baseline"], results["paired"] = None, []
+    if judge:
+        for recipe in rewards:
+            results["rewards"][recipe]["best_of_n_at"] = temperatures.curves(context, recipe, cold)
+        golden_by_prompt = temperatures.golden_by_prompt(sets, cold, per_prompt, rewards, COMPARED_N)
+        artifacts.write_json(context.directory("evaluate") / "golden_by_prompt.json", golden_by_prompt)
+        results["baseline"], rows = temperatures.paired(config, golden_by_prompt, rewards, COMPARED_N)
+        rows = list({row[0]: row for row in _paired(sets, per_prompt, policies) + rows}.values())  # the baseline may be sft itself
+        results["paired"] = temperatures.differences(rows)
+    if ours:
+        results["robust"] = artifacts.read_json(context.workdir.path / "robust" / "robust.json")
     results["divergences"] = divergences.of_policies(context, sets) if context.world else None
     curves = over_training.curves(context, judge, policies)
     _compare_at_kl(config, results["policies"], curves)
     results["timing"] = {}
     artifacts.write_json(context.workdir.path / "results.json", results)
     artifacts.write_json(context.directory("evaluate") / "report.json", {
-        **_report_material(sets, recipes, policies, judge), "over_training": curves})
+        **_report_material(sets, recipes, policies, judge, cold), "over_training": curves})
     _say(context, results)
 
 
-def samples_of(context, judge, role):
-    """A role's samples for the evaluation prompts, judged."""
-    loaded = sampling.load(context, role, "eval")
+def samples_of(context, judge, name):
+    """The samples of a role, or of one at a temperature (see `sampling.at`), for the evaluation prompts, judged."""
+    loaded = sampling.load(context, name, "eval")
     own = loaded["logprobs"].astype(np.float64).sum(-1).reshape(-1)
-    return judging.Judged(context, judge, loaded["examples"], {role: own})
+    return judging.Judged(context, judge, loaded["examples"], {sampling.parted(name)[0]: own})
 
 
 def demonstrations_of(context, judge):
@@ -93,7 +106,7 @@ def _policy_row(context, role, judged, recipes, judge):
     row["kl_to_sft"] = row["kl_to_sft_stderr"] = None
     if role == "sft":
         row["kl_to_sft"] = row["kl_to_sft_stderr"] = 0.0
-    elif role != "demo":
+    elif role != "demo" and "@" not in role:  # samples at a temperature are not of the model, which is all that its log-probs know
         ratio = judged.by_prompt(judged.logprob(role) - judged.logprob("sft")).mean(1)
         row["kl_to_sft"], row["kl_to_sft_stderr"] = metrics.mean_stderr(ratio)
     return row
@@ -165,7 +178,7 @@ def _compare_at_kl(config, policies: dict, curves: dict) -> None:
         return
     start = policies["sft"]["golden_mean"], policies["sft"]["golden_stderr"]
     for role, row in policies.items():
-        if "/" in role and role != BASELINE:
+        if "/" in role and "@" not in role and role != BASELINE:
             there = over_training.at_same_kl(curves[BASELINE], row["kl_to_sft"], start)
             row["at_same_kl"] = None if there is None else row["golden_mean"] - there[0]
             row["at_same_kl_stderr"] = None if there is None else float(np.hypot(row["golden_stderr"], there[1]))
@@ -184,8 +197,8 @@ def _heldout_pairs(context, judge):
     return judging.Judged(context, judge, [*chosen, *rejected])
 
 
-def _paired(sets, best, policies) -> list[dict]:
-    """Differences prompt by prompt with their standard errors; golden unless the name says otherwise."""
+def _paired(sets, best, policies) -> list[tuple]:
+    """(name, values [P], values [P]) of what is compared prompt by prompt; golden unless the name says otherwise."""
     mean = {role: judged.by_prompt(judged.golden).mean(1) for role, judged in sets.items() if role != "demo"}
     length = {role: judged.by_prompt(judged.lengths).mean(1) for role, judged in sets.items() if role != "demo"}
     name = f"best-of-{COMPARED_N} by"
@@ -196,10 +209,10 @@ def _paired(sets, best, policies) -> list[dict]:
     rows += [(f"{role} - sft", mean[role], mean["sft"]) for role in policies]
     rows += [(f"{role} - sft, length in tokens", length[role], length["sft"]) for role in policies]
     rows += [(f"{role} - {BASELINE}", mean[role], mean[BASELINE]) for role in policies if BASELINE in policies and role != BASELINE]
-    return [{"name": name, **metrics.paired_difference(a, b)._asdict(), "n": len(a)} for name, a, b in rows]
+    return rows
 
 
-def _report_material(sets, recipes, policies, judge) -> dict:
+def _report_material(sets, recipes, policies, judge, cold) -> dict:
     """Histograms, scatter and samples side by side for the report."""
     histograms, scatter = {}, {}
     sft = sets["sft"]
@@ -211,7 +224,7 @@ def _report_material(sets, recipes, policies, judge) -> dict:
         some = slice(0, 1500)
         scatter[recipe] = {"length": sft.lengths[some].tolist(), "reward": sft.reward(recipe)[some].tolist(),
                            "golden": sft.golden[some].tolist() if judge else None}
-    return {"histograms": histograms, "scatter": scatter, "samples": _side_by_side(sets, recipes, policies, judge)}
+    return {"histograms": histograms, "scatter": scatter, "samples": _side_by_side({**sets, **cold}, recipes, policies, judge)}
 
 
 def _edges(values: np.ndarray, bins: int = 40) -> np.ndarray:
@@ -223,12 +236,13 @@ def _edges(values: np.ndarray, bins: int = 40) -> np.ndarray:
 
 
 def _side_by_side(sets, recipes, policies, judge, prompts: int = 24) -> list[dict]:
-    """For the first prompts: init, sft, the best of 16 (or of all, where they are fewer) by the first recipe, every policy."""
-    out = []
+    """For the first prompts: init, sft and it at temperatures, the best of 16 (or of all, where they are fewer) by the first recipe, every
+    policy."""
+    out, cold = [], [name for name in sets if name.startswith("sft@")]
     best_by, best_of = recipes[0], min(COMPARED_N, sets["sft"].by_prompt(sets["sft"].lengths).shape[1])
     for p in range(min(prompts, sets["sft"].by_prompt(sets["sft"].lengths).shape[0])):
         responses = []
-        for role in ("init", "sft", f"best-of-{best_of} by {best_by}", *policies):
+        for role in ("init", "sft", *cold, f"best-of-{best_of} by {best_by}", *policies):
             judged = sets.get(role, sets["sft"])
             each = judged.by_prompt(judged.lengths).shape[1]
             index = p * each

@@ -5,10 +5,13 @@ from __future__ import annotations
 from irl_jax import artifacts, paths
 from irl_jax.errors import UserError
 
+_POINT = {"n!": int, "golden": float, "win_rate": float}
 RESULTS = {  # of results.json, what is more than a number of a row (see `artifacts.read_json`)
     "golden": {},
     "policies!": {"*": {"rewards": {}}},
-    "rewards!": {"*": {"best_of_n": [{"n!": int, "golden": float, "win_rate": float}], "tilting": [{}], "members": [{}],
+    "baseline": str,
+    "robust": {"terms": [{"reward!": str, "weight!": float}], "temperature": float, "reasons": [str], "directions": {"*": {}}},
+    "rewards!": {"*": {"best_of_n": [_POINT], "best_of_n_at": {"*": [_POINT]}, "tilting": [{}], "members": [{}],
                        "best_of_agreed": {}, "auc_minus_log_ratio": {}}},
     "paired": [{"name!": str}],
     "divergences": {"*": {}},

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from irl_jax import artifacts, hf, sampler, sharding, variants, workdir
-from irl_jax.config import GROUPS, default
+from irl_jax.config import GROUPS, ROBUST, default
 from irl_jax.data import controls, sources, tokenize
 from irl_jax.errors import UserError
 from irl_jax.evaluation import best_of_n
@@ -123,10 +123,24 @@ def _context(args) -> tuple[Context, str]:
         return _Reading(config), "init"
     config = workdir.read_config(args.workdir)
     role = find_role(config, args.workdir, args.role or "sft")
-    rewards = [*(method.name for method in variants.methods(config, "reward")), "log_ratio"]
+    rewards = [*(method.name for method in variants.methods(config, "reward")), "log_ratio", "mean_logprob", ROBUST]
     if args.reward and args.reward not in rewards:
         raise UserError(f"--reward: unknown reward '{args.reward}'; one of {', '.join(rewards)}")
-    return open_run(config, args.workdir, args.base), role
+    context = open_run(config, args.workdir, args.base)
+    if args.reward == ROBUST and not scoring.has_robust(context):
+        raise UserError(f"--reward: {args.workdir} has made no 'robust'; run its stage (--stages=robust), which needs the learnt reward "
+                        "robust.recipe and development records")
+    return context, role
+
+
+def _temperature(context, args) -> float:
+    """The temperature that is asked for; else that of `robust`, where it chooses; else 1."""
+    if args.temperature is not None or args.reward != ROBUST:
+        return 1.0 if args.temperature is None else args.temperature
+    found = scoring.robust_of(context)
+    chosen = "robust chooses among them" if found.terms else "its gate is closed, so that the first of them is written"
+    context.say(f"sampling at temperature {found.temperature:g}, robust's own; {chosen}")
+    return found.temperature
 
 
 def find_role(config, path, role: str, rewards: bool = False) -> str:
@@ -205,7 +219,7 @@ def _draw(context, role, prompts, samples, limit, args):
     size = scoring.round_up(min(max(1, context.config.sample.rows // rows), len(prompts)), context.mesh)
     draw = sharding.compile_step(
         sampler.make_sampler(context.model, samples=samples, rows=rows, max_tokens=limit, eos_ids=context.eos_ids, pad_id=context.pad_id,
-                             temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, with_logprobs=True), context.mesh)
+                             temperature=_temperature(context, args), top_k=args.top_k, top_p=args.top_p, with_logprobs=True), context.mesh)
     return sampler.sample_prompts(draw, context.variables(role), prompts, list(range(len(prompts))), size, jax.random.key(args.seed),
                                   put=context.put, progress="generate")
 
@@ -222,6 +236,7 @@ def _members(context, args, examples):
     """The members' rewards [E, n] where --agreement asks for them, else None."""
     if args.agreement is None:
         return None
-    if args.reward == "log_ratio" or variants.find(context.config, f"reward/{args.reward}").config.reward.ensemble == 1:
+    learnt = [method for method in variants.methods(context.config, "reward") if method.name == args.reward]
+    if not learnt or learnt[0].config.reward.ensemble == 1:
         raise UserError(f"--agreement: the reward '{args.reward}' is no ensemble; train one with reward.ensemble above 1, or drop the flag")
     return scoring.member_rewards(context, args.reward, examples)

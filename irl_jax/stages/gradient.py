@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from irl_jax import artifacts, policy_steps, rollouts, sampler, sharding, steps
-from irl_jax.config import CLOSED_FORMS
+from irl_jax.config import CLOSED_FORMS, ROBUST
 from irl_jax.data import batching
 from irl_jax.stages import sampling, training
 from irl_jax.types import Example, PromptBatch
@@ -41,7 +41,7 @@ class PolicyGradient:
         self._length = batching.bucket_length(max(map(len, prompts)), context.config.data.max_prompt_tokens)
         self.longest = self._length + context.config.data.max_response_tokens  # tokens of a row
         model, dense = context.model, rollouts.is_dense(recipe, granularity)
-        kind = recipe if recipe in CLOSED_FORMS else "learnt"
+        kind = recipe if recipe in (*CLOSED_FORMS, ROBUST) else "learnt"
         rows = sampling.rows_of(context.config.sample, self._rows, config.samples)
         self._draw = training.compiled(context, ("draw", config.samples, rows), lambda: rollouts.make_draw(
             model, sampler.make_sampler(model, samples=config.samples, rows=rows, max_tokens=context.config.data.max_response_tokens,

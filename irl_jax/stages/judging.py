@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from irl_jax.evaluation import metrics
+from irl_jax.evaluation import metrics, robust
 from irl_jax.stages import scoring
 
 
@@ -65,8 +65,15 @@ class Judged:
             return np.asarray(self.judge.score(*self.texts), np.float64)
         if recipe == "log_ratio":
             return self.logprob("sft") - self.logprob("init")
+        if recipe == "mean_logprob":
+            return scoring.mean_logprob(self.logprob("sft"), self.examples)
         if recipe == "length":
             return self.lengths
+        if recipe == "ended":
+            return np.array([example.ended for example in self.examples], np.float64)
+        if recipe == "robust":
+            terms = scoring.robust_of(self.context).terms
+            return robust.combined(terms, {term.reward: self.reward(term.reward) for term in terms}, len(self.examples))
         if recipe == "random":
             return np.random.default_rng([self.context.config.seed, len(self.examples)]).standard_normal(len(self.examples))
         return scoring.combined(self.context, recipe, self.members(recipe))

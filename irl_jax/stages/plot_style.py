@@ -26,14 +26,16 @@ class Theme(NamedTuple):
 
 LIGHT = Theme("#1d2329", "#ffffff", "#dde1e6", {
     "init_sft": "#0072B2", "init_demo": "#D55E00", "sft_demo": "#009E73", "preference": "#B5568C",
-    "log_ratio": "#56B4E9", "golden": "#C98A00", "length": "#5f6770", "random": "#9aa2ab"},
+    "log_ratio": "#56B4E9", "golden": "#C98A00", "length": "#5f6770", "random": "#9aa2ab",
+    "robust": "#1d2329", "mean_logprob": "#8a6d3b", "ended": "#7f6f9a"},
     ("#0072B2", "#D55E00", "#009E73", "#B5568C", "#C98A00", "#5f6770"))
 DARK = Theme("#e4e8ec", "#171b20", "#363d45", {
     "init_sft": "#4AA8E0", "init_demo": "#FF8A4C", "sft_demo": "#2FC79A", "preference": "#E59AC4",
-    "log_ratio": "#A9DBF7", "golden": "#F0C050", "length": "#AEB6BF", "random": "#7d8690"},
+    "log_ratio": "#A9DBF7", "golden": "#F0C050", "length": "#AEB6BF", "random": "#7d8690",
+    "robust": "#e4e8ec", "mean_logprob": "#c9a66b", "ended": "#b3a5cc"},
     ("#4AA8E0", "#FF8A4C", "#2FC79A", "#E59AC4", "#F0C050", "#AEB6BF"))
 MARKERS = {"init_sft": "o", "init_demo": "s", "sft_demo": "^", "preference": "D", "log_ratio": "v", "golden": "*",
-           "length": "x", "random": "+"}
+           "length": "x", "random": "+", "robust": "P", "mean_logprob": "<", "ended": "|"}
 SOURCES = {"init": ":", "sft": "--", "demo": "-"}  # dashes of the policies that are no recipe's
 _GROUP_MARKERS = dict(zip(GROUPS, "oPXhd>", strict=True))
 

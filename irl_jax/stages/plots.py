@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from irl_jax.config import CONTROLS
-from irl_jax.stages import method_plots
+from irl_jax.stages import method_plots, temperature_plots
 from irl_jax.stages.plot_style import (
     DARK,
     DPI,
@@ -40,6 +40,7 @@ from irl_jax.stages.plot_style import (
 REFERENCES = ("sft", "demo")  # policies drawn as level lines
 MAX_POINTS = 1200  # a scatter panel
 MAX_PANELS = 6  # metrics of a stage
+IN_TABLES = ("ended", "random", "length")  # controls that many lines leave out
 
 
 class Plot(NamedTuple):
@@ -57,7 +58,8 @@ class Plot(NamedTuple):
         return self.light, {"width": round(WIDTH * 96)}
 
 
-UNITS = {"length": "tokens", "random": "no unit", "golden": "golden's own"}  # of rewards; all others are logits, in nats
+UNITS = {"length": "tokens", "ended": "share", "mean_logprob": "nats/token", "robust": "deviations", "random": "no unit",
+         "golden": "golden's own"}  # of rewards; all others are logits, in nats
 METRIC_LABELS = {
     "balanced_accuracy": "balanced accuracy, fresh samples",
     "loss": "loss (nats)", "heldout_loss": "held-out loss (nats)", "reward": "reward (nats)", "kl": "KL (nats/sequence)",
@@ -77,8 +79,8 @@ def draw_all(results: Mapping, training_curves: Mapping) -> list[Plot]:
     Returns:
       Plots in the report's order; those without data are absent.
     """
-    drawn = [*_best_of_n(results), *_win_rate(results), _frontier(results), method_plots.divergences(results),
-             *method_plots.over_training(results), _histograms(results), _scatter(results)]
+    drawn = [*_best_of_n(results), temperature_plots.draw(results), *_win_rate(results), _frontier(results),
+             method_plots.divergences(results), *method_plots.over_training(results), _histograms(results), _scatter(results)]
     groups: dict[str, dict] = {}
     for stage, metrics in (training_curves or {}).items():
         group, _, line = str(stage).partition("/")
@@ -133,7 +135,7 @@ def _curves(results: Mapping, key: str) -> dict[str, list]:
 
 def _figures_of(curves: Mapping) -> list[Mapping]:
     """Recipes and controls in the first figure; variants, with init_sft to compare with, in figures of their own."""
-    plain = [recipe for recipe in curves if recipe in MARKERS]
+    plain = [recipe for recipe in curves if recipe in MARKERS and recipe not in IN_TABLES]
     variants = parts([recipe for recipe in curves if recipe not in MARKERS], MAX_LINES - 1)
     if len(curves) <= MAX_LINES:
         return [curves] if curves else []

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from irl_jax.config import CLOSED_FORMS
+import jax.numpy as jnp
+
+from irl_jax import artifacts
+from irl_jax.config import CLOSED_FORMS, ROBUST
+from irl_jax.evaluation.robust import DIRECTION_Z
 from irl_jax.stages import gradient, sampling, scoring, training
 
 
@@ -17,7 +21,10 @@ def train_policy(context, method) -> dict:
     if config.divergence != "reverse_kl":
         context.say(f"{method.role}: policy.divergence = {config.divergence} shapes a fixed reward; a divergence is minimised only where "
                     "the reward is refreshed (the adversarial stage)")
-    if recipe in CLOSED_FORMS:
+    _warn(context, method.role, recipe)
+    if recipe == ROBUST:
+        leaves, granularity, combine = robust_leaves(context)
+    elif recipe in CLOSED_FORMS:
         leaves, granularity, combine = context.leaves("sft"), "response", "mean"
     else:
         leaves, granularity, combine = scoring.reward_of(context, recipe)
@@ -31,3 +38,26 @@ def train_policy(context, method) -> dict:
     state, info = training.fit(context, method.role, step, trainer.start(), context.trunk, trainer.feed, config.steps, stop=trainer.stop)
     trainer.save(state)
     return info
+
+
+def robust_leaves(context):
+    """(leaves, granularity, combine) of the reward `robust`, as `rollouts.make_judge` takes them."""
+    found, recipe = scoring.robust_of(context), context.config.robust.recipe
+    leaves, granularity, combine = scoring.reward_of(context, recipe)
+    weights = {term.reward: term.weight for term in found.terms}
+    both = jnp.asarray([weights.get(name, 0.0) for name in (recipe, "mean_logprob")], jnp.float32)
+    return {"reward": leaves, "sft": context.leaves("sft"), "weights": both}, granularity, combine
+
+
+def _warn(context, role: str, recipe: str) -> None:
+    """Says where the development prompts do not speak for the reward that a policy is about to optimise."""
+    path = scoring.robust_file(context)
+    if not path.exists():
+        return
+    found = artifacts.read_json(path, {"directions!": {"*": {"z": float}}, "terms": []})
+    row = found["directions"].get(recipe)
+    if row and not (row["z"] or 0.0) >= DIRECTION_Z:
+        context.say(f"{role}: careful, its reward does not put demonstrations above sft's own samples (z = {row['z'] or 0.0:.1f}): "
+                    "what it asks for more of may be no virtue (docs/robust.md)")
+    if recipe == ROBUST and not found.get("terms"):
+        context.say(f"{role}: the gate of robust is closed, so that this policy stays sft (docs/robust.md)")

@@ -94,7 +94,7 @@ def write_report(directory: str | os.PathLike, results: Mapping, samples: Sequen
 def _content(results: Mapping, samples: Sequence[Mapping], plots: list[Plot]) -> bytes:
     training = [plot for plot in plots if plot.name.startswith("training-")]
     return page(str(results.get("title") or "irl_jax report"), report_run.lead(results), [
-        Section("headline", "In short", report_run.headline(results)),
+        Section("headline", "In short", report_run.baseline(results) + report_run.headline(results)),
         Section("run", "What was run", report_run.what_was_run(results)),
         Section("trust", "Which reward to trust", trust.section(results)),
         Section("figures", "Figures", figures([plot for plot in plots if plot not in training])),

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from irl_jax.config import CONTROLS
 from irl_jax.overrides import leaves
 from irl_jax.stages.model_card import changed_settings
-from irl_jax.stages.page import Cell, Raw, details, escape, facts, format_number, number_table, recipe_class, table
+from irl_jax.stages.page import Cell, Raw, details, escape, facts, format_number, named, number_table, recipe_class, table
 from irl_jax.stages.plot_style import golden_label, number
 
 HEADLINE = 12, 6  # policies and best-of-n's of the headline table; the others are in the tables below it
+CLEAR = 2.0  # standard errors by which two are told apart
 COMPARED = 16  # n of its best-of-n, or the nearest measured
 _JUDGES = {"testbed": "exact, by the testbed", "classifier": "by a text classifier", "hf_reward": "by a reward model",
            "none": "none: nothing was judged"}
@@ -80,6 +81,47 @@ def _changed(settings: Mapping) -> str:
     rows = [[key, _spelled(value)] for key, value in changed_settings(settings).items()]
     return details(f"{len(rows)} settings that are not the default",
                    table("Settings that differ from irl_jax/config.py.", ["setting", "value"], rows)) if rows else ""
+
+
+def baseline(results: Mapping) -> str:
+    """What sft is worth at its best temperature, and what the rewards and policies are beyond that, in a paragraph; "" if not judged."""
+    name = results.get("baseline")
+    row = (results.get("policies") or {}).get(name) or {}
+    if not name or row.get("golden_mean") is None:
+        return ""
+    found = robust_of(results)
+    text = (f"Without any reward, the best is <b>{named(name)}</b>: golden {format_number(row['golden_mean'])} ± "
+            f"{format_number(row.get('golden_stderr'))}. Whatever is to be worth its training must lie above that.")
+    if found:
+        text += " " + _beside(results, f"best-of-{COMPARED} by robust at T = {found['temperature']:g}", name)
+    others = [row for row in results.get("paired") or [] if row["name"].endswith(f" - {name}") and "robust" not in row["name"]]
+    learnt = [row for row in others if not any(f"by {control} " in row["name"] for control in CONTROLS)
+              and number(row.get("z")) > CLEAR and row["name"].partition(" - ")[0] not in (results.get("rewards") or {})]
+    clear = sorted(learnt, key=lambda row: -number(row["difference"]))[:3]
+    told = ", ".join(f"{escape(row['name'].partition(' - ')[0])} ({number(row['difference']):+.3f} ± {number(row['stderr']):.3f})"
+                     for row in clear)
+    text += f" Above it by {CLEAR:g} standard errors or more: {told}." if clear else (
+        f" No other learnt reward and no policy is above it by {CLEAR:g} standard errors." if others else "")
+    return f"<p>{text}</p>" + (f'<p class="soft">{escape(found["text"])}</p>' if found else "")
+
+
+def robust_of(results: Mapping) -> dict:
+    """What `robust` is made of, with a sentence that says it; {} where the run has none."""
+    found = results.get("robust") or {}
+    if "terms" not in found:
+        return {}
+    made = " + ".join(f"{number(term['weight']):.3g} {term['reward']}" for term in found["terms"])
+    text = f"robust = {made}, with samples at temperature {found['temperature']:g}." if made else (
+        f"The gate of robust is closed: it chooses nothing, and stands for sft at temperature {found['temperature']:g}.")
+    return {**found, "text": " ".join([text, *(f"{reason}." for reason in found.get("reasons") or [])])}
+
+
+def _beside(results: Mapping, name: str, other: str) -> str:
+    row = next((row for row in results.get("paired") or [] if row["name"] == f"{name} - {other}"), None)
+    if row is None or not math.isfinite(number(row.get("stderr"))):
+        return ""
+    apart = "above" if number(row["z"]) > CLEAR else "below" if number(row["z"]) < -CLEAR else "not told apart from"
+    return f"{escape(name[0].upper() + name[1:])} is {apart} it: {number(row['difference']):+.3f} ± {number(row['stderr']):.3f}."
 
 
 def headline(results: Mapping) -> str:

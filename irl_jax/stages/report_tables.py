@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from irl_jax.config import CONTROLS
 from irl_jax.stages.page import Cell, details, number_table, table
 from irl_jax.stages.plot_style import golden_label, number
 
@@ -29,7 +30,7 @@ def rewards(results: Mapping) -> str:
              ("spearman_golden", "Spearman with golden, within prompts", "spearman_golden_stderr"),
              ("spearman_length", "Spearman with length, within prompts", "spearman_length_stderr"),
              ("pair_accuracy", "accuracy on preference pairs", "pair_accuracy_stderr")]
-    quality = number_table("Learnt rewards, then controls (log_ratio, length, random, golden).", "reward", every_reward, known)
+    quality = number_table(f"Learnt rewards, then controls ({', '.join(CONTROLS)}).", "reward", every_reward, known)
     curves = {name: {row["n"]: row for row in numbers.get("best_of_n") or []} for name, numbers in every_reward.items()}
     ns = sorted({n for rows in curves.values() for n in rows})
     chosen = [n for n in BEST_OF if n in ns] or ns[-1:]
@@ -49,7 +50,23 @@ def rewards(results: Mapping) -> str:
     tilted = table("Sft samples weighted by exp(h/β): the optimum of the KL-regularised objective, without reinforcement "
                     "learning.", ["reward", "KL to sft (nats/sequence)", golden_label(results), "effective samples a prompt",
                                   "trusted"], tilting)
-    return quality + chosen_ns + _ensembles(results) + details("Every n", every) + details("Tilting", tilted)
+    return (quality + chosen_ns + _at_temperatures(results, every_reward) + _ensembles(results) + details("Every n", every)
+            + details("Tilting", tilted))
+
+
+def _at_temperatures(results: Mapping, rewards: Mapping) -> str:
+    """Best-of-16, or the nearest n, from sft's samples at each temperature."""
+    found = {name: {t: min(rows, key=lambda row: abs(row["n"] - 16)) for t, rows in (row.get("best_of_n_at") or {}).items() if rows}
+             for name, row in rewards.items()}
+    columns = list(dict.fromkeys(t for row in found.values() for t in row))
+    rows = [[name, *(Cell(row.get(t, {}).get("golden"), row.get(t, {}).get("stderr")) for t in columns)]
+            for name, row in found.items() if row]
+    policies = results.get("policies") or {}
+    own = [policies.get(f"sft@{t}") or {} for t in columns]
+    rows = [["sft itself", *(Cell(row.get("golden_mean"), row.get("golden_stderr")) for row in own)], *rows] if rows else []
+    n = next((row["n"] for each in found.values() for row in each.values()), 16)
+    return table(f"Best-of-{n} from sft's samples at other temperatures: {golden_label(results)}; ± is one standard error over prompts.",
+                 ["reward", *(f"T = {t}" for t in columns)], rows)
 
 
 def _ensembles(results: Mapping) -> str:

@@ -24,6 +24,17 @@ class Law(NamedTuple):
 MODEL = Law()  # the model's own distribution
 
 
+def at(role: str, temperature: float) -> str:
+    """The name of a role that is sampled at another temperature than 1: `sft@0.5`, and `sft@greedy` at 0."""
+    return f"{role}@{temperature:g}" if temperature else f"{role}@greedy"
+
+
+def parted(name: str) -> tuple[str, float | None]:
+    """(role, temperature) of a name that `at` made; (name, None) of a role's own."""
+    role, _, temperature = name.partition("@")
+    return role, (0.0 if temperature == "greedy" else float(temperature)) if temperature else None
+
+
 def law_of(config) -> Law:
     """The law of the samples that rewards, DPO and the evaluation look at.
 
@@ -33,8 +44,16 @@ def law_of(config) -> Law:
 
 
 def prompts_of(context, part: str) -> list[np.ndarray]:
-    """The prompts of a part: 'reward' (training prompts) or 'eval' (evaluation prompts), as ids."""
+    """The prompts of a part, as ids: 'reward' (training prompts), 'eval' (evaluation prompts) or 'development' (some of those)."""
+    if part == "development":
+        return [example.prompt for example in development(context)]
     return context.reward_prompts if part == "reward" else [example.prompt for example in context.evaluation]
+
+
+def development(context) -> list:
+    """The development demonstrations that `robust` looks at, one a prompt, as Examples whose `source` is the prompt's number."""
+    found = list({example.prompt.tobytes(): example for example in context.development}.values())
+    return [example._replace(source=p) for p, example in enumerate(found[: context.config.robust.prompts])]
 
 
 def training_prompts(context, count: int | None = None) -> list[np.ndarray]:
@@ -43,13 +62,17 @@ def training_prompts(context, count: int | None = None) -> list[np.ndarray]:
     return list(seen.values())[:count]
 
 
-def draw(context, role: str, part: str, count: int) -> int:
-    """Samples `count` responses a prompt from a role into W/samples/<role>, by the run's law; returns the tokens drawn (0 if kept)."""
-    path = _path(context, role, part)
+def draw(context, name: str, part: str, count: int) -> int:
+    """Samples `count` responses a prompt into W/samples/<name>: of a role by the run's law, or of one at a temperature (see `at`).
+
+    Returns: tokens drawn (0 if kept).
+    """
+    path = _path(context, name, part)
     if path.exists():
         return 0
-    return draw_into(context, path, context.variables(role), prompts_of(context, part), count, f"samples/{role}/{part}",
-                     law_of(context.config.sample))
+    role, temperature = parted(name)
+    law = law_of(context.config.sample) if temperature is None else Law(temperature)
+    return draw_into(context, path, context.variables(role), prompts_of(context, part), count, f"samples/{name}/{part}", law)
 
 
 def draw_into(context, path, variables, prompts, count: int, purpose: str, law: Law = MODEL) -> int:
@@ -70,7 +93,7 @@ def draw_into(context, path, variables, prompts, count: int, purpose: str, law: 
     missing = [i for i, piece in enumerate(pieces) if not piece.exists()]
     drawn = sampler.sample_batches(
         draw, variables, prompts, list(range(len(prompts))), [batches[i] for i in missing], size, context.key(purpose), wanted=count,
-        put=context.put, progress=purpose)
+        temperature=law.temperature, put=context.put, progress=purpose)
     for i, batch in zip(missing, drawn, strict=True):  # a kill loses what was being decoded, and no more
         own = batch.behaviour_logprobs if batch.logprobs is None else batch.logprobs
         scoring.finite(own.sum((1, 2)), "log-probability", [f"{purpose}: the samples of prompt {member}" for member in batches[i].members])
@@ -112,8 +135,8 @@ def shape_of(config, count: int) -> Shape:
 
 
 def how(law: Law) -> dict:
-    """The arguments of `make_sampler` that a law stands for; the model's log-probs are asked for where they are not those drawn from."""
-    return {**law._asdict(), "with_logprobs": law != MODEL}
+    """The arguments of `make_sampler` for a law. The compiled sampler is told the temperature, and gives the model's own log-probs."""
+    return {"temperature": None, "top_p": law.top_p, "with_logprobs": True}
 
 
 def rows_of(config, prompts: int, samples: int) -> int:
@@ -122,13 +145,15 @@ def rows_of(config, prompts: int, samples: int) -> int:
 
 
 def _compiled(context, count: int, law: Law):
-    """The jitted sampler for `count` samples a prompt, one a context, shape and law, so that roles share its traces; prompts a batch."""
-    shape = shape_of(context.config.sample, count)
-    if (shape, law) not in context.samplers:
+    """The jitted sampler for `count` samples a prompt, one a context, shape and top-p, so that roles and temperatures share its traces;
+    prompts a batch."""
+    greedy = law.temperature == 0  # one sample a prompt, which is not worth a program of its own
+    shape = shape_of(context.config.sample, context.config.sample.policy_samples if greedy else count)
+    if (shape, law.top_p) not in context.samplers:
         draw_some = sampler.make_sampler(context.model, samples=shape.samples, rows=shape.rows, eos_ids=context.eos_ids,
                                          max_tokens=context.config.data.max_response_tokens, pad_id=context.pad_id, **how(law))
-        context.samplers[shape, law] = sharding.compile_step(draw_some, context.mesh)
-    return context.samplers[shape, law], scoring.round_up(shape.prompts, context.mesh)
+        context.samplers[shape, law.top_p] = sharding.compile_step(draw_some, context.mesh)
+    return context.samplers[shape, law.top_p], scoring.round_up(shape.prompts, context.mesh)
 
 
 def _write_text(context, path, prompts, arrays) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from irl_jax import distributed, progress, reward_steps, sharding, steps, variants
+from irl_jax import artifacts, distributed, progress, reward_steps, sharding, steps, variants
 from irl_jax.data import batching
 from irl_jax.errors import UserError
+from irl_jax.evaluation import robust
 from irl_jax.types import Example
 
 
@@ -41,10 +43,46 @@ def reward_of(context, name: str):
 
 
 def rewards(context, name: str, examples: list[Example]) -> np.ndarray:
-    """A reward of each response: a learnt one by its name, or "log_ratio" in closed form. float64 [n]."""
+    """A reward of each response: a learnt one by its name, "robust", or in closed form "log_ratio" or "mean_logprob". float64 [n]."""
     if name == "log_ratio":
         return context.scorer.logprobs(context.leaves("sft"), examples) - context.scorer.logprobs(None, examples)
+    if name == "mean_logprob":
+        return mean_logprob(context.scorer.logprobs(context.leaves("sft"), examples), examples)
+    if name == "robust":
+        terms = robust_of(context).terms
+        return robust.combined(terms, {term.reward: rewards(context, term.reward, examples) for term in terms}, len(examples))
     return combined(context, name, member_rewards(context, name, examples))
+
+
+def mean_logprob(logprobs: np.ndarray, examples: list[Example]) -> np.ndarray:
+    """log pi(y|x) / |y|, nats a token; an empty response counts as one token."""
+    return logprobs / np.array([max(1, len(example.response)) for example in examples])
+
+
+class Robust(NamedTuple):
+    """terms: of the reward `robust`; () where its gate is closed. temperature: what to sample sft at."""
+
+    terms: tuple[robust.Term, ...]
+    temperature: float
+
+
+def robust_file(context):
+    """W/robust/robust.json, of the stage `robust`."""
+    return context.workdir.path / "robust" / "robust.json"
+
+
+def has_robust(context) -> bool:
+    """Whether the run has made the reward `robust`."""
+    return robust_file(context).exists() and "terms" in artifacts.read_json(robust_file(context))
+
+
+def robust_of(context) -> Robust:
+    """The reward `robust` of the run.
+
+    Raises: UserError where it has made none.
+    """
+    found = artifacts.read_json(robust_file(context), {"terms!": [{"reward!": str, "weight!": float}], "temperature!": float})
+    return Robust(tuple(robust.Term(term["reward"], term["weight"]) for term in found["terms"]), found["temperature"])
 
 
 def combined(context, name: str, members_Exn: np.ndarray) -> np.ndarray:

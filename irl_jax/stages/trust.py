@@ -19,7 +19,8 @@ PERFECT = 0.99  # held-out AUC above which a tell is likelier than quality
 FOLLOWS_LENGTH, LEANS_ON_LENGTH = 0.5, 0.3  # rank correlation with length among the samples of a prompt
 DISAGREEMENT = 1.0  # of an ensemble's members, in deviations of their mean among a prompt's samples
 VERDICTS = {"stands": "nothing against it", "caution": "with caution", "rejected": "do not trust"}
-_CONTROLS = {"log_ratio": "the closed form: the highest AUC that there can be of sft against init", "length": "counts tokens",
+_CONTROLS = {"log_ratio": "the closed form: the highest AUC that there can be of sft against init",
+             "mean_logprob": "what sft is sure of, a token", "length": "counts tokens", "ended": "whether an EOS ended it",
              "random": "knows nothing"}
 _STYLES = {"stands": "good", "caution": "mixed", "rejected": "bad"}
 
@@ -157,7 +158,7 @@ def _policies(results: Mapping) -> str:
     sft = policies.get("sft") or {}
     rows = {}
     for role, row in policies.items():
-        if "/" not in role:
+        if "/" not in role or "@" in role:
             continue
         rewards, recipe = row.get("rewards") or {}, role.partition("/")[2]
         changes = {key: number(row.get(key)) - number(sft.get(key)) for key in ("length_mean", "distinct_2", "init_logprob", "ended_share")}

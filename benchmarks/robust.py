@@ -1,0 +1,199 @@
+"""`robust` judged on what chose nothing of it: python -m benchmarks.robust run|table [SET,...] [--seeds=200,201,202]
+
+`run` makes a run of each set and seed (one after another, resumable) and its record, docs/evidence/robust/SET-SEED.json: golden, prompt
+by prompt, of everything that robust is compared with. `table` prints what the records say, as docs/evidence.md has it. The rule that was
+judged stands there too, and in docs/robust.md with its reasons.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import pathlib
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.evidence import paradetox
+from irl_jax import artifacts, sweep, workdir
+from irl_jax.errors import UserError
+from irl_jax.evaluation import best_of_n, golden
+from irl_jax.stages import context as contexts
+from irl_jax.stages import evaluate, sampling
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "docs" / "evidence" / "robust"
+SEEDS = (200, 201, 202)
+N = 16
+LEAN = {"reward.recipes": "init_sft", "policy.recipes": ""}
+SETS = {  # what is run: config, and what is set above it
+    "testbed": ("configs/testbed.py", {}),
+    "hard": ("configs/testbed.py:hard", LEAN),
+    "imdb": ("configs/imdb.py", LEAN),
+    "paradetox": ("configs/paper/paradetox.py", LEAN),
+}
+CONTROLS = ("mean_logprob", "ended", "length")  # best-of-16 by these costs no training
+
+
+class Compared(NamedTuple):
+    """A difference over seeds: mean, its standard error (of the prompts of these runs, and of the spread over seeds), and seeds."""
+
+    mean: float
+    stderr: float
+    seeds: int
+
+    @property
+    def z(self) -> float:
+        return self.mean / self.stderr if self.stderr else math.copysign(math.inf, self.mean) if self.mean else 0.0
+
+    def text(self) -> str:
+        return f"{self.mean:+.3f} ± {self.stderr:.3f}"
+
+
+def compared(differences: list[np.ndarray]) -> Compared:
+    """Of differences [P] by prompt, one array a seed: the variances of the prompts' mean and of the mean over seeds are added."""
+    means = np.array([each.mean() for each in differences])
+    within = sum(each.var(ddof=1) / len(each) for each in differences) / len(differences) ** 2
+    spread = means.var(ddof=1) / len(means) if len(means) > 1 else 0.0
+    return Compared(float(means.mean()), float(math.sqrt(within + spread)), len(means))
+
+
+def baselines(names) -> list[str]:
+    """The honest baselines among the names of a record: sft at every temperature, and best-of-16 by each control from its samples."""
+    return [name for name in names if name.partition("@")[0] == "sft"
+            or any(name.startswith(f"best-of-{N} by {control}") for control in CONTROLS)]
+
+
+# ------------------------------------------------------------------------------------------------------------- running
+def run(sets: list[str], seeds: list[int], out: pathlib.Path) -> int:
+    """Runs what has no record yet; returns the exit status of what failed, or 0."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    for seed in seeds:
+        for name in sets:
+            file = RECORDS / f"{name}-{seed}.json"
+            if file.exists():
+                continue
+            config, overrides = SETS[name]
+            if name == "paradetox":
+                overrides = overrides | paradetox.prepare(out / name)
+            folder = out / f"{name}-{seed}"
+            flags = [f"--config.{key}={value}" for key, value in {**overrides, "seed": str(seed)}.items()]
+            command = [sys.executable, "-m", "irl_jax", "run", f"--config={ROOT / config}", f"--workdir={folder}", *flags]
+            if status := sweep.apart(command, env=environment, cwd=ROOT):
+                return status
+            artifacts.write_json(file, record(folder))
+            print(f"{file}", flush=True)
+    return 0
+
+
+def record(folder: pathlib.Path) -> dict:
+    """What the verdict needs of a finished run."""
+    stored = artifacts.read_json(folder / workdir.CONFIG, workdir.WRITTEN)
+    results = artifacts.read_json(folder / "results.json")
+    by_prompt = artifacts.read_json(folder / "evaluate" / "golden_by_prompt.json")
+    return {"commit": stored.get("git_commit"), "seconds": sum(row["seconds"] for row in results["timing"].values()),
+            "robust": results.get("robust"), "baseline": results["baseline"], "bound": bound(folder),
+            "policies": {name: {key: row[key] for key in ("golden_mean", "length_mean", "distinct_2", "ended_share")}
+                         for name, row in results["policies"].items()},
+            "golden_by_prompt": {name: [round(value, 5) for value in values] for name, values in by_prompt.items()}}
+
+
+def bound(folder: pathlib.Path) -> dict[str, float]:
+    """{temperature: golden of best-of-16 by the linear mix of what robust could be made of that golden itself would choose}.
+
+    Least squares of golden on the learnt reward, the mean log-prob, the log-ratio, length and end, within prompts, on the very samples
+    that are then chosen from: no mix that is found without golden is expected to do better.
+    """
+    context = contexts.Context(workdir.read_config(folder), contexts.Reader(folder))
+    judge, found = golden_judge(context), {}
+    for temperature in context.config.eval.temperatures:
+        if not temperature:
+            continue
+        judged = evaluate.samples_of(context, judge, sampling.at("sft", temperature))
+        names = (context.config.robust.recipe, "mean_logprob", "log_ratio", "length", "ended")
+        gold, parts = judged.by_prompt(judged.golden), [judged.by_prompt(judged.reward(name)) for name in names]
+        centred = np.stack([(part - part.mean(1, keepdims=True)).ravel() for part in parts], axis=1)
+        weights = np.linalg.lstsq(centred, (gold - gold.mean(1, keepdims=True)).ravel(), rcond=None)[0]
+        mix = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+        found[f"{temperature:g}"] = float(best_of_n.best_of_n_per_prompt(mix, gold, N).golden.mean())
+    return found
+
+
+def golden_judge(context):
+    """The run's judge; a hub's reward model is none of these sets'."""
+    return golden.make_judge(context.config, context.world, context.directory("evaluate"))
+
+
+# -------------------------------------------------------------------------------------------------------------- verdict
+def load(sets=tuple(SETS), seeds=SEEDS, folder: pathlib.Path = RECORDS) -> dict[str, list[dict]]:
+    """{set: records of its seeds}, of those that there are."""
+    found = {name: [json.loads(file.read_text()) for seed in seeds if (file := folder / f"{name}-{seed}.json").exists()] for name in sets}
+    return {name: records for name, records in found.items() if records}
+
+
+def chosen(record: dict) -> tuple[str, np.ndarray]:
+    """(what robust stands for, its golden [P]): best-of-16 at its temperature, or sft at that temperature where the gate is closed."""
+    made = record["robust"]
+    name = f"best-of-{N} by robust at T = {made['temperature']:g}" if made["terms"] else sampling.at("sft", made["temperature"])
+    return name, np.array(record["golden_by_prompt"][name])
+
+
+def against(records: list[dict], name_of) -> Compared:
+    """robust less something else, prompt by prompt; name_of(record) names it."""
+    return compared([chosen(record)[1] - np.array(record["golden_by_prompt"][name_of(record)]) for record in records])
+
+
+def verdict(records: list[dict]) -> dict:
+    """What the rule asks of one set: robust less the best of sft, and less its closest honest baseline."""
+    names = baselines(records[0]["golden_by_prompt"])
+    each = {name: against(records, lambda record, name=name: name) for name in names}
+    closest = min(each, key=lambda name: each[name].z)
+    return {"less the best of sft": against(records, lambda record: record["baseline"]), "closest": closest,
+            "less the closest": each[closest]}
+
+
+def table(found: dict[str, list[dict]]) -> str:
+    """One row a set, in Markdown."""
+    head = ["set", "seeds", "gate", "best of sft", "robust", "less the best of sft", "closest honest baseline", "robust less it",
+            "fitted on golden", "golden itself"]
+    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, records in found.items():
+        said = verdict(records)
+        terms = sorted({" + ".join(term["reward"] for term in record["robust"]["terms"]) or "closed" for record in records})
+        at = f"{records[0]['robust']['temperature']:g}"
+        golden_at = f"best-of-{N} by golden at T = {at}"
+        rows_of = [(np.mean(one["golden_by_prompt"][one["baseline"]]), chosen(one)[1].mean(), one["bound"][at],
+                    np.mean(one["golden_by_prompt"][golden_at])) for one in records]
+        sft, ours, fitted, oracle = (f"{value:.3f}" for value in np.mean(rows_of, axis=0))
+        rows.append("| " + " | ".join([
+            f"`{name}`", str(len(records)), "; ".join(terms), sft, ours, said["less the best of sft"].text(),
+            f"`{said['closest']}`", said["less the closest"].text(), fitted, oracle]) + " |")
+    return "\n".join(rows)
+
+
+def main(argv) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.robust", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("sets", nargs="?", default=",".join(SETS))
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs", "robust"))
+    given = parser.parse_args(argv)
+    sets, seeds = given.sets.split(","), [int(seed) for seed in given.seeds.split(",")]
+    if unknown := [name for name in sets if name not in SETS]:
+        parser.error(f"no set '{unknown[0]}'; there are {', '.join(SETS)}")
+    try:
+        if given.what == "table":
+            print(table(load(sets, seeds)))
+            return 0
+        return run(sets, seeds, given.out.absolute())
+    except UserError as error:
+        print(f"benchmarks.robust: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

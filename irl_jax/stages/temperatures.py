@@ -1,0 +1,91 @@
+"""sft and the policies at other temperatures than their own: gains that cost nothing, which every reward must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from irl_jax.evaluation import best_of_n, metrics
+from irl_jax.stages import sampling
+
+CHOOSERS = ("robust", "mean_logprob", "ended", "length", "log_ratio")  # robust, and what it must beat
+
+
+def names(config, role: str) -> list[str]:
+    """A role's names at config.eval.temperatures (see `sampling.at`), less the temperature that all samples have."""
+    own = sampling.law_of(config.sample)
+    return [sampling.at(role, t) for t in dict.fromkeys(config.eval.temperatures) if sampling.Law(t) != own]
+
+
+def draw(context, roles: Sequence[str]) -> list[str]:
+    """Samples each role at each of the temperatures: half as many of sft as at its own, for best-of-n; one where greedy. Returns the
+    names."""
+    config, found = context.config.sample, []
+    for role in roles:
+        count = max(2, config.eval_samples // 2) if role == "sft" else config.policy_samples
+        for name in names(context.config, role):
+            sampling.draw(context, name, "eval", count if sampling.parted(name)[1] else 1)
+            found.append(name)
+    return found
+
+
+def curves(context, recipe: str, cold: Mapping) -> dict:
+    """{temperature: best-of-n rows} of sft's samples at each temperature where there are several to choose from."""
+    found = {}
+    for name, judged in cold.items():
+        role, temperature = sampling.parted(name)
+        if role == "sft" and temperature:
+            values, gold = judged.by_prompt(judged.reward(recipe)), judged.by_prompt(judged.golden)
+            found[f"{temperature:g}"] = best_of_n.best_of_n(values, gold, context.config.eval.best_of)
+    return found
+
+
+def golden_by_prompt(sets: Mapping, cold: Mapping, best: Mapping[str, np.ndarray], rewards: Sequence[str], n: int) -> dict[str, np.ndarray]:
+    """{name: golden [P]} of every policy, and of every reward's best-of-n from sft's samples at each temperature.
+
+    Args:
+      sets: {role: Judged} at the run's own law. cold: {name: Judged} at the temperatures. best: {reward: golden of best-of-n [P]} at the
+      run's own law. rewards: by name. n: of best-of-n.
+    """
+    found = {name: judged.by_prompt(judged.golden).mean(1) for name, judged in {**sets, **cold}.items() if name != "demo"}
+    found |= {f"best-of-{n} by {reward}": values for reward, values in best.items()}
+    for name, judged in cold.items():
+        role, temperature = sampling.parted(name)
+        gold = judged.by_prompt(judged.golden)
+        if role == "sft" and temperature and gold.shape[1] >= n:
+            for reward in rewards:
+                values = best_of_n.best_of_n_per_prompt(judged.by_prompt(judged.reward(reward)), gold, n).golden
+                found[f"best-of-{n} by {reward} at T = {temperature:g}"] = values
+    return found
+
+
+def paired(config, golden: Mapping[str, np.ndarray], rewards: Sequence[str], n: int) -> tuple[str, list[tuple]]:
+    """What is compared at the temperatures, prompt by prompt.
+
+    The baseline is the best of sft and sft at the temperatures, by golden: the choice that is hardest to beat. A policy is compared at
+    its own best temperature, by golden too.
+
+    Args:
+      config: the run's. golden: from `golden_by_prompt`. rewards, n: as there.
+    Returns:
+      (the baseline's name, [(name, golden [P], golden [P])]).
+    """
+    def best(role: str) -> str:
+        return max((role, *names(config, role)), key=lambda name: golden[name].mean())
+
+    baseline = best("sft")
+    ours, *others = CHOOSERS
+    wanted = [(name, "sft") for name in names(config, "sft")]
+    for temperature in config.eval.temperatures:
+        chosen = {reward: f"best-of-{n} by {reward} at T = {temperature:g}" for reward in rewards}
+        wanted += [(name, baseline) for name in chosen.values()]
+        wanted += [(chosen[ours], chosen[other]) for other in others if ours in chosen and other in chosen]
+    wanted += [(best(role), baseline) for role in golden if "/" in role and "@" not in role]
+    return baseline, [(f"{one} - {other}", golden[one], golden[other]) for one, other in wanted if one in golden and other in golden]
+
+
+def differences(rows: Sequence[tuple]) -> list[dict]:
+    """[{name, difference, stderr, z, n}] of (name, values [P], values [P])."""
+    return [{"name": name, **metrics.paired_difference(a, b)._asdict(), "n": len(a)} for name, a, b in rows]
+
