@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from irl_jax.config import default
+from irl_jax.config import CONTROLS, LEARNT, ROBUST, default
 from irl_jax.evaluation import best_of_n as bon
 from irl_jax.evaluation import metrics
 from irl_jax.stages import method_plots, page, page_style, plot_style, plots, report, report_run, report_tables, trust
@@ -244,7 +244,7 @@ def test_leak_check_is_told(tmp_path, quick):
 
 def test_colours_of_recipes_differ_and_are_known():
     for theme in (plots.LIGHT, plots.DARK):
-        assert set(theme.recipes) == set(QUALITY) and len(set(theme.recipes.values())) == len(QUALITY)
+        assert set(theme.recipes) == {*LEARNT, *CONTROLS, ROBUST} and len(set(theme.recipes.values())) == len(theme.recipes)
 
 
 @pytest.mark.parametrize("arguments, expected", [
@@ -314,7 +314,7 @@ def test_many_methods_stay_readable(monkeypatch):
     told = [label for name in drawn.figures if name.startswith("over_training") for label in drawn.names(name)]
     assert sorted(told) == sorted([role.partition("/")[2] for role in roles] + ["init_sft"])
     rewards = {label for name in drawn.figures if name.startswith("best_of_n") for label in drawn.names(name)}
-    assert rewards == set(results["rewards"]) and "(1 of 3)" in drawn.plots["best_of_n"].title
+    assert rewards == set(results["rewards"]) - {*plots.IN_TABLES} and "(1 of 3)" in drawn.plots["best_of_n"].title
     for name, points in (("frontier", roles), ("divergences", [*results["divergences"]][:2] + roles)):
         figure = drawn.figures[name]
         key = [label for label in drawn.legend(name) if label.partition(" ")[0].isdigit()]

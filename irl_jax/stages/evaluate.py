@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from irl_jax import artifacts, loop, paths, variants
-from irl_jax.config import GROUPS, ROBUST
+from irl_jax.config import CONTROLS, GROUPS, ROBUST
 from irl_jax.evaluation import best_of_n, golden, metrics
 from irl_jax.stages import divergences, judging, over_training, recipe_data, reward_model, sampling, scoring, temperatures
 
@@ -260,5 +260,9 @@ def _say(context, results) -> None:
     for role, row in results["policies"].items():
         if row["golden_mean"] is not None:
             context.say(f"golden {role}: {row['golden_mean']:.3f} +- {row['golden_stderr']:.3f}, {row['length_mean']:.1f} tokens")
+    if results["baseline"]:
+        context.say(f"the best of sft without a reward: {results['baseline']}")
     for row in results["paired"]:
+        if any(f"by {control} at T" in row["name"] for control in CONTROLS):
+            continue  # the report has them
         context.say(f"{row['name']}: {row['difference']:+.3f} +- {row['stderr']:.3f}")

@@ -81,7 +81,11 @@ def robust_of(context) -> Robust:
 
     Raises: UserError where it has made none.
     """
-    found = artifacts.read_json(robust_file(context), {"terms!": [{"reward!": str, "weight!": float}], "temperature!": float})
+    path = robust_file(context)
+    found = artifacts.read_json(path, {"terms!": [{"reward!": str, "weight!": float}], "temperature!": float})
+    known = (context.config.robust.recipe, "mean_logprob")
+    if any(term["reward"] not in known for term in found["terms"]) or not 0 < found["temperature"] <= 1000:
+        raise UserError(f"{path}: must have terms of {' and '.join(known)} and a temperature above 0; {artifacts.REMAKE}")
     return Robust(tuple(robust.Term(term["reward"], term["weight"]) for term in found["terms"]), found["temperature"])
 
 
