@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from irl_jax.config import CONTROLS, LEARNT, ROBUST, default
+from irl_jax.config import CONTROLS, ROBUST, default
 from irl_jax.evaluation import best_of_n as bon
 from irl_jax.evaluation import metrics
 from irl_jax.stages import method_plots, page, page_style, plot_style, plots, report, report_run, report_tables, trust
