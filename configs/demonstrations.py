@@ -23,7 +23,6 @@ def get_config(name: str = ""):
     c.adapter.rank = 16
     c.adapter.alpha = 32.0
     c.reward.recipes = ("init_sft", "init_demo", "sft_demo")
-    c.reward.controls = ("log_ratio", "length", "random")
     c.reward.learning_rate = 5e-4
     c.sample.eval_samples = 16
     c.eval.prompts = 64

@@ -31,7 +31,6 @@ def get_config(name: str = ""):
     c.sft.learning_rate = 5e-4
     c.adapter.rank = 16
     c.adapter.alpha = 32.0
-    c.reward.controls = ("log_ratio", "length", "random")
     c.reward.steps = 300
     c.reward.learning_rate = 5e-4
     c.sample.reward_prompts = 1000
