@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from irl_jax.config import CLOSED_FORMS
-from irl_jax.stages import gradient, sampling, scoring, training
+from irl_jax.stages import gradient, scoring, training
 
 
 def run(context) -> dict:
@@ -22,7 +22,7 @@ def train_policy(context, method) -> dict:
     else:
         leaves, granularity, combine = scoring.reward_of(context, recipe)
     trainer = gradient.PolicyGradient(context, method.role, recipe=recipe, granularity=granularity, combine=combine,
-                                      prompts=sampling.training_prompts(context), rounds=config.steps)
+                                      prompts=context.training_prompts, rounds=config.steps)
 
     def step(state, trunk, fed, rng):
         del trunk  # the trainer has it

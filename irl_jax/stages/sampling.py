@@ -37,12 +37,6 @@ def prompts_of(context, part: str) -> list[np.ndarray]:
     return context.reward_prompts if part == "reward" else [example.prompt for example in context.evaluation]
 
 
-def training_prompts(context, count: int | None = None) -> list[np.ndarray]:
-    """The first `count` distinct prompts of the demonstrations (all of them: None), as ids, in the corpus's (shuffled) order."""
-    seen = {example.prompt.tobytes(): example.prompt for example in context.demonstrations}
-    return list(seen.values())[:count]
-
-
 def draw(context, role: str, part: str, count: int) -> int:
     """Samples `count` responses a prompt from a role into W/samples/<role>, by the run's law; returns the tokens drawn (0 if kept)."""
     path = _path(context, role, part)
