@@ -1,11 +1,7 @@
 """Signs of a hacked reward: each bound by hand, the signs of a batch on device, and a policy's training that ends on them."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +10,7 @@ import pytest
 from test_rollouts import MODEL, PADDING_ID, PROMPTS, PromptBatch, drawn_and, scores
 from tiny import tiny_config
 
-from irl_jax import policy_steps, rollouts, stages
+from irl_jax import policy_steps, rollouts, stages, workdir
 from irl_jax.evaluation import hacking, metrics
 
 BASE = {"length": 20.0, "ended": 0.9, "distinct_2": 0.3, "mean_logprob": -2.0, "kl": 0.0}
@@ -64,22 +60,26 @@ def test_distinct_pairs_by_hand(rows):
     assert float(rollouts._distinct_2(jnp.asarray(tokens), jnp.asarray(mask))) == pytest.approx(1.0 if np.isnan(expected) else expected)
 
 
-def test_signs_are_smoothed_and_cost_nothing_unless_asked():
+def test_signs_are_smoothed_change_nothing_and_are_there_where_asked():
     trunk, _, sft, drawn = drawn_and()
     logits = rollouts.make_judge(MODEL, "log_ratio")(trunk, sft, drawn)
     start = {f"smoothed_{name}": jnp.asarray(1.0) for name in hacking.SIGNS}
+    batches = []
     for stop in ("", "gate"):
         make = rollouts.make_advantages(MODEL, policy_steps.PolicySettings(stop=stop), 3)
-        _, control, found = make({}, trunk, drawn, logits, policy_steps.init_control(0.3, start if stop else {}))
+        batch, control, found = make({}, trunk, drawn, logits, policy_steps.init_control(0.3, start if stop else {}))
         assert ("distinct_2" in found) == bool(control.signs) == bool(stop)
+        batches.append(batch)
+    jax.tree.map(np.testing.assert_array_equal, *batches)
     for name in hacking.SIGNS:
         assert float(control.signs[f"smoothed_{name}"]) == float(found[f"smoothed_{name}"]) == pytest.approx(0.8 + 0.2 * float(found[name]))
 
 
 def config_with(*variants, **changes):
-    small = {"model__num_layers": 1, "model__width": 16, "model__mlp_width": 32, "data__max_response_tokens": 24, "policy__recipes": (),
-             "reward__recipes": (), "policy__steps": 24, "policy__batch_size": 16, "policy__learning_rate": 0.05, "policy__beta": 0.0,
-             "policy__keep_rollouts_every": 0, "checkpoint__every_steps": 1}
+    """A whole trunk that learns fast against the closed form alone: it leaves sft in a few steps."""
+    small = {"model__num_layers": 1, "model__width": 16, "model__mlp_width": 32, "data__max_response_tokens": 24, "adapter__rank": 0,
+             "policy__recipes": (), "reward__recipes": (), "policy__steps": 14, "policy__batch_size": 16, "policy__learning_rate": 0.03,
+             "policy__beta": 0.0, "policy__warmup_fraction": 0.0, "checkpoint__every_steps": 1, "checkpoint__keep": 50}
     return tiny_config(**small, **changes, variants=variants)
 
 
@@ -87,51 +87,44 @@ def rows_of(path, role):
     return [json.loads(line) for line in (path / role / "metrics.jsonl").read_text().splitlines()]
 
 
-HACKED = ("policy/gate = log_ratio policy.stop=gate", "policy/free = log_ratio",
-          "policy/calm = log_ratio policy.stop=gate policy.learning_rate=0.000001",
-          "adversarial/gate = demo policy.stop=gate adversarial.rounds=24 adversarial.reward_rows=8 adversarial.min_accuracy=0 "
-          "adversarial.max_accuracy=1 adversarial.warmup_rounds=1 reward.learning_rate=0.05 policy.learning_rate=0.2")
+CONFIG = config_with(
+    "policy/gate = log_ratio policy.stop=gate", "policy/free = log_ratio",
+    "policy/calm = log_ratio policy.stop=gate policy.learning_rate=0.000001",
+    "adversarial/gate = demo policy.stop=gate adversarial.rounds=14 adversarial.reward_rows=8 adversarial.min_accuracy=0 "
+    "adversarial.max_accuracy=1 adversarial.warmup_rounds=1 policy.learning_rate=0.3")
 STAGES = ("pretrain", "sft", "policy", "adversarial")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "w"
-    stages.run_pipeline(config_with(*HACKED), path, STAGES)
+    stages.run_pipeline(CONFIG, path, STAGES)
     return path
 
 
 def test_a_hacked_policy_stops_and_others_do_not(finished):
     stopped, free, calm = (rows_of(finished, f"policy/{name}") for name in ("gate", "free", "calm"))
-    assert len(stopped) < len(free) == len(calm) == 24
-    assert [row["loss"] for row in stopped] == [row["loss"] for row in free[: len(stopped)]]  # it looks on, and changes nothing
+    assert len(stopped) < len(free) == len(calm) == 14
     assert "distinct_2" not in free[0]
     first = {name: calm[0][name] for name in hacking.SIGNS}
-    last = {name: stopped[-2][f"smoothed_{name}"] for name in hacking.SIGNS}  # `stop` acts a step late
-    assert hacking.reason(last, first)
+    smoothed = [hacking.reason({name: row[f"smoothed_{name}"] for name in hacking.SIGNS}, first) for row in stopped]
+    assert smoothed[-2] and not any(smoothed[:-2])  # `stop` acts a step late
 
 
 def test_an_adversarial_policy_stops_too(finished):
-    assert len(rows_of(finished, "adversarial/gate")) < 24
+    assert len(rows_of(finished, "adversarial/gate")) < 14
 
 
-_RUN = """
-import sys
-sys.path.insert(0, {tests!r})
-from test_hacking import HACKED, STAGES, config_with
-from irl_jax import stages
-stages.run_pipeline(config_with(*HACKED), {path!r}, STAGES[:3])
-"""
-
-
-def test_killed_and_resumed_stops_at_the_same_step(finished, tmp_path):
-    script = _RUN.format(tests=os.path.dirname(__file__), path=str(tmp_path / "w"))
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    lines = tmp_path / "w/policy/gate/metrics.jsonl"
-    while process.poll() is None and not (lines.exists() and len(lines.read_text().splitlines()) > 1):
-        time.sleep(0.02)
-    assert process.poll() is None, "the run ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    stages.run_pipeline(config_with(*HACKED), tmp_path / "w", STAGES[:3])
-    assert lines.read_text() == (finished / "policy/gate/metrics.jsonl").read_text()
+def test_a_resumed_training_stops_at_the_same_step(finished, tmp_path):
+    path = shutil.copytree(finished, tmp_path / "w")
+    for role in ("policy/gate", "adversarial/gate"):
+        folder = path / role
+        shutil.rmtree(folder / "leaves")
+        for done in (folder / workdir.DONE, folder.parent / workdir.DONE):
+            done.unlink()
+        for checkpoint in (folder / "checkpoints").iterdir():
+            if checkpoint.name.isdigit() and int(checkpoint.name) > 2:
+                shutil.rmtree(checkpoint)
+    stages.run_pipeline(CONFIG, path, STAGES)
+    for role in ("policy/gate", "adversarial/gate"):
+        assert rows_of(path, role) == rows_of(finished, role)
