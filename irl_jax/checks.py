@@ -31,6 +31,7 @@ _CHOICES = {
     "policy.kl": KL_FORMS,
     "policy.start": ("sft", "init"),
     "policy.reference": ("sft", "init"),
+    "policy.stop": ("", "gate"),
     **{f"{stage}.schedule": ("cosine", "linear", "constant") for stage in TRAINED},
 }
 _SETS = {"reward.recipes": LEARNT, "reward.controls": CONTROLS, "adversarial.recipes": POSITIVES, "dpo.recipes": LEARNT,
@@ -56,7 +57,8 @@ _UNIT = (  # 0 to 1
     "policy.gamma", "policy.gae_lambda", "adversarial.min_accuracy", "adversarial.max_accuracy",
     *(f"data.testbed.{key}" for key in ("dialect_strength", "entanglement", "initial_quality", "initial_dialect", "label_noise", "noise")),
 )
-_WORLD = tuple(f"data.testbed.{key}" for key in ("pretrain_responses", "demonstrations", "pairs", "eval_prompts", "development_prompts"))
+_WORLD = tuple(f"data.testbed.{key}" for key in (
+    "pretrain_responses", "demonstrations", "pairs", "eval_prompts", "development_prompts", "prompts"))
 _NOT_NEGATIVE = (
     "seed", "sft.steps", "rejection.steps", "reward.gradient_penalty", "reward.spectral_norm", "policy.beta", "policy.target_kl",
     "policy.max_kl", "policy.value_coefficient", "policy.keep_rollouts_every", "adversarial.warmup_rounds",
@@ -311,6 +313,8 @@ def _check_sources(config: ConfigDict) -> None:
         raise UserError("config.golden.model: 'hf_reward' needs the folder or hub name of a *ForSequenceClassification model")
     _check_streaming(config.data)
     if config.data.source == "testbed":
+        if config.data.prompts_source:
+            raise UserError("config.data.prompts_source: the testbed has prompts of its own; say how many by data.testbed.prompts")
         m = config.model
         kernels = m.num_layers * m.width * (4 * m.width + 3 * m.mlp_width)
         if kernels > 10**12:
@@ -322,7 +326,7 @@ def _check_sources(config: ConfigDict) -> None:
         if config.golden.kind == "classifier":
             raise UserError("config.golden.kind = 'classifier': the testbed has a golden reward of its own; use 'testbed' or 'none'")
         return
-    for key in ("eval_source", "preference_source"):
+    for key in ("eval_source", "prompts_source", "preference_source"):
         if config.data[key] == "testbed":
             raise UserError(f"config.data.{key}: 'testbed' is a data.source only; name a file of records")
     if not config.model.path:
@@ -345,6 +349,9 @@ def _check_streaming(data: ConfigDict) -> None:
                         "(python -m irl_jax prepare --help) and name it as tfds:NAME")
     if data.kind != "pairs":
         raise UserError(f"config.data.streaming: needs data.kind = 'pairs', records of prompt and response, not {data.kind!r}")
+    if data.prompts_source:
+        raise UserError("config.data.prompts_source: data.streaming holds data.streaming_records prompts in memory already; raise that for "
+                        "more, or leave prompts_source empty")
     if data.max_demonstrations:
         raise UserError("config.data.max_demonstrations: with data.streaming all are read; limit them by data.max_records")
     if not data.truncate_prompts:
@@ -361,7 +368,7 @@ def check_golden_source(config: ConfigDict) -> None:
     path = config.golden.source
     if not path:
         raise UserError("config.golden.source: 'classifier' needs a JSONL(.gz) file of rated text")
-    for key in ("source", "eval_source", "preference_source"):
+    for key in ("source", "eval_source", "prompts_source", "preference_source"):
         used = config.data[key].removeprefix("hh:")
         if used and os.path.realpath(os.path.expanduser(used)) == os.path.realpath(os.path.expanduser(path)):
             raise UserError(f"config.golden.source: {path} is data.{key} too; the golden reward needs text that the run never sees")

@@ -165,7 +165,7 @@ def _training(steps: int, batch: int, learning_rate: float, packed_rows: bool) -
 def _sample() -> ConfigDict:
     """How many responses are sampled, for the rewards' data and for the evaluation, and by which law."""
     s = ConfigDict()
-    s.reward_prompts = 600  # training prompts sampled for the reward's data
+    s.reward_prompts = 600  # training prompts sampled for the reward's data, at most; those with a demonstration come first
     s.reward_samples = 4  # samples each, from init and from sft
     s.eval_samples = 64  # samples of sft an evaluation prompt (M of best-of-n)
     s.policy_samples = 16  # samples of every other policy an evaluation prompt

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from irl_jax import paths
 from irl_jax.errors import UserError
 
-_READ = ("data.source", "data.eval_source", "data.preference_source", "data.tfds_data_dir", "model.path", "golden.source", "golden.model",
-         "reward.start")  # keys of a config that name files or folders
+_READ = ("data.source", "data.eval_source", "data.prompts_source", "data.preference_source", "data.tfds_data_dir", "model.path",
+         "golden.source", "golden.model", "reward.start")  # keys of a config that name files or folders
 _STREAMS = ("/dev/std", "/dev/fd/", "/proc/self/")  # links to what the shell has opened, perhaps to append to it
 _OF_MODELS = ("model.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "adapter_config.json")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -33,6 +34,7 @@ class PolicySettings(NamedTuple):
     kl: str = "k1_reward"
     target_kl: float = 0.0
     entropy: float = 0.0
+    stop: str = ""
 
     @classmethod
     def of(cls, policy_config) -> PolicySettings:
@@ -41,15 +43,17 @@ class PolicySettings(NamedTuple):
 
 
 class Control(NamedTuple):
-    """beta: the KL coefficient, float32. rewards: running statistics of the rewards seen so far."""
+    """beta: the KL coefficient, float32. rewards: running statistics of the rewards seen so far. signs: where policy.stop is "gate",
+    smoothed_<sign>: those of a hacked reward (see `rollouts.signs`), means over the last batches, float32."""
 
     beta: Array
     rewards: statistics.Running
+    signs: Mapping[str, Array] = {}
 
 
-def init_control(beta: float) -> Control:
-    """The control before the first batch."""
-    return Control(jnp.asarray(beta, jnp.float32), statistics.start())
+def init_control(beta: float, signs: Mapping[str, Array] = {}) -> Control:
+    """The control before the first batch; `signs`: those of the policy that the training starts from."""
+    return Control(jnp.asarray(beta, jnp.float32), statistics.start(), {**signs})
 
 
 def make_policy_step(model: ModelConfig, optimizer, settings: PolicySettings, accumulate: int = 1):

@@ -16,6 +16,9 @@ from irl_jax.objectives import policy as policy_objective
 from irl_jax.policy_steps import Control, PolicySettings, token_values
 from irl_jax.types import Array, PolicyBatch, PromptBatch, RewardBatch, SampleBatch, TokenBatch
 
+SMOOTHING = 0.2  # weight of the newest batch in the smoothed signs
+SMOOTHED = "smoothed_"  # what their names begin with
+
 
 class Drawn(NamedTuple):
     """N = B * K samples of the policy, sample k of prompt b in row b * K + k.
@@ -113,6 +116,31 @@ def make_judge(model, recipe: str, granularity: str = "response", combine: str =
     return known.get(recipe, learnt_dense if granularity == "token" else learnt)
 
 
+def signs(drawn: Drawn) -> dict[str, Array]:
+    """What tells a hacked reward by the samples alone (`evaluation.hacking.reason`), scalars over the rows that count.
+
+    length (tokens), ended (share), distinct_2 (distinct pairs of neighbouring response tokens over all pairs, as
+    `evaluation.metrics.distinct_n` has it), mean_logprob (nats a token under the reference: the mean of the responses' own means), kl (k1,
+    nats a sequence).
+    """
+    mask, weight = drawn.rows.mask, drawn.weight
+    lengths = mask.sum(-1)
+    kl = policy_objective.log_ratio(drawn.behaviour_logprobs, drawn.reference_logprobs, mask)
+    values = {"length": lengths, "ended": drawn.ended, "kl": kl,
+              "mean_logprob": (drawn.reference_logprobs * mask).sum(-1) / jnp.maximum(lengths, 1)}
+    means = {name: jnp.average(values_N, weights=weight) for name, values_N in values.items()}
+    return {**means, "distinct_2": _distinct_2(drawn.rows.tokens, mask * weight[:, None])}
+
+
+def _distinct_2(tokens_NxT: Array, mask_NxT: Array) -> Array:
+    """Distinct pairs of neighbouring tokens over all pairs; 1 where there is no pair."""
+    counts = (mask_NxT[:, :-1] * mask_NxT[:, 1:] > 0).ravel()
+    pairs = (jnp.where(counts, part.ravel(), -1) for part in (tokens_NxT[:, :-1], tokens_NxT[:, 1:]))
+    first, second = jax.lax.sort(tuple(pairs), num_keys=2)  # equal pairs stand together, those that do not count before all others
+    new = (jnp.diff(first, prepend=-1) != 0) | (jnp.diff(second, prepend=-1) != 0)
+    return jnp.where(counts.any(), (new & (first >= 0)).sum() / jnp.maximum(counts.sum(), 1), 1.0)
+
+
 def make_advantages(model, settings: PolicySettings, samples: int, eos_counts: bool = True):
     """`advantages(leaves, trunk, drawn, logits, control) -> (PolicyBatch, control, metrics)`.
 
@@ -125,7 +153,8 @@ def make_advantages(model, settings: PolicySettings, samples: int, eos_counts: b
     Returns:
       the function. leaves: the policy's, with "value" where the advantage is "gae". control: from
       `policy_steps.init_control`; comes back with the statistics of this batch and the next beta. metrics: reward
-      (mean logit, summed over tokens where dense), kl (k1, nats per sequence), length, ended, and beta where it is steered.
+      (mean logit, summed over tokens where dense), kl (k1, nats per sequence), length, ended, and beta where it is steered; where
+      settings.stop is "gate", the batch's `signs` and, as smoothed_<sign>, their exponential means over about the last five batches.
     """
 
     def shaped(logits, drawn):
@@ -150,8 +179,13 @@ def make_advantages(model, settings: PolicySettings, samples: int, eos_counts: b
         if settings.target_kl:
             after = policy_objective.next_beta(control.beta, metrics["kl"], settings.target_kl)
             metrics["beta"] = control.beta
+        smoothed = {}
+        if settings.stop == "gate":
+            own = signs(drawn)
+            smoothed = {name: before + SMOOTHING * (own[name.removeprefix(SMOOTHED)] - before) for name, before in control.signs.items()}
+            metrics |= own | smoothed
         batch = PolicyBatch(drawn.rows, advantage_NxT, drawn.reference_logprobs, drawn.behaviour_logprobs, returns_NxT, raw_N, drawn.weight)
-        return jax.lax.stop_gradient(batch), Control(after, seen), metrics
+        return jax.lax.stop_gradient(batch), Control(after, seen, smoothed), metrics
 
     return advantages
 

@@ -45,7 +45,7 @@ RULES: tuple[tuple[str, tuple], ...] = (
     (r"head/(?:hidden/)?(?:kernel|bias)", ()),
     (r"length/(?:slope|centre)", ()),
     (r"(?:step|count)", ()),  # the optimizer's counters
-    (r"control/(?:beta|rewards/(?:mean|m2))", ()),
+    (r"control/(?:beta|rewards/(?:mean|m2)|signs/smoothed_\w+)", ()),
     (r"(?<!embed/)(?:tokens|positions)", (ROWS,)),  # from here on: batches, samples and caches, by rows
     (r"(?:segments|mask|last|label|weight|advantage|returns|reward|lengths|ids|ended|(?:reference_|behaviour_)?logprobs)", (ROWS,)),
     (r"prompt_cache/\d+/[kv]", (ROWS, "tensor?")),

@@ -216,6 +216,26 @@ DATA = {  # the same readers in `run`, and what only it reads
     "run: a pair without its other side": Case(lambda b: b.run(
         data__source=RIGHT, data__preference_source=lines({"prompt": "w1", "chosen": "w2"})),
         "~/data__preference_source.jsonl, line 1: no field 'rejected' (its fields: chosen, prompt); see data.fields"),
+    "run: no file of prompts": Case(lambda b: b.run(f"data.prompts_source={b / 'p.jsonl'}", data__source=RIGHT),
+        "~/p.jsonl: no such file"),
+    "run: a file of prompts without one": Case(lambda b: b.run(data__source=RIGHT, data__prompts_source=b""),
+        "~/data__prompts_source.jsonl: no record in it can be used; give a file with records"),
+    "run: prompts without their field": Case(lambda b: b.run(data__source=RIGHT, data__prompts_source=GOOD + lines({"text": "w1"})),
+        "~/data__prompts_source.jsonl, line 2: no field 'prompt' (its fields: text); see data.fields"),
+    "run: a further prompt too long": Case(lambda b: b.run(data__source=RIGHT, data__prompts_source=lines({"prompt": "w1 " * 20})),
+        "record 0 (prompt …): the prompt has 20 tokens, the limit is 12; raise data.max_prompt_tokens, or cut prompts with "
+        "data.truncate_prompts"),
+    "run: the testbed for prompts": Case(lambda b: b.run("data.prompts_source=testbed", data__source=RIGHT),
+        "config.data.prompts_source: 'testbed' is a data.source only; name a file of records"),
+    "run: further prompts where data are streamed": Case(lambda b: b.run(
+        "data.source=tfds:x", "data.streaming=true", f"data.prompts_source={b.write('p.jsonl', GOOD)}"),
+        "config.data.prompts_source: data.streaming holds data.streaming_records prompts in memory already; raise that for more, or leave "
+        "prompts_source empty"),
+    "run: one demonstrated prompt for a reward": Case(lambda b: b.run("reward.recipes=init_demo", "policy.recipes=()",
+        stages="pretrain,sft,sample,reward", data__source=GOOD, data__eval_source=lines({"prompt": "w3", "response": "w2"}),
+        data__prompts_source=RIGHT),
+        "config.data: one distinct prompt is left for training, and the stage reward (recipe init_demo) holds one out and needs two; give "
+        "records of more prompts, or run other stages alone by --stages"),
     "run: a transcript that is none": Case(lambda b:
         b.run(f"data.source=hh:{b.write('h.jsonl', lines({'chosen': 'a', 'rejected': 'b'}))}"),
         "~/h.jsonl, line 1: field 'chosen' has no '\\n\\nAssistant:' in it; HH-RLHF transcripts do"),

@@ -15,7 +15,7 @@ from tiny import tiny_config
 from irl_jax import checkpoint, cli, stages, workdir
 from irl_jax.errors import UserError
 from irl_jax.stages import context as contexts
-from irl_jax.stages import gradient, recipe_data, sampling, scoring
+from irl_jax.stages import gradient, recipe_data, scoring
 
 SMALL = {"model__num_layers": 1, "model__width": 16, "model__num_heads": 2, "model__num_kv_heads": 2, "model__mlp_width": 32,
          "data__max_response_tokens": 24, "policy__steps": 2, "policy__recipes": (), "reward__recipes": ("init_sft",),
@@ -84,7 +84,7 @@ def test_a_reward_is_known_by_its_kind_and_not_by_how_its_name_begins(finished, 
     monkeypatch.setattr(gradient.training, "compiled", lambda context, name, make, donate=(0,): make())
     monkeypatch.setattr(gradient.rollouts, "make_advantages", lambda *_, **how: seen.append(how))
     gradient.PolicyGradient(context, "policy/0", recipe=recipe, granularity="token", combine="mean",
-                            prompts=sampling.training_prompts(context), rounds=1)
+                            prompts=context.training_prompts, rounds=1)
     assert seen == [{"eos_counts": eos_counts}]
 
 

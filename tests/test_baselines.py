@@ -86,7 +86,7 @@ def test_the_iterates_are_a_chain(finished, reading):
     first = reading.load("spin/demo/iteration-0", sft)
     assert differ(first, sft) and differ(first, reading.leaves("spin/demo"))
     np.testing.assert_array_equal(flat(reading.load("spin/demo/iteration-1", sft)), flat(reading.leaves("spin/demo")))
-    prompts = sampling.training_prompts(reading, 8)
+    prompts = reading.training_prompts[:8]
     for name, leaves in (("spin/demo/iteration-0", sft), ("spin/demo/iteration-1", first)):
         samples = sampling.load_from(finished / name / "samples.npz", prompts, stage="spin")
         own = samples["logprobs"].sum(-1).reshape(-1)
@@ -97,7 +97,7 @@ def test_the_iterates_are_a_chain(finished, reading):
 
 
 def test_the_best_of_n_is_the_rewards_argmax(finished, reading):
-    prompts = sampling.training_prompts(reading, 8)
+    prompts = reading.training_prompts[:8]
     for name, count in (("rejection/log_ratio/iteration-0", 4), ("rejection/two/iteration-0", 2)):
         samples = sampling.load_from(finished / name / "samples.npz", prompts, stage="rejection")["examples"]
         assert len(samples) == 8 * count
@@ -121,7 +121,7 @@ def test_rejection_trains_on_the_best_alone(monkeypatch, finished, reading):
     monkeypatch.setattr(rejection.training, "sequence_feed", feed)
     with pytest.raises(InterruptedError):
         rejection._improve(_Kept(reading, finished), "rejection/log_ratio/iteration-0", None, "log_ratio")
-    prompts = sampling.training_prompts(reading, 8)
+    prompts = reading.training_prompts[:8]
     samples = sampling.load_from(finished / "rejection/log_ratio/iteration-0/samples.npz", prompts, stage="rejection")["examples"]
     kept = load_arrays(finished / "rejection/log_ratio/iteration-0" / rejection.CHOSEN)["best"]
     assert len(seen) == 8

@@ -66,7 +66,7 @@ def test_what_spells_a_control_token_is_text(kind, name, text):
     text = text.format(name, name)
     lead = [0] if kind == "SentencePiece" else []
     assert set(tokenizer(text, add_special_tokens=False)["input_ids"]) & control_ids(tokenizer, but=())  # transformers' own rule
-    (prompt,) = tokenize_prompts(tokenizer, [text], max_prompt=400, eos_id=1)
+    (prompt,), _ = tokenize_prompts(tokenizer, [text], max_prompt=400, eos_id=1)
     assert prompt[: len(lead)].tolist() == lead and not set(prompt[len(lead):].tolist()) & control_ids(tokenizer)
     if kind != "WordLevel":  # which has no letters
         assert detokenize(tokenizer, prompt) == (text.lstrip() if kind == "SentencePiece" else text)  # it drops a text's first space
@@ -74,7 +74,7 @@ def test_what_spells_a_control_token_is_text(kind, name, text):
         (example,), _ = tokenize_records(tokenizer, [record], eos_id=1, **LIMITS)
         both = [*example.prompt.tolist(), *example.response.tolist()]
         assert both[-1] == 1 and not set(both[len(lead) : -1]) & control_ids(tokenizer)
-        assert tokenize_prompts(tokenizer, [record.prompt], max_prompt=400, eos_id=1)[0].tolist() == example.prompt.tolist()
+        assert tokenize_prompts(tokenizer, [record.prompt], max_prompt=400, eos_id=1)[0][0].tolist() == example.prompt.tolist()
 
 
 @by_kind
@@ -104,7 +104,7 @@ def test_a_turn_cannot_end_itself(kind, content):
         assert controls.unmarked(prompt + response) == tokenizer.apply_chat_template(turns, tokenize=False).rstrip("\n")
         assert made.prompt(turns[:1]) == prompt
         (example,), _ = tokenize_records(tokenizer, [Record(prompt, response)], eos_id=1, ends=(made.end_id,), **LIMITS)
-        (alone,) = tokenize_prompts(tokenizer, [prompt], max_prompt=400, eos_id=1)
+        (alone,), _ = tokenize_prompts(tokenizer, [prompt], max_prompt=400, eos_id=1)
         assert alone.tolist() == example.prompt.tolist()
         return example.prompt.tolist(), example.response.tolist()
 

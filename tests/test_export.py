@@ -556,7 +556,7 @@ def test_the_cards_examples_of_a_chat_are_the_runs_numbers(bos, tmp_path, torch)
     assert names["rewards"].item() == pytest.approx(expected["reward"], abs=1e-4)
     names = {"DIR": str(exported(w, "policy", tmp_path / "policy")), "messages": messages}
     exec(code_of(tmp_path / "policy"), names)
-    prompt = tokenize.tokenize_prompts(tokenizer, [chat.of(tokenizer).prompt(messages)], max_prompt=99, eos_id=1)[0]
+    prompt = tokenize.tokenize_prompts(tokenizer, [chat.of(tokenizer).prompt(messages)], max_prompt=99, eos_id=1)[0][0]
     np.testing.assert_array_equal(names["rows"]["input_ids"][0], prompt)
     assert prompt[0] == tokenizer.bos_token_id and (prompt == tokenizer.bos_token_id).sum() == 1
 

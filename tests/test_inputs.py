@@ -69,6 +69,7 @@ def said(capsys):
     return line
 
 
+PROMPTS = b"".join(b'{"prompt": "w7 w%d w1"}\n' % (i % 9) for i in range(9))
 CHANGES = {
     "weights": ("m/model.safetensors", lambda r: flip(r.base / "model.safetensors")),
     "an epsilon": ("m/config.json", lambda r: r.edit("m/config.json", lambda c: c.update(layer_norm_epsilon=0.5))),
@@ -102,6 +103,16 @@ def test_other_inputs_are_refused_where_a_run_goes_on(run, change, capsys):
     line = said(capsys)
     assert named in line and ("begun with" in line) and "choose another --workdir" in line, line
     assert not (run.w / "sft").exists()
+
+
+def test_other_prompts_are_refused_where_a_run_goes_on(tmp_path, capsys):
+    (tmp_path / "p.jsonl").write_bytes(PROMPTS)
+    run = Run(tmp_path, **{"data.prompts_source": tmp_path / "p.jsonl"})
+    assert run.go() == 0
+    assert json.loads((run.w / "inputs.json").read_text())["records"]["further prompt"]["records"] == 9
+    (tmp_path / "p.jsonl").write_bytes(PROMPTS.replace(b"w7 w3", b"w7 w6 w6"))
+    assert run.go("sft") == 2
+    assert "the further prompt records are not those that this workdir was begun with (9 then, 9 now;" in said(capsys)
 
 
 def test_a_count_that_changed_is_said(run, capsys):

@@ -69,7 +69,7 @@ def test_samples_lie_in_the_nucleus_and_keep_the_models_own_logprobs(context, ro
 def test_training_samples_unfiltered(context, finished):
     """Rollouts of the policy gradient and the samples of rejection leave the nucleus, as the model's own distribution does."""
     samples = iterations.draw(context, "rejection/init_sft/iteration-0", context.leaves("sft"),
-                              sampling.training_prompts(context, 8), 4)["examples"]
+                              context.training_prompts[:8], 4)["examples"]
     assert max(map(np.max, own_logprobs(context, "sft", samples)[1])) > TOP_P + 0.1
     rollout = artifacts.load_arrays(finished[1] / "policy" / "init_sft" / "rollouts" / "0.npz")
     rows = zip(rollout["tokens"], rollout["prompt_lengths"], rollout["lengths"], strict=True)

@@ -300,3 +300,67 @@ def test_module_reads_lines_lazily(tmp_path):
     path = tmp_path / "d.jsonl"
     path.write_bytes(GOOD + b"broken\n")
     assert [record for _, record in sources.read_jsonl(str(path), max_records=1)] == [{"prompt": "p", "response": "r"}]
+
+
+# ---------------------------------------------------------------- prompts without responses
+
+
+def prompts_of(*parts):
+    return [{record.prompt for record in part} for part in parts]
+
+
+def test_more_prompts_are_split_and_those_of_the_source_stay_where_they_are(tmp_path):
+    path = write(tmp_path / "d.jsonl", pair_records(40))
+    asked = [{"prompt": f"p{i}"} for i in range(40)] + [{"prompt": f"q{i}", "response": ""} for i in range(50)] * 2
+    more = write(tmp_path / "p.jsonl", asked)
+    data = data_config(source=path, heldout_fraction=0.2)
+    plain, corpus = load_corpus(data, 0), load_corpus(data_config(source=path, heldout_fraction=0.2, prompts_source=more), 0)
+    assert (corpus.train, corpus.development, corpus.pairs) == (plain.train, plain.development, plain.pairs) and plain.prompts == ()
+    assert corpus.evaluation[:8] == plain.evaluation and [record.response for record in corpus.evaluation[8:]] == [""] * 10
+    splits = [*prompts_of(corpus.train, corpus.development, corpus.evaluation), set(corpus.prompts)]
+    assert len(corpus.prompts) == len(set(corpus.prompts)) == 40 and sum(map(len, splits)) == len(set().union(*splits)) == 90
+    assert load_corpus(data_config(source=path, heldout_fraction=0.2, prompts_source=more), 0) == corpus
+    assert set(load_corpus(data_config(source=path, heldout_fraction=0.2, prompts_source=more), 1).prompts) != set(corpus.prompts)
+
+
+def test_more_prompts_are_for_training_where_evaluation_has_a_source(tmp_path):
+    path = write(tmp_path / "d.jsonl", pair_records(20))
+    other = write(tmp_path / "e.jsonl", [{"prompt": "new", "response": "y"}])
+    more = write(tmp_path / "p.jsonl", [{"prompt": "new"}, *({"prompt": f"q{i}"} for i in range(9))])
+    corpus = load_corpus(data_config(source=path, eval_source=other, prompts_source=more), 0)
+    assert corpus.evaluation == [Record("new", "y")] and set(corpus.prompts) == {f"q{i}" for i in range(9)}
+
+
+def test_a_prompt_with_a_pair_is_not_held_out(tmp_path):
+    path = write(tmp_path / "d.jsonl", pair_records(20))
+    pairs = write(tmp_path / "pairs.jsonl", [{"prompt": f"q{i}", "chosen": "a", "rejected": "b"} for i in range(20)])
+    more = write(tmp_path / "p.jsonl", [{"prompt": f"q{i}"} for i in range(22)])
+    corpus = load_corpus(data_config(source=path, heldout_fraction=0.9, preference_source=pairs, prompts_source=more), 0)
+    assert {f"q{i}" for i in range(20)} < set(corpus.prompts) and len(corpus.prompts) == 21
+
+
+def test_prompts_of_every_format(tmp_path):
+    """Conversations (an answer is passed over), transcripts and the first words of texts: as the source's own records have them."""
+    turns = [{"role": "user", "content": "hi"}]
+
+    def render(messages, sampled=False):
+        *asked, last = messages
+        return ("u:hi a:", last["content"]) if last["role"] == "assistant" else ("u:hi a:", "")
+
+    path = write(tmp_path / "d.jsonl", pair_records(20))
+    for messages in (turns, [*turns, {"role": "assistant", "content": "yes"}], [*turns, {"role": "assistant", "content": ""}]):
+        more = write(tmp_path / "m.jsonl", [{"messages": messages}])
+        corpus = load_corpus(data_config(source=path, prompts_source=more), 0, render)
+        assert corpus.prompts == ["u:hi a:"] and corpus.turns == {"u:hi a:": turns}
+    more = write(tmp_path / "h.jsonl", [{"chosen": transcript("x", " yes")}, {"chosen": transcript("y", "")}])
+    corpus = load_corpus(data_config(source=path, heldout_fraction=0.1, prompts_source=f"hh:{more}"), 0)
+    assert {*corpus.prompts, corpus.evaluation[-1].prompt} == {transcript("x", ""), transcript("y", "")}
+    reviews = write(tmp_path / "r.jsonl", [review(i) for i in range(60)])
+    settings = {"kind": "continuations", "prompt_words": (2, 4), "min_rating": 7, "heldout_fraction": 0.3}
+    plain = load_corpus(data_config(source=reviews, **settings), 0)
+    same = load_corpus(data_config(source=reviews, **settings, prompts_source=reviews), 0)
+    used = set().union(*prompts_of(*plain[:3]))
+    assert not used & set(same.prompts) and len(used | set(same.prompts) | prompts_of(same.evaluation)[0]) == 60  # the badly rated
+    unrated = write(tmp_path / "t.jsonl", [{"text": "a b c d"}, {"text": "one"}])
+    corpus = load_corpus(data_config(source=reviews, **settings, prompts_source=unrated), 0)
+    assert len(corpus.prompts) == 1 and "a b c d".startswith(corpus.prompts[0]) and corpus.counts == {"short": 1}

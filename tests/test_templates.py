@@ -136,7 +136,7 @@ def test_the_ids_are_those_of_the_template(name, turns):
     assert both == whole[: len(both)] and not straddled
     assert tokenizer.decode(whole[len(both):]).strip() == ""
     asked = rendered(tokenizer, turns[:-1], add_generation_prompt=True)
-    (alone,) = tokenize_prompts(tokenizer, [chat.of(tokenizer).prompt(turns[:-1])], max_prompt=900, eos_id=1)
+    (alone,), _ = tokenize_prompts(tokenizer, [chat.of(tokenizer).prompt(turns[:-1])], max_prompt=900, eos_id=1)
     assert alone.tolist() == asked and (prompt == asked or whole[: len(asked)] != asked)
 
 

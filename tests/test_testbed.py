@@ -58,6 +58,19 @@ def test_prompts_are_many_distinct_and_the_splits_disjoint(world):
     assert [kinds.count(k) for k in ("request", "question", "harm")] == [8, 4, 4]
 
 
+def test_more_prompts_move_nothing_else(world):
+    more = build_world(settings(prompts=200), 0)
+    assert more.corpus._replace(prompts=[]) == world.corpus and more.pretraining == world.pretraining
+    used = {r.prompt for part in (*more.corpus[:3], more.pretraining) for r in part}
+    assert len(set(more.corpus.prompts)) == 200 and not used & set(more.corpus.prompts)
+    kinds = [read_prompt(prompt).kind for prompt in more.corpus.prompts]
+    assert [kinds.count(k) for k in ("request", "question", "harm")] == [100, 50, 50]
+    fewer = build_world(settings(prompts=100), 0).corpus.prompts
+    assert set(fewer) < set(more.corpus.prompts)
+    with pytest.raises(UserError, match=r"data.testbed.prompts = 20000: 5000 of them are question prompts and the world has \d+ that"):
+        build_world(settings(prompts=20000), 0)
+
+
 def test_every_prompt_is_read_back_as_what_it_was_made_for():
     for kind, pool in prompt_pool().items():
         for prompt in pool:

@@ -87,7 +87,7 @@ def test_no_bos_where_the_tokenizer_adds_none():
 def test_an_empty_prompt_becomes_one_token(tokenizer, expected):
     example, _ = one(tokenizer, "", "ab")
     assert example.prompt.tolist() == [expected] and example.response.tolist() == [*ids("ab"), EOS]
-    assert tokenize_prompts(tokenizer, [""], max_prompt=8, eos_id=EOS)[0].tolist() == [expected]
+    assert tokenize_prompts(tokenizer, [""], max_prompt=8, eos_id=EOS)[0][0].tolist() == [expected]
 
 
 def test_no_token_for_an_empty_prompt_is_an_error():
@@ -130,9 +130,9 @@ def test_an_empty_response_names_the_record(response):
 def test_prompts_alone_have_the_ids_they_have_in_records():
     texts = ["the", "cat", "", "the"]
     examples, _ = tokenize_records(build(), [Record(t, "hat") for t in texts], **LIMITS)
-    prompts = tokenize_prompts(build(), texts, max_prompt=8, eos_id=EOS)
+    prompts, _ = tokenize_prompts(build(), texts, max_prompt=8, eos_id=EOS)
     assert [p.tolist() for p in prompts] == [e.prompt.tolist() for e in examples]
-    assert tokenize_prompts(build(), [], max_prompt=8, eos_id=EOS) == []
+    assert tokenize_prompts(build(), [], max_prompt=8, eos_id=EOS)[0] == []
 
 
 def test_pairs_share_their_prompt():

@@ -13,8 +13,8 @@ from irl_jax.overrides import leaves, override
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SEEDS = (0, 1, 2)
 BASE = "base"  # the cell of the setting from which one factor at a time is moved
-PATHS = ("model.path", "data.source", "data.eval_source", "data.preference_source", "data.tfds_data_dir", "golden.source", "golden.model",
-         "reward.start")  # where files lie, which is another place on every machine
+PATHS = ("model.path", "data.source", "data.eval_source", "data.prompts_source", "data.preference_source", "data.tfds_data_dir",
+         "golden.source", "golden.model", "reward.start")  # where files lie, which is another place on every machine
 
 
 class Cell(NamedTuple):

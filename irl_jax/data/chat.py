@@ -33,6 +33,7 @@ class Chat(NamedTuple):
     def demonstration(self, messages: list, sampled: bool = False) -> tuple[str, str]:
         """(prompt, response) of a conversation whose last turn is the assistant's; joined, a prefix of what the template renders.
 
+        A conversation that waits for the assistant's turn has the response "".
         The prompt is the generation prompt, as `apply_chat_template(..., add_generation_prompt=True)` gives it, earlier turns of the
         assistant's included. The response is all that follows, the template's whitespace, what it puts before the content (an empty
         thought, say) and after it, and its end-of-turn token included, but not what comes after that. The prompt ends with the
@@ -43,6 +44,8 @@ class Chat(NamedTuple):
         Raises: UserError where the template refuses the conversation, or shows the turn's content changed by more than whitespace.
         """
         *turns, last = messages
+        if last["role"] != "assistant":
+            return self.prompt(messages), ""
         bare, asked, header, after = self._around(turns)
         closing = _turn_end(self.tokenizer, after)[0]
         if sampled:  # what the template writes between the content and its end-of-turn token has been sampled too

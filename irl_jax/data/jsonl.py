@@ -1,4 +1,4 @@
-"""JSON lines, plain or gzip: one record a line, and one clear message for whatever is none."""
+"""JSON lines, plain or gzip: one record a line, its fields, and one clear message for whatever is none."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
+from irl_jax.data.controls import RESERVED
 from irl_jax.errors import UserError
 
 LONGEST_LINE = 2**26  # bytes; what has longer ones is no file of records, or was made to fill the memory
@@ -207,3 +210,66 @@ def fields_of(record: Mapping) -> str:
 
 def _clipped(name, most: int = 40) -> str:
     return str(name) if len(str(name)) <= most else f"{str(name)[:most]}..."
+
+
+# ---- fields ----
+
+
+def text_field(record: Mapping[str, Any], field: str, where: str, allow_empty: bool = False, key: str = "data.fields") -> str:
+    """The text of a record's field; bytes (as TFDS gives them) are decoded. `key`: the setting that names the field, if any.
+
+    Raises:
+        UserError: it is absent, not text, not encodable, or blank where blank is not allowed.
+    """
+    value = _field(record, field, where, key)
+    if isinstance(value, bytes):
+        value = decode(value, where, field)
+    if not isinstance(value, str):
+        raise UserError(f"{where}: field {field!r} must be text, not {type(value).__name__}")
+    check_encodable(value, where, field)
+    if not allow_empty and not value.strip():
+        raise UserError(f"{where}: field {field!r} is empty; give it some text or remove the record")
+    return value
+
+
+def check_encodable(value: str, where: str, field: str) -> None:
+    """Refuses text that is no Unicode, or holds code points that Unicode keeps out of texts, by UserError."""
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{where}: field {field!r} holds half of a surrogate pair, which is not valid Unicode") from None
+        if found := RESERVED.search(value):
+            raise UserError(f"{where}: field {field!r} holds U+{ord(found[0]):04X}, which Unicode keeps out of texts; take it out")
+
+
+def check_writable(record: Mapping[str, Any], where: str) -> None:
+    """Refuses a record that cannot be written out again, by UserError: one with half of a surrogate pair in a field that is not read."""
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: one of its fields holds half of a surrogate pair, which is not valid Unicode") from None
+
+
+def number_field(record: Mapping[str, Any], field: str, where: str, key: str = "data.fields") -> float:
+    """The number in a record's field. `key`: the setting that names the field.
+
+    Raises:
+        UserError: it is absent or not a number.
+    """
+    value = _field(record, field, where, key)
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise UserError(f"{where}: field {field!r} must be a number, not {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number):
+        raise UserError(f"{where}: field {field!r} must be a finite number")
+    return number
+
+
+def _field(record, field: str, where: str, key: str):
+    if field not in record:
+        raise UserError(f"{where}: no field {field!r} (its fields: {fields_of(record)}){f'; see {key}' if key else ''}")
+    return record[field]

@@ -6,27 +6,25 @@ Every way in gives the same thing: a `Corpus` of (prompt, response) text records
 from __future__ import annotations
 
 import json
-import math
 import re
 import types
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from irl_jax.data.controls import RESERVED
-from irl_jax.data.jsonl import decode, fields_of, read_jsonl
+from irl_jax.data.jsonl import check_encodable, number_field, read_jsonl, text_field
 from irl_jax.errors import UserError
 
 Render = Callable[..., tuple[str, str]]
 
 HH_MARK = "\n\nAssistant:"
-_SPLIT_STREAM, _WORDS_STREAM = 1, 2  # keep the draws of one purpose apart from those of another
+_SPLIT_STREAM, _WORDS_STREAM, _PROMPTS_STREAM = 1, 2, 5  # keep the draws of one purpose apart from those of another
 
 
 class Record(NamedTuple):
-    """One demonstration; the joined text is prompt + response, nothing in between."""
+    """One demonstration; the joined text is prompt + response, nothing in between. An evaluation prompt without a response has ""."""
 
     prompt: str
     response: str
@@ -46,6 +44,7 @@ class Corpus(NamedTuple):
     counts: what was left out while reading, by reason ("prompt_not_shared", "empty", "short", "pairs_off_training",
     "overlap_with_evaluation"); reasons that never applied are absent. turns: of prompts that were rendered from messages, those.
     streamed: records that SFT reads from disk, where `train` is a sample of them (see irl_jax/data/streaming.py), else 0.
+    prompts: more training prompts, without demonstrations; none of them is in a split or stands there twice.
     """
 
     train: list[Record]
@@ -55,6 +54,7 @@ class Corpus(NamedTuple):
     counts: Mapping[str, int] = types.MappingProxyType({})
     turns: Mapping[str, list[dict]] = types.MappingProxyType({})
     streamed: int = 0
+    prompts: Sequence[str] = ()
 
 
 class Row(NamedTuple):
@@ -127,7 +127,10 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
     if data_config.max_demonstrations:
         train = train[: data_config.max_demonstrations]
     pairs = load_pairs(data_config, seed, render, rows, development + evaluation, counts)
-    return Corpus(train, development, evaluation, pairs, {name: number for name, number in counts.items() if number}, turns)
+    corpus = Corpus(train, development, evaluation, pairs, counts, turns)
+    if data_config.prompts_source:
+        corpus = _with_prompts(corpus, data_config, seed, render, counts)
+    return corpus._replace(counts={name: number for name, number in counts.items() if number})
 
 
 def share(fraction: float, prompts: int, key: str, left: int | None = None) -> int:
@@ -161,11 +164,36 @@ def load_pairs(data_config, seed, render, rows, elsewhere: list[Record], counts:
     return kept
 
 
+def _with_prompts(corpus: Corpus, data_config, seed: int, render: Render | None, counts: Counter) -> Corpus:
+    """The corpus with the prompts of `prompts_source` that are not in it yet: some for evaluation, the others for training.
+
+    `heldout_fraction` of them, drawn by the seed, join the evaluation where `eval_source` names none. A prompt that has a pair stays in
+    training.
+    """
+    rows = read_rows(data_config.prompts_source, data_config, seed, render, counts, answered=False)
+    known = {record.prompt for part in (corpus.train, corpus.development, corpus.evaluation) for record in part}
+    new = list(dict.fromkeys(row.prompt for row in rows if row.prompt not in known))
+    order = [new[i] for i in np.random.default_rng([seed, _PROMPTS_STREAM]).permutation(len(new))]
+    paired = {pair.prompt for pair in corpus.pairs}
+    free = [prompt for prompt in order if prompt not in paired]
+    number = 0 if data_config.eval_source or not free else share(data_config.heldout_fraction, len(free), "data.heldout_fraction")
+    held = set(free[:number])
+    return corpus._replace(
+        evaluation=[*corpus.evaluation, *(Record(prompt, "") for prompt in free[:number])],
+        prompts=[prompt for prompt in order if prompt not in held],
+        turns={**{row.prompt: row.turns for row in rows if row.turns}, **corpus.turns})
+
+
 # ---- one source -> rows ----
 
 
-def read_rows(source: str, data_config, seed: int, render: Render | None, counts: Counter[str], pairs_only: bool = False) -> list[Row]:
-    """The records of a source (`data.source` or another), counting in `counts` those left out; `pairs_only`: all must be pairs."""
+def read_rows(
+    source: str, data_config, seed: int, render: Render | None, counts: Counter[str], pairs_only: bool = False, answered: bool = True
+) -> list[Row]:
+    """The records of a source (`data.source` or another), counting in `counts` those left out.
+
+    pairs_only: all must be pairs. answered: each must have a response; where not, responses are passed over, and "" in the rows.
+    """
     if data_config.kind not in ("pairs", "continuations"):
         raise UserError(f"data.kind = {data_config.kind!r}: it must be 'pairs' or 'continuations'")
     if source == "testbed":
@@ -178,9 +206,11 @@ def read_rows(source: str, data_config, seed: int, render: Render | None, counts
         path = source[len("hh:") :] if source.startswith("hh:") else source
         records = read_jsonl(path, data_config.max_records)
     if source.startswith("hh:"):
-        found = hh_rows(records, data_config.fields, counts)
+        found = hh_rows(records, data_config.fields, counts) if answered else _hh_prompts(records, data_config.fields)
     elif data_config.kind == "continuations" and not pairs_only:
-        found = _continuation_rows(records, data_config, seed, counts)
+        found = _continuation_rows(records, data_config, seed, counts, answered)
+    elif not answered:
+        found = _prompt_rows(records, data_config.fields, render)
     else:
         found = pair_rows(records, data_config.fields, render, pairs_only)
     rows = list(found)
@@ -214,6 +244,13 @@ def pair_rows(records: Iterable[tuple[str, dict]], fields, render: Render | None
             raise UserError(f"{where}: the tokenizer's chat template gives the two answers two prompts; give prompt, not messages")
         response, *sides = ((text.prompt + text.response)[len(prompt) :] for text in texts)
         yield Row(prompt, response, True, (sides[0], sides[1]) if pair else None, reading.turns or None)
+
+
+def _prompt_rows(records: Iterable[tuple[str, dict]], fields, render: Render | None) -> Iterator[Row]:
+    """The records' prompts, as `generate` reads them: an answer that is there is passed over."""
+    for where, record in records:
+        reading = read_record(record, where, fields, answered=False, allow_empty=True)._replace(answer=None)
+        yield Row(rendered(reading, where, render).prompt, "", turns=reading.turns or None)
 
 
 class Reading(NamedTuple):
@@ -265,7 +302,7 @@ def _conversation(record: Mapping, where: str, fields, response: str | None) -> 
         if not isinstance(turn, dict) or not all(isinstance(turn.get(field), str) for field in ("role", "content")):
             raise UserError(f"{where}: turn {number} of field 'messages' must be {{role, content}}, both text; calls of tools and contents "
                             "in parts are not read")
-        _check_encodable(json.dumps(turn, ensure_ascii=False, default=str), where, f"messages, turn {number}")
+        check_encodable(json.dumps(turn, ensure_ascii=False, default=str), where, f"messages, turn {number}")
     if not isinstance(messages, list) or not messages or len(messages) == 1 and messages[0]["role"] == "assistant":
         raise UserError(f"{where}: field 'messages' must be a list of {{role, content}} with a turn that is not the assistant's before the "
                         "answer")
@@ -304,11 +341,8 @@ def hh_rows(records: Iterable[tuple[str, dict]], fields, counts: Counter[str]) -
     """
     for where, record in records:
         chosen, rejected = text_field(record, fields.chosen, where), text_field(record, fields.rejected, where)
-        cut = chosen.rfind(HH_MARK)
-        if cut < 0:
-            raise UserError(f"{where}: field {fields.chosen!r} has no '\\n\\nAssistant:' in it; HH-RLHF transcripts do")
-        end = cut + len(HH_MARK)
-        if rejected.rfind(HH_MARK) != cut or rejected[:end] != chosen[:end]:
+        end = _hh_end(chosen, where, fields)
+        if rejected.rfind(HH_MARK) + len(HH_MARK) != end or rejected[:end] != chosen[:end]:
             counts["prompt_not_shared"] += 1
         elif not chosen[end:].strip() or not rejected[end:].strip():
             counts["empty"] += 1
@@ -316,8 +350,28 @@ def hh_rows(records: Iterable[tuple[str, dict]], fields, counts: Counter[str]) -
             yield Row(chosen[:end], chosen[end:], True, (chosen[end:], rejected[end:]))
 
 
-def _continuation_rows(records: Iterable[tuple[str, dict]], data_config, seed: int, counts: Counter[str]) -> Iterator[Row]:
-    """{text[, rating]}: the first so-many words are the prompt, the rest, its leading space included, the response."""
+def _hh_prompts(records: Iterable[tuple[str, dict]], fields) -> Iterator[Row]:
+    """The prompts of HH-RLHF transcripts, of which only `chosen` is looked at."""
+    for where, record in records:
+        chosen = text_field(record, fields.chosen, where)
+        yield Row(chosen[: _hh_end(chosen, where, fields)], "")
+
+
+def _hh_end(chosen: str, where: str, fields) -> int:
+    """Where a transcript's prompt ends."""
+    cut = chosen.rfind(HH_MARK)
+    if cut < 0:
+        raise UserError(f"{where}: field {fields.chosen!r} has no '\\n\\nAssistant:' in it; HH-RLHF transcripts do")
+    return cut + len(HH_MARK)
+
+
+def _continuation_rows(
+    records: Iterable[tuple[str, dict]], data_config, seed: int, counts: Counter[str], answered: bool
+) -> Iterator[Row]:
+    """{text[, rating]}: the first so-many words are the prompt, the rest, its leading space included, the response.
+
+    The prompt alone where not `answered`: then a text may end with it, and needs no rating.
+    """
     low, high = data_config.prompt_words
     if not 1 <= low <= high:
         raise UserError(f"data.prompt_words = {(low, high)}: two numbers are needed, 1 or more, the smaller one first")
@@ -327,72 +381,13 @@ def _continuation_rows(records: Iterable[tuple[str, dict]], data_config, seed: i
         text = text_field(record, fields.text, where)
         wanted = int(generator.integers(low, high + 1))  # one draw a record, whatever becomes of it
         prompt = re.match(rf"\s*\S+(?:\s+\S+){{{wanted - 1}}}", text)
-        if prompt is None or not text[prompt.end() :].strip():
+        if prompt is None or answered and not text[prompt.end() :].strip():
             counts["short"] += 1
+            continue
+        if not answered:
+            yield Row(prompt[0], "")
             continue
         demonstration = True
         if data_config.min_rating:
             demonstration = number_field(record, fields.rating, where) >= data_config.min_rating
         yield Row(text[: prompt.end()], text[prompt.end() :], demonstration)
-
-
-# ---- fields and files ----
-
-
-def text_field(record: Mapping[str, Any], field: str, where: str, allow_empty: bool = False, key: str = "data.fields") -> str:
-    """The text of a record's field; bytes (as TFDS gives them) are decoded. `key`: the setting that names the field, if any.
-
-    Raises:
-        UserError: it is absent, not text, not encodable, or blank where blank is not allowed.
-    """
-    value = _field(record, field, where, key)
-    if isinstance(value, bytes):
-        value = decode(value, where, field)
-    if not isinstance(value, str):
-        raise UserError(f"{where}: field {field!r} must be text, not {type(value).__name__}")
-    _check_encodable(value, where, field)
-    if not allow_empty and not value.strip():
-        raise UserError(f"{where}: field {field!r} is empty; give it some text or remove the record")
-    return value
-
-
-def _check_encodable(value: str, where: str, field: str) -> None:
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{where}: field {field!r} holds half of a surrogate pair, which is not valid Unicode") from None
-        if found := RESERVED.search(value):
-            raise UserError(f"{where}: field {field!r} holds U+{ord(found[0]):04X}, which Unicode keeps out of texts; take it out")
-
-
-def check_writable(record: Mapping[str, Any], where: str) -> None:
-    """Refuses a record that cannot be written out again, by UserError: one with half of a surrogate pair in a field that is not read."""
-    try:
-        json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: one of its fields holds half of a surrogate pair, which is not valid Unicode") from None
-
-
-def number_field(record: Mapping[str, Any], field: str, where: str, key: str = "data.fields") -> float:
-    """The number in a record's field. `key`: the setting that names the field.
-
-    Raises:
-        UserError: it is absent or not a number.
-    """
-    value = _field(record, field, where, key)
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise UserError(f"{where}: field {field!r} must be a number, not {type(value).__name__}")
-    try:
-        number = float(value)
-    except OverflowError:  # an integer of hundreds of digits
-        number = math.inf
-    if not math.isfinite(number):
-        raise UserError(f"{where}: field {field!r} must be a finite number")
-    return number
-
-
-def _field(record, field: str, where: str, key: str):
-    if field not in record:
-        raise UserError(f"{where}: no field {field!r} (its fields: {fields_of(record)}){f'; see {key}' if key else ''}")
-    return record[field]

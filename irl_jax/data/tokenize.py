@@ -92,7 +92,7 @@ def tokenize_pairs(tokenizer, pairs: Sequence[PairRecord], **limits) -> tuple[li
 
 def tokenize_prompts(
     tokenizer, prompts: Sequence[str], *, max_prompt: int, truncate_prompts: bool = False, eos_id: int | None, control_tokens: bool = False
-) -> list[np.ndarray]:
+) -> tuple[list[np.ndarray], TokenReport]:
     """Tokenises prompts alone, to the same ids that `tokenize_records` gives them.
 
     Args:
@@ -101,13 +101,14 @@ def tokenize_prompts(
         eos_id: stands in for an empty prompt where the tokenizer has no BOS.
 
     Returns:
-        int32 ids, one array a prompt, none of them empty.
+        int32 ids, one array a prompt, none of them empty; and the report.
 
     Raises:
         UserError: a prompt is too long.
     """
     prompts = [controls.mark(tokenizer, text) for text in prompts] if control_tokens else prompts
-    return _prompt_ids(tokenizer, prompts, _plain_ids(tokenizer, prompts), max_prompt, truncate_prompts, eos_id)[0]
+    ids, cut = _prompt_ids(tokenizer, prompts, _plain_ids(tokenizer, prompts), max_prompt, truncate_prompts, eos_id)
+    return ids, TokenReport(len(ids), 0, 0, cut, sum(controls.spells(tokenizer, prompt) for prompt in prompts))
 
 
 def check_ids(tokenizer, names: Iterable[str], sequences: Iterable[np.ndarray], vocabulary: int) -> None:

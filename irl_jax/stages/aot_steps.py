@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from irl_jax import drawing, policy_steps, reward_steps, roles, rollouts, sampler, sharding, steps, variants
+from irl_jax.evaluation import hacking
 from irl_jax.models import adapters, transformer
 from irl_jax.stages import sampling, scoring, training
 from irl_jax.types import PolicyBatch, PromptBatch, RewardBatch, TokenBatch
@@ -69,7 +70,8 @@ class Planner:
     # ---------------------------------------------------------------------------------------------------- residents
     def state(self, role: str, section: str):
         """The training state of a role."""
-        control = policy_steps.init_control(0.1) if role == "policy" else ()
+        signs = {f"{rollouts.SMOOTHED}{name}": jnp.zeros(()) for name in hacking.SIGNS} if self.config.policy.stop else {}
+        control = policy_steps.init_control(0.1, signs) if role == "policy" else ()
         return self.like(lambda: steps.init_state(self._leaves(role), self._optimizer(section), control))
 
     def _leaves(self, role: str):

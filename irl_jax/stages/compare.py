@@ -19,7 +19,8 @@ from irl_jax.stages.run_tables import Table
 # Keys under data. and golden. that say what is trained on, not on what and by whom the policies are judged.
 TRAINED_ON = ("data.max_demonstrations", "data.max_records", "data.preference_source", "data.development_fraction", "data.tfds_data_dir",
               "data.fields.chosen", "data.fields.rejected", "data.testbed.demonstrations", "data.testbed.pairs",
-              "data.testbed.pretrain_responses", "data.testbed.label_noise", "data.testbed.development_prompts")
+              "data.testbed.pretrain_responses", "data.testbed.label_noise", "data.testbed.development_prompts",
+              "data.testbed.prompts")
 _NOTE = ("A figure is the mean over the runs of a group. Behind ± stand its standard error over prompts and, after the slash, over seeds "
          "(where there is one figure, it is the one that is known).")
 

@@ -40,6 +40,11 @@ def as_configured(base: transformer.ModelConfig, config) -> transformer.ModelCon
                                vocab_multiple=m.vocab_multiple, adapter_scale=adapter.alpha / adapter.rank if adapter.rank else 0.0)
 
 
+def _distinct(examples: Sequence[Example]) -> list[np.ndarray]:
+    """The prompts of the examples, each once."""
+    return list({example.prompt.tobytes(): example.prompt for example in examples}.values())
+
+
 @jax.jit
 def _finite(tree):
     """Whether all numbers of each leaf are finite."""
@@ -79,7 +84,7 @@ class Context:
         if method.config is self.config:
             return self
         shared = ("trunk", "scorer", "steps", "samplers", "_leaves", "_data", "corpus", "demonstrations", "development", "pairs",
-                  "tokenizer")
+                  "training_prompts", "tokenizer")
         for name in shared:
             getattr(self, name)
         other = copy.copy(self)
@@ -155,8 +160,9 @@ class Context:
         if stream:
             self.say(f"data: {stream.size} records are streamed for SFT; these are held in memory for all else:")
         left_out = sources.left_out(corpus.counts)
+        more = f", {len(corpus.prompts)} more training prompts" if self.config.data.prompts_source or corpus.prompts else ""
         self.say(f"data: {len(corpus.train)} training, {len(corpus.development)} development, {len(corpus.evaluation)} evaluation "
-                 f"records{'; ' if left_out else ''}{left_out}")
+                 f"records{more}{'; ' if left_out else ''}{left_out}")
         return corpus
 
     @cached_property
@@ -199,9 +205,10 @@ class Context:
 
     @cached_property
     def evaluation(self):
-        """Evaluation records, tokenised (the response is the reference one, where the data have it)."""
-        n = self.config.eval.prompts
-        return self.tokenize(self.corpus.evaluation[:n], "evaluation")
+        """Evaluation records, tokenised; the response is the reference one, and empty where the data have none."""
+        records = self.corpus.evaluation[: self.config.eval.prompts]
+        answered = self.tokenize([record for record in records if record.response], "evaluation")
+        return [*answered, *self._prompts_alone([record.prompt for record in records if not record.response], "evaluation")]
 
     @cached_property
     def development(self):
@@ -223,11 +230,36 @@ class Context:
         return pairs
 
     @cached_property
+    def more_prompts(self) -> list[Example]:
+        """Training prompts without demonstrations, tokenised; their responses are empty."""
+        return self._prompts_alone(self.corpus.prompts, "more prompts")
+
+    @cached_property
+    def training_prompts(self) -> list[np.ndarray]:
+        """Distinct training prompts as ids: first the demonstrations', then those without one, each in the corpus's (shuffled) order."""
+        return _distinct([*self.demonstrations, *self.more_prompts])
+
+    @property
+    def demonstrated_prompts(self) -> list[np.ndarray]:
+        """The training prompts that have a demonstration."""
+        return _distinct(self.demonstrations)
+
+    @property
     def reward_prompts(self) -> list[np.ndarray]:
-        """Distinct training prompts that the reward's data are sampled for, in the corpus's (shuffled) order."""
-        seen = dict.fromkeys(example.prompt.tobytes() for example in self.demonstrations)
-        prompts = [np.frombuffer(raw, dtype=self.demonstrations[0].prompt.dtype) for raw in seen]
-        return prompts[: self.config.sample.reward_prompts]
+        """The training prompts that the reward's data are sampled for."""
+        return self.training_prompts[: self.config.sample.reward_prompts]
+
+    def _prompts_alone(self, prompts: Sequence[str], name: str) -> list[Example]:
+        """Prompts as examples without a response; prints one line about them where there are any."""
+        data = self.config.data
+        ids, report = tokenize.tokenize_prompts(
+            self.tokenizer, prompts, max_prompt=data.max_prompt_tokens, truncate_prompts=data.truncate_prompts, eos_id=self.eos_id,
+            control_tokens=data.control_tokens)
+        examples = [Example(prompt, np.zeros(0, np.int32), False, i) for i, prompt in enumerate(ids)]
+        self._check_ids(prompts, examples)
+        if examples:
+            self._say_tokens(f"{name} without responses", len(examples), report)
+        return examples
 
     def _say_tokens(self, name, count, report):
         cut = f", {report.truncated} responses cut at the length limit" if report.truncated else ""
@@ -351,9 +383,9 @@ class Context:
     @cached_property
     def _turns(self) -> dict[str, list[dict]]:
         data, rendered = self.config.data, list(self.corpus.turns)
-        prompts = tokenize.tokenize_prompts(self.tokenizer, rendered, max_prompt=data.max_prompt_tokens,
-                                            truncate_prompts=data.truncate_prompts, eos_id=self.eos_id,
-                                            control_tokens=data.control_tokens)
+        prompts, _ = tokenize.tokenize_prompts(self.tokenizer, rendered, max_prompt=data.max_prompt_tokens,
+                                               truncate_prompts=data.truncate_prompts, eos_id=self.eos_id,
+                                               control_tokens=data.control_tokens)
         return {self.text(ids): self.corpus.turns[prompt] for prompt, ids in zip(rendered, prompts, strict=True)}
 
     def text(self, ids) -> str:

@@ -96,7 +96,8 @@ def demonstrations_of(context, judge):
                     for p, (e, ids) in enumerate(zip(prompts, drawn, strict=True))]
     else:
         paired = context.config.data.kind == "pairs" and not context.config.data.min_rating
-        examples = context.evaluation if paired else context.demonstrations[: max(200, len(context.evaluation))]
+        answered = [example for example in context.evaluation if len(example.response)]
+        examples = answered if paired else context.demonstrations[: max(200, len(context.evaluation))]
         examples = [e._replace(source=p) for p, e in enumerate(examples)]
     return judging.Judged(context, judge, examples)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from irl_jax import artifacts, hf, sampler, sharding, variants, workdir
 from irl_jax.config import GROUPS, ROBUST, default
-from irl_jax.data import controls, sources, tokenize
+from irl_jax.data import jsonl, sources, tokenize
 from irl_jax.errors import UserError
 from irl_jax.evaluation import best_of_n
 from irl_jax.stages import inputs, sampling, scoring
@@ -31,10 +31,9 @@ def generate(args) -> None:
     context, role = _context(args)
     limit = args.max_tokens or context.config.data.max_response_tokens
     texts = _texts(records, context.chat and context.chat.question)
-    prompts = tokenize.tokenize_prompts(context.tokenizer, [text.prompt for text in texts], max_prompt=sys.maxsize, eos_id=context.eos_id,
-                                        control_tokens=args.control_tokens)
-    if not args.control_tokens:
-        _say_spelt(context, sum(controls.spells(context.tokenizer, text.prompt) for text in texts), records)
+    prompts, report = tokenize.tokenize_prompts(context.tokenizer, [text.prompt for text in texts], max_prompt=sys.maxsize,
+                                                eos_id=context.eos_id, control_tokens=args.control_tokens)
+    _say_spelt(context, report.spelt, records)
     tokenize.check_ids(context.tokenizer, _names(records), prompts, context.model.vocab_size)
     for (where, *_), prompt in zip(records, prompts, strict=True):
         if len(prompt) + limit > context.longest:
@@ -186,7 +185,7 @@ def _read(path, answered: bool) -> list[tuple[str, dict, sources.Reading]]:
     fields, records = default().data.fields, []
     for where, record in sources.read_jsonl(path):
         reading = sources.read_record(record, where, fields, answered=answered, allow_empty=True, key="")
-        sources.check_writable(record, where)
+        jsonl.check_writable(record, where)
         records.append((where, record, reading if answered else reading._replace(answer=None)))
     if not records:
         raise UserError(f"{path}: no records; give one JSON object a line")

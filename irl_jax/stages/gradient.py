@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from irl_jax import artifacts, policy_steps, rollouts, sampler, sharding, steps
 from irl_jax.config import CLOSED_FORMS, ROBUST
 from irl_jax.data import batching
+from irl_jax.evaluation import hacking
 from irl_jax.stages import sampling, training
 from irl_jax.types import Example, PromptBatch
+
+BASE_ROUNDS = 5  # rounds whose prompts the starting policy is sampled for, where policy.stop looks for signs of a hacked reward
 
 
 class Round(NamedTuple):
@@ -50,6 +54,7 @@ class PolicyGradient:
             model, kind, granularity, combine), donate=())
         self._advantages = training.compiled(context, ("advantages", self.settings, config.samples, kind, dense), lambda: (
             rollouts.make_advantages(model, self.settings, config.samples, eos_counts=kind != "learnt")), donate=())
+        self._signs = training.compiled(context, ("signs",), lambda: rollouts.signs, donate=())
         self._step = training.compiled(
             context, ("policy", self.settings, config.accumulate, training.optimizer_name(config), rounds),
             lambda: policy_steps.make_policy_step(model, self.optimizer, self.settings, config.accumulate))
@@ -58,7 +63,18 @@ class PolicyGradient:
         """The state before the first update: the policy is config.policy.start, with a fresh value head where there is one."""
         leaves = self.context.init_leaves("policy", f"{self.role}/leaves", self.context.leaves(self.config.start),
                                           value=self.settings.advantage == "gae")
-        return self.context.place(steps.init_state(leaves, self.optimizer, policy_steps.init_control(self.config.beta)))
+        control = policy_steps.init_control(self.config.beta, self._start_signs(leaves) if self.config.stop == "gate" else {})
+        return self.context.place(steps.init_state(leaves, self.optimizer, control))
+
+    def _start_signs(self, leaves) -> dict:
+        """The signs of a hacked reward in the starting policy's own samples for the prompts of the first rounds: what `stop` compares with.
+
+        A resumed run computes the same ones again.
+        """
+        found = sharding.fetch([self._signs(self._drawn(leaves, self.feed(number))) for number in range(BASE_ROUNDS)])
+        base = {name: np.mean([one[name] for one in found], dtype=np.float32) for name in hacking.SIGNS}
+        self._base = {name: float(value) for name, value in base.items()}
+        return {f"{rollouts.SMOOTHED}{name}": jnp.asarray(value) for name, value in base.items()}
 
     def feed(self, number: int) -> Round:
         """The prompts of a round: every step has fresh ones."""
@@ -68,8 +84,11 @@ class PolicyGradient:
 
     def draw(self, state, fed: Round) -> rollouts.Drawn:
         """Samples of the present policy for the round's prompts."""
-        return self._draw(_without_value(state.leaves), self.reference, self.context.trunk, fed.prompts,
-                          jax.random.fold_in(self._key, fed.number))
+        return self._drawn(state.leaves, fed)
+
+    def _drawn(self, leaves, fed: Round) -> rollouts.Drawn:
+        key = jax.random.fold_in(self._key, fed.number)
+        return self._draw(_without_value(leaves), self.reference, self.context.trunk, fed.prompts, key)
 
     def update(self, state, drawn, reward_leaves, fed: Round, rng):
         """Judges the samples and updates the policy on them; keeps some of them on disk. Returns (state, metrics)."""
@@ -97,6 +116,9 @@ class PolicyGradient:
         """The reason to stop after a step with these metrics, or None."""
         if self.config.max_kl and row["kl"] > self.config.max_kl:
             return f"KL to {self.config.reference} {row['kl']:.2f} nats passed policy.max_kl = {self.config.max_kl}"
+        if self.config.stop == "gate":
+            why = hacking.reason({name: row[f"{rollouts.SMOOTHED}{name}"] for name in self._base}, self._base)
+            return f"the reward is being hacked: {why}" if why else None
         return None
 
     def save(self, state) -> None:

@@ -154,7 +154,10 @@ def _files(context) -> dict[str, list[Path]]:
 def _records(context) -> dict[str, dict]:
     """{part: the digest of its records}."""
     pairs = [side for pair in context.pairs for side in (pair.chosen, pair.rejected)]
-    parts = {"training": context.demonstrations, "development": context.development, "evaluation": context.evaluation, "pairs": pairs}
+    parts: dict[str, Sequence[Example]] = {
+        "training": context.demonstrations, "development": context.development, "evaluation": context.evaluation, "pairs": pairs}
+    if context.more_prompts:
+        parts["further prompt"] = context.more_prompts
     found = {part: digest(examples) for part, examples in parts.items()}
     if context.config.golden.kind == "hf_reward" and context.config.golden.chat:  # whole conversations, where prompts may be cut
         turns = json.dumps([context.turns(context.text(example.prompt)) for example in context.evaluation], default=str)

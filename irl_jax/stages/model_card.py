@@ -88,7 +88,8 @@ def _records(context) -> dict[str, int]:
     except UserError:
         return {}
     return {"demonstrations": corpus.streamed or len(corpus.train), "for early stopping": len(corpus.development),
-            "for evaluation": len(corpus.evaluation), "preference pairs": len(corpus.pairs)}
+            "for evaluation": len(corpus.evaluation), "preference pairs": len(corpus.pairs),
+            **({"training prompts without demonstrations": len(corpus.prompts)} if corpus.prompts else {})}
 
 
 # ---------------------------------------------------------------- the three kinds of folders

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from irl_jax import artifacts
 from irl_jax.config import CLOSED_FORMS, ROBUST
 from irl_jax.evaluation.robust import DIRECTION_Z
-from irl_jax.stages import gradient, sampling, scoring, training
+from irl_jax.stages import gradient, scoring, training
 
 
 def run(context) -> dict:
@@ -29,7 +29,7 @@ def train_policy(context, method) -> dict:
     else:
         leaves, granularity, combine = scoring.reward_of(context, recipe)
     trainer = gradient.PolicyGradient(context, method.role, recipe=recipe, granularity=granularity, combine=combine,
-                                      prompts=sampling.training_prompts(context), rounds=config.steps)
+                                      prompts=context.training_prompts, rounds=config.steps)
 
     def step(state, trunk, fed, rng):
         del trunk  # the trainer has it

@@ -27,11 +27,14 @@ def require(context, wanted) -> None:
     Raises:
       UserError: there are fewer.
     """
-    sampled = [recipe for recipe in wanted if recipe != "preference"]
-    if sampled and len(context.reward_prompts) < 2:
-        few = context.config.sample.reward_prompts < 2
+    demonstrated = context.demonstrated_prompts if {"init_demo", "sft_demo"} & set(wanted) else ()
+    for recipe in wanted:
+        own = {"preference": 2, "init_sft": len(context.training_prompts)}.get(recipe, len(demonstrated))
+        few = recipe != "preference" and context.config.sample.reward_prompts < 2
+        if own >= 2 and not few:
+            continue
         told = "config.sample.reward_prompts = 1" if few else "config.data: one distinct prompt is left for training"
-        raise UserError(f"{told}, and the stage {wanted[sampled[0]]} (recipe {sampled[0]}) holds one out and needs two; "
+        raise UserError(f"{told}, and the stage {wanted[recipe]} (recipe {recipe}) holds one out and needs two; "
                         f"{'raise it' if few else 'give records of more prompts'}, or run other stages alone by --stages")
     pairs = len({pair.chosen.prompt.tobytes() for pair in context.pairs}) if "preference" in wanted else 2
     if pairs < 2:

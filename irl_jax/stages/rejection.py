@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from irl_jax import artifacts, steps
-from irl_jax.stages import iterations, sampling, scoring, training
+from irl_jax.stages import iterations, scoring, training
 
 CHOSEN = "chosen.npz"  # the rewards [P, N] and the best sample of each prompt [P]
 
@@ -45,7 +45,7 @@ def _improve(context, name: str, leaves, reward: str):
 def _choose(context, name: str, leaves, reward: str):
     """(the best of N samples of each prompt, their mean reward and that of all), kept so that a resumed run chooses alike."""
     config = context.config.rejection
-    prompts = sampling.training_prompts(context, config.prompts)
+    prompts = context.training_prompts[: config.prompts]
     samples = iterations.draw(context, name, leaves, prompts, config.samples)["examples"]
     path = context.directory(name) / CHOSEN
     if not path.exists():

@@ -56,12 +56,6 @@ def development(context) -> list:
     return [example._replace(source=p) for p, example in enumerate(found[: context.config.robust.prompts])]
 
 
-def training_prompts(context, count: int | None = None) -> list[np.ndarray]:
-    """The first `count` distinct prompts of the demonstrations (all of them: None), as ids, in the corpus's (shuffled) order."""
-    seen = {example.prompt.tobytes(): example.prompt for example in context.demonstrations}
-    return list(seen.values())[:count]
-
-
 def draw(context, name: str, part: str, count: int) -> int:
     """Samples `count` responses a prompt into W/samples/<name>: of a role by the run's law, or of one at a temperature (see `at`).
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from itertools import cycle, islice
 
-from irl_jax.stages import iterations, pairs, sampling, training
+from irl_jax.stages import iterations, pairs, training
 from irl_jax.types import Example
 
 
@@ -25,7 +25,7 @@ def train(context, method) -> dict:
 
 def _improve(context, name: str, leaves):
     config = context.config.spin
-    prompts = sampling.training_prompts(context, config.prompts)
+    prompts = context.demonstrated_prompts[: config.prompts]
     samples = iterations.draw(context, name, leaves, prompts, config.samples)["examples"]
     positives, negatives = against_demonstrations(context.demonstrations, samples)
     return pairs.fit(context, name, config, positives, negatives, leaves, leaves)

@@ -154,10 +154,17 @@ def _check_settings(t) -> None:
         raise UserError(f"config data.testbed.noise is {t.noise}: it must be positive, so that no response has probability zero")
     if not 0 <= t.tail_words <= len(vocabulary.TAIL):
         raise UserError(f"config data.testbed.tail_words is {t.tail_words}: it must lie between 0 and {len(vocabulary.TAIL)}")
-    for name in ("pretrain_responses", "demonstrations", "pairs", "eval_prompts", "development_prompts"):
-        least = 0 if name in ("pretrain_responses", "pairs") else 1
+    for name in ("pretrain_responses", "demonstrations", "pairs", "eval_prompts", "development_prompts", "prompts"):
+        least = 0 if name in ("pretrain_responses", "pairs", "prompts") else 1
         if t[name] < least:
             raise UserError(f"config data.testbed.{name} is {t[name]}: it must be at least {least}")
+
+
+def _share(kind: str, count: int) -> int:
+    """How many of `count` prompts are of a kind; requests take what rounding leaves, so that the shares add up."""
+    if kind == "request":
+        return count - sum(_share(k, count) for k in KIND_SHARES if k != kind)
+    return round(KIND_SHARES[kind] * count)
 
 
 def split_prompts(counts: dict[str, int], seed: int) -> dict[str, list[str]]:
@@ -171,9 +178,7 @@ def split_prompts(counts: dict[str, int], seed: int) -> dict[str, list[str]]:
         pool = [pool[i] for i in rng.permutation(len(pool))]
         taken = 0
         for name, count in counts.items():
-            share = round(KIND_SHARES[kind] * count)
-            if kind == "request":  # takes what rounding leaves, so that the shares add up
-                share = count - sum(round(KIND_SHARES[k] * count) for k in KIND_SHARES if k != kind)
+            share = _share(kind, count)
             out[name] += pool[taken : taken + share]
             taken += share
         if taken > len(pool) // 2:
@@ -191,6 +196,20 @@ def _pretraining_prompts(rest: list[str], count: int, rng: np.random.Generator) 
     kinds = rng.choice(len(KIND_SHARES), size=count, p=list(KIND_SHARES.values()))
     names, draws = list(KIND_SHARES), rng.random(count)
     return [by_kind[names[k]][int(u * len(by_kind[names[k]]))] for k, u in zip(kinds, draws, strict=True)]
+
+
+def _more_prompts(rest: list[str], count: int, rng: np.random.Generator) -> list[str]:
+    """The first prompts of `rest`, kinds in their shares. Raises: UserError where it has too few."""
+    out: list[str] = []
+    for kind in KIND_SHARES:
+        pool, share = [p for p in rest if prompt_module.read_prompt(p).kind == kind], _share(kind, count)
+        if share > len(pool):
+            raise UserError(
+                f"config data.testbed.prompts = {count}: {share} of them are {kind} prompts and the world has {len(pool)} that neither "
+                "pretraining nor another split uses: lower it, pretrain_responses or demonstrations"
+            )
+        out += pool[:share]
+    return [out[i] for i in rng.permutation(len(out))]
 
 
 def _pairs(initial: dict, prompts: list[str], words: Sequence[str], label_noise: float, seed: int) -> list[PairRecord]:
@@ -239,9 +258,11 @@ def build_world(testbed_config, seed: int) -> World:
     train = prompts["train"]
     pairs = _pairs(initial, [train[i % len(train)] for i in range(t.pairs)], words, t.label_noise, seed)
     chosen = _pretraining_prompts(prompts["rest"], t.pretrain_responses, generator(seed, "pretraining prompts"))
+    used = set(chosen)
+    more = _more_prompts([p for p in prompts["rest"] if p not in used], t.prompts, generator(seed, "more prompts"))
     return World(
         tokenizer=vocabulary.make_tokenizer(list(words)),
-        corpus=Corpus(splits["train"], splits["development"], splits["evaluation"], pairs),
+        corpus=Corpus(splits["train"], splits["development"], splits["evaluation"], pairs, prompts=more),
         pretraining=records(initial, chosen, "pretraining"),
         demonstrator=demonstrator,
         initial=initial,
