@@ -1,0 +1,55 @@
+"""benchmarks/robust.py: its standard errors by hand, what robust stands for, and the table."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import robust
+
+
+def record(shift=0.0, terms=("init_sft", "mean_logprob"), temperature=0.5):
+    prompts = np.linspace(0.0, 0.4, 5)
+    golden = {"sft": prompts, "sft@0.5": prompts + 0.1, "sft@greedy": prompts + 0.05, "policy/init_sft": prompts + 0.6,
+              "best-of-16 by robust at T = 0.5": prompts + 0.3 + shift + 0.1 * prompts, "best-of-16 by length at T = 0.5": prompts + 0.2,
+              "best-of-16 by init_sft": prompts + 0.25, "best-of-16 by golden at T = 0.5": prompts + 0.5}
+    return {"robust": {"terms": [{"reward": name, "weight": 1.0} for name in terms], "temperature": temperature}, "baseline": "sft@0.5",
+            "bound": {"0.5": 0.6}, "golden_by_prompt": {name: list(values) for name, values in golden.items()}}
+
+
+def test_standard_errors_add_the_prompts_and_the_seeds():
+    differences = [np.array([0.0, 1.0]), np.array([1.0, 3.0])]  # means 0.5 and 2, variances 0.5 and 2
+    found = robust.compared(differences)
+    assert found.mean == pytest.approx(1.25) and found.seeds == 2
+    assert found.stderr == pytest.approx(np.sqrt((0.5 / 2 + 2 / 2) / 4 + 1.125 / 2))
+    assert robust.compared(differences[:1]).stderr == pytest.approx(0.5)  # one seed: the prompts' is all there is
+
+
+def test_honest_baselines_are_those_that_train_nothing():
+    names = robust.baselines(record()["golden_by_prompt"])
+    assert names == ["sft", "sft@0.5", "sft@greedy", "best-of-16 by length at T = 0.5"]
+
+
+def test_a_closed_gate_stands_for_sft_at_its_temperature():
+    assert robust.chosen(record())[0] == "best-of-16 by robust at T = 0.5"
+    name, golden = robust.chosen(record(terms=()))
+    assert name == "sft@0.5" and golden.mean() == pytest.approx(0.3)
+
+
+def test_verdict_finds_the_closest_baseline():
+    said = robust.verdict([record(), record(0.02)])
+    assert said["closest"] == "best-of-16 by length at T = 0.5"
+    assert said["less the best of sft"].mean == pytest.approx(0.2 + 0.02 + 0.01)
+    assert said["less the closest"].mean == pytest.approx(0.1 + 0.02 + 0.01)
+
+
+def test_the_table_and_the_records(tmp_path):
+    for seed in (200, 202):
+        (tmp_path / f"hard-{seed}.json").write_text(json.dumps(record()))
+    found = robust.load(folder=tmp_path)
+    assert list(found) == ["hard"] and len(found["hard"]) == 2
+    row = robust.table(found).splitlines()[2]
+    assert row.startswith("| `hard` | 2 | init_sft + mean_logprob | 0.300 | 0.520 | +0.220 ± ") and row.endswith(" | 0.600 | 0.700 |")
+    assert robust.main(["table", "hard", "--seeds=7"]) == 0
+    with pytest.raises(SystemExit):
+        robust.main(["table", "soft"])
