@@ -54,7 +54,6 @@ class PolicyGradient:
             model, kind, granularity, combine), donate=())
         self._advantages = training.compiled(context, ("advantages", self.settings, config.samples, kind, dense), lambda: (
             rollouts.make_advantages(model, self.settings, config.samples, eos_counts=kind != "learnt")), donate=())
-        self._signs = training.compiled(context, ("signs",), lambda: rollouts.signs, donate=())
         self._step = training.compiled(
             context, ("policy", self.settings, config.accumulate, training.optimizer_name(config), rounds),
             lambda: policy_steps.make_policy_step(model, self.optimizer, self.settings, config.accumulate))
@@ -71,7 +70,8 @@ class PolicyGradient:
 
         A resumed run computes the same ones again.
         """
-        found = sharding.fetch([self._signs(self._drawn(leaves, self.feed(number))) for number in range(BASE_ROUNDS)])
+        signs = training.compiled(self.context, ("signs",), lambda: rollouts.signs, donate=())
+        found = sharding.fetch([signs(self._drawn(leaves, self.feed(number))) for number in range(BASE_ROUNDS)])
         base = {name: np.mean([one[name] for one in found], dtype=np.float32) for name in hacking.SIGNS}
         self._base = {name: float(value) for name, value in base.items()}
         return {f"{rollouts.SMOOTHED}{name}": jnp.asarray(value) for name, value in base.items()}
