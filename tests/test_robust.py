@@ -10,7 +10,7 @@ from tiny import tiny_config
 
 from irl_jax import cli, rollouts, stages, workdir
 from irl_jax.data import batching
-from irl_jax.evaluation import best_of_n, hacking, robust
+from irl_jax.evaluation import best_of_n, hacking, metrics, robust
 from irl_jax.evaluation.golden import make_judge
 from irl_jax.evaluation.robust import Responses, Term, combined, deviation, gate
 from irl_jax.stages import context as contexts
@@ -35,30 +35,37 @@ def test_terms_add_up_and_none_is_a_tie():
     np.testing.assert_array_equal(combined((), {}, (3,)), np.zeros(3))
 
 
-def test_an_open_gate_has_both_terms_over_their_deviations():
-    terms, reasons = gate("init_sft", True, 0.5, responses())
+def gated(samples, h_z=3.0, m_z=3.0, weight=0.5):
+    directions = {"init_sft": metrics.Paired(h_z, 1.0, h_z), "mean_logprob": metrics.Paired(m_z, 1.0, m_z)}
+    return gate(directions, {"init_sft": 1.0, "mean_logprob": weight}, samples)
+
+
+@pytest.mark.parametrize("z", [3.0, 0.0, -1.9])
+def test_an_open_gate_has_both_terms_over_their_deviations(z):
+    terms, reasons = gated(responses(), z, z)
     assert terms == (Term("init_sft", 1 / deviation(H)), Term("mean_logprob", 0.5 / deviation(M))) and reasons == ()
 
 
-def test_a_reward_that_does_not_point_to_the_demonstrations_is_left_out():
-    terms, reasons = gate("init_sft", False, 0.5, responses())
-    assert [term.reward for term in terms] == ["mean_logprob"] and "does not put demonstrations above" in reasons[0]
+def test_a_term_that_points_away_from_the_demonstrations_is_left_out():
+    terms, reasons = gated(responses(), h_z=-2.0)
+    assert [term.reward for term in terms] == ["mean_logprob"] and reasons[0].startswith("init_sft puts demonstrations below")
+    terms, reasons = gated(responses(), m_z=-5.0)
+    assert [term.reward for term in terms] == ["init_sft"] and "z = -5.0" in reasons[0]
+    assert gated(responses(), -3.0, -3.0)[0] == ()
 
 
 def test_a_term_that_never_varies_is_left_out():
-    terms, _ = gate("init_sft", True, 0.5, responses(h=np.ones_like(H)))
-    assert [term.reward for term in terms] == ["mean_logprob"]
-    assert gate("init_sft", True, 0.0, responses())[0] == (Term("init_sft", 1 / deviation(H)), Term("mean_logprob", 0.0))
+    assert [term.reward for term in gated(responses(h=np.ones_like(H)))[0]] == ["mean_logprob"]
+    assert gated(responses(), weight=0.0)[0] == (Term("init_sft", 1 / deviation(H)), Term("mean_logprob", 0.0))
 
 
 def test_a_sum_whose_choices_are_odd_gives_way_to_likelihood_alone_and_that_to_nothing():
     long = np.array([[14, 14, 14, 40]] * 2)  # what h chooses is long, what m chooses is not
     h, m = np.array([[0.0, 0.0, 0.0, 9.0]] * 2), np.array([[-1.0, -2.0, -2.0, -2.0]] * 2)
-    terms, reasons = gate("init_sft", True, 0.1, responses(long, h=h, m=m))
+    terms, reasons = gated(responses(long, h=h, m=m), weight=0.1)
     assert [term.reward for term in terms] == ["mean_logprob"] and reasons[0].startswith("init_sft + mean_logprob: ")
-    short = np.array([[2, 30, 30, 30]] * 2)
-    terms, reasons = gate("init_sft", False, 0.1, responses(short, h=h, m=m))
-    assert terms == () and reasons[1].startswith("mean_logprob: ")
+    terms, reasons = gated(responses(np.array([[2, 30, 30, 30]] * 2), h=h, m=m), h_z=-3.0)
+    assert terms == () and len(reasons) == 2 and reasons[1].startswith("mean_logprob: ")
 
 
 def test_direction_is_paired_by_prompt():
@@ -102,7 +109,8 @@ def test_the_stage_writes_what_it_found(run, context):
     samples = Responses({name: scoring.rewards(context, name, cold).reshape(12, 4) for name in ("init_sft", "mean_logprob")},
                         np.array([len(e.response) for e in cold]).reshape(12, 4), np.array([e.ended for e in cold]).reshape(12, 4),
                         [[e.response for e in cold[4 * p : 4 * p + 4]] for p in range(12)])
-    terms, reasons = gate("init_sft", written["directions"]["init_sft"]["z"] >= robust.DIRECTION_Z, 0.5, samples)
+    directions = {name: metrics.Paired(**written["directions"][name]) for name in ("init_sft", "mean_logprob")}
+    terms, reasons = gate(directions, {"init_sft": 1.0, "mean_logprob": 0.5}, samples)
     assert written["terms"] == [term._asdict() for term in terms] and tuple(written["reasons"]) == reasons
 
 
@@ -223,15 +231,15 @@ def test_what_the_page_says_of_robust(z, said):
     assert report_run.baseline({"policies": {}}) == ""
 
 
-def test_a_policy_on_a_reward_that_does_not_point_to_demonstrations_is_warned_of(run, capsys):
+def test_a_policy_on_a_reward_that_points_away_from_demonstrations_is_warned_of(run, capsys):
     path = run[0] / "robust" / "robust.json"
     kept = path.read_text()
     context = contexts.Context(workdir.read_config(run[0]), contexts.Reader(run[0]))
     try:
-        for z, warned in ((0.4, True), (5.0, False)):
+        for z, warned in ((-2.5, True), (0.4, False)):
             path.write_text(json.dumps(json.loads(kept) | {"directions": {"init_sft": {"z": z}}}))
             policy._warn(context, "policy/init_sft", "init_sft")
-            assert ("careful, its reward does not put demonstrations above" in capsys.readouterr().out) is warned
+            assert ("careful, its reward puts demonstrations below" in capsys.readouterr().out) is warned
     finally:
         path.write_text(kept)
 

@@ -77,8 +77,8 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
         render: messages -> (prompt, response), for records with messages (`chat.Chat.demonstration`).
 
     Returns:
-        The corpus. Equal prompts go to one split. Records rated below `min_rating` are in no training split, but stay in
-        development and evaluation.
+        The corpus. Equal prompts go to one split. Records rated below `min_rating` are no demonstrations: they lend their prompts to
+        the evaluation alone.
 
     Raises:
         UserError: a missing or damaged file, a broken line, a record without its field, an empty response, no record for
@@ -117,8 +117,8 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
         )
     # Training keeps two prompts where there are two, for a reward holds one of them out.
     number = share(data_config.development_fraction, len(prompts), "data.development_fraction", left=len(order) - 1)
-    development = _records_of(order[:number], rows)
-    train = _records_of(order[number:], [row for row in rows if row.demonstration])
+    demonstrations = [row for row in rows if row.demonstration]
+    development, train = _records_of(order[:number], demonstrations), _records_of(order[number:], demonstrations)
     if not train:
         raise UserError(
             f"{data_config.source}: no demonstration is left for training out of {len(rows)} records of {len(prompts)} prompts; "

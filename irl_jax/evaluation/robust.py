@@ -17,7 +17,7 @@ import numpy as np
 from irl_jax.evaluation import hacking, metrics
 from irl_jax.types import Array
 
-DIRECTION_Z = 2.0  # standard errors by which a reward must put demonstrations above sft's own samples
+AGAINST_Z = 2.0  # standard errors by which a reward puts demonstrations below sft's own samples: then it counts for nothing
 
 
 class Term(NamedTuple):
@@ -55,29 +55,32 @@ def direction(demonstrations_P: Array, samples_PxK: Array) -> metrics.Paired:
     return metrics.paired_difference(demonstrations_P, samples_PxK)
 
 
-def gate(recipe: str, forward: bool, weight: float, samples: Responses) -> tuple[tuple[Term, ...], tuple[str, ...]]:
+def gate(
+    directions: Mapping[str, metrics.Paired], weights: Mapping[str, float], samples: Responses
+) -> tuple[tuple[Term, ...], tuple[str, ...]]:
     """The terms that may count, and why others may not.
 
-    1. h counts only where it asks for more of what demonstrations have: `forward`, by DIRECTION_Z standard errors (see `direction`).
+    1. A term counts unless it puts demonstrations below sft's own samples by AGAINST_Z standard errors: then more of it is no virtue.
     2. What the sum chooses among a prompt's samples must look like sft's samples: `hacking.reason` compares length, end, variety and
-       likelihood. Where it objects, m is tried alone; where it objects again, no term is left.
+       likelihood. Where it objects, the last term is tried alone; where it objects again, no term is left.
 
     Args:
-      recipe: name of h. forward: see 1. weight: w. samples: of sft at the temperature of use, with the values of `recipe` and of
-        "mean_logprob".
+      directions: of each term's reward (see `direction`). weights: {reward: its weight over its own deviation}, the last being the one
+        that is tried alone. samples: of sft at the temperature of use, with the values of these rewards.
     Returns:
       (terms, reasons): one sentence a term or sum that was turned down.
     """
-    scales = {name: deviation(samples.values[name]) for name in (recipe, "mean_logprob")}
-    h, m = (tuple(Term(name, factor / scales[name]) for _ in range(scales[name] > 0))  # a term that never varies chooses nothing
-            for name, factor in ((recipe, 1.0), ("mean_logprob", weight)))
-    whys = [] if forward else [f"{recipe} does not put demonstrations above sft's own samples by {DIRECTION_Z:g} standard errors"]
-    tried = [terms for terms in ((h + m, m) if forward and h else (m,)) if terms]
-    for terms in tried:
-        objection = _objection(terms, samples)
+    scales = {name: deviation(samples.values[name]) for name in weights}
+    whys = [f"{name} puts demonstrations below sft's own samples (z = {directions[name].z:.1f})" for name in weights
+            if directions[name].z <= -AGAINST_Z]
+    # a term that never varies chooses nothing
+    terms = tuple(Term(name, weight / scales[name]) for name, weight in weights.items()
+                  if directions[name].z > -AGAINST_Z and scales[name] > 0)
+    for tried in dict.fromkeys((terms, terms[-1:])):
+        objection = _objection(tried, samples) if tried else ""
         if not objection:
-            return terms, tuple(whys)
-        whys.append(f"{' + '.join(term.reward for term in terms)}: {objection}")
+            return tried, tuple(whys)
+        whys.append(f"{' + '.join(term.reward for term in tried)}: {objection}")
     return (), tuple(whys)
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from irl_jax import artifacts
 from irl_jax.config import CLOSED_FORMS, ROBUST
-from irl_jax.evaluation.robust import DIRECTION_Z
+from irl_jax.evaluation.robust import AGAINST_Z
 from irl_jax.stages import gradient, scoring, training
 
 
@@ -56,8 +56,8 @@ def _warn(context, role: str, recipe: str) -> None:
         return
     found = artifacts.read_json(path, {"directions!": {"*": {"z": float}}, "terms": []})
     row = found["directions"].get(recipe)
-    if row and not (row["z"] or 0.0) >= DIRECTION_Z:
-        context.say(f"{role}: careful, its reward does not put demonstrations above sft's own samples (z = {row['z'] or 0.0:.1f}): "
-                    "what it asks for more of may be no virtue (docs/robust.md)")
+    if row and (row["z"] or 0.0) <= -AGAINST_Z:
+        context.say(f"{role}: careful, its reward puts demonstrations below sft's own samples (z = {row['z']:.1f}): what it asks for more "
+                    "of is no virtue (docs/robust.md)")
     if recipe == ROBUST and not found.get("terms"):
         context.say(f"{role}: the gate of robust is closed, so that this policy stays sft (docs/robust.md)")

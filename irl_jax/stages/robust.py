@@ -13,7 +13,7 @@ from irl_jax.types import Example
 
 
 def run(context) -> dict:
-    """Writes W/robust/robust.json: whether each learnt reward points towards the demonstrations, and the terms of `robust`.
+    """Writes W/robust/robust.json: how each reward puts demonstrations beside sft's samples, and the terms of `robust`.
 
     Nothing is written where no reward is learnt, or fewer than two development prompts can be looked at.
     """
@@ -33,13 +33,13 @@ def _write(context, learnt: list[str]) -> int:
     tokens = sampling.draw(context, "sft", "development", context.config.sample.reward_samples)
     tokens += sampling.draw(context, cold, "development", config.samples)
     plain = sampling.load(context, "sft", "development")["examples"]
-    found: dict = {"directions": {name: _direction(context, name, demos, plain)._asdict() for name in learnt}}
-    for name, row in found["directions"].items():
-        context.say(f"robust: {name} puts demonstrations {row['difference']:+.3f} ± {row['stderr']:.3f} above sft's own samples")
+    directions = {name: _direction(context, name, demos, plain) for name in (*learnt, "mean_logprob")}
+    found: dict = {"directions": {name: row._asdict() for name, row in directions.items()}}
+    for name, row in directions.items():
+        context.say(f"robust: demonstrations less sft's own samples by {name}: {row.difference:+.3f} ± {row.stderr:.3f}")
     if config.recipe in learnt:
         samples = _responses(context, config.recipe, sampling.load(context, cold, "development")["examples"], len(demos))
-        forward = found["directions"][config.recipe]["z"] >= robust.DIRECTION_Z
-        terms, reasons = robust.gate(config.recipe, forward, config.weight, samples)
+        terms, reasons = robust.gate(directions, {config.recipe: 1.0, "mean_logprob": config.weight}, samples)
         found |= {"recipe": config.recipe, "temperature": config.temperature, "prompts": len(demos), "reasons": reasons,
                   "terms": [term._asdict() for term in terms]}
         made = " + ".join(f"{term.weight:.4g} {term.reward}" for term in terms)
