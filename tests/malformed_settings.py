@@ -91,6 +91,7 @@ KEYS = {  # one or two of every section
     "log": ("log.wandb=../a", "config.log.wandb = '../a': a project's name has at most 128 characters and none of / \\ # ? % :"),
     "log.tensorboard": ("log.tensorboard=maybe", "--config.log.tensorboard=maybe: takes true or false"),
     "data.testbed": ("data.testbed.noise=1e30", "config.data.testbed.noise = 1e+30: must lie between 0 and 1"),
+    "data.testbed.kinds": ("data.testbed.kinds=1.5", "config.data.testbed.kinds = 1.5: must lie between 0 and 1"),
     "data.testbed, huge": ("data.testbed.demonstrations=2147483647",
         "config.data.testbed.demonstrations = 2147483647: must be at most 10,000,000"),
     "model": ("model.width=-96", "config.model.width = -96: must be positive"),
