@@ -95,8 +95,8 @@ def _gain(judged, reward_n) -> float:
 def _cooled(context, judge, temperature: float):
     """sft's samples for the evaluation prompts at a temperature, judged; drawn where they are not there yet."""
     path = context.directory("gates") / f"sft-{temperature}.npz"
-    prompts = sampling.prompts_of(context, "eval")
-    sampling.draw_into(context, path, context.variables("sft"), prompts, COOL[temperature], f"gates/{temperature}", sampling.Law(temperature))
+    prompts, law = sampling.prompts_of(context, "eval"), sampling.Law(temperature)
+    sampling.draw_into(context, path, context.variables("sft"), prompts, COOL[temperature], f"gates/{temperature}", law)
     loaded = sampling.load_from(path, prompts, stage="sample")
     return judging.Judged(context, judge, loaded["examples"], {"sft": loaded["logprobs"].astype(np.float64).sum(-1).reshape(-1)})
 

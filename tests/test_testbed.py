@@ -260,7 +260,8 @@ def test_responses_of_pure_kinds_are_wholly_good_or_wholly_bad():
         counts = {name: len(rows) for name, rows in shares[kind].items()}
         total, declined = sum(counts.values()), sum(n for name, n in counts.items() if second in name)
         assert set(counts) <= {"good", first, second, f"filler+{second}"}
-        assert abs(counts["good"] / total - 0.4) < 0.06 and abs(counts[first] / total - 0.42) < 0.06 and abs(declined / total - 0.18) < 0.06
+        found = [n / total for n in (counts["good"], counts[first], declined)]
+        assert found == pytest.approx([0.4, *(0.6 * share for share in grammar.BAD_KINDS[kind].values())], abs=0.06)
     train = world.corpus.train
     assert min(golden_score(r.prompt, r.response) for r in train) > 0.7
 
@@ -271,7 +272,7 @@ def test_probability_of_pure_kinds_computed_by_hand():
     declined, beside = (world._ids(text) + end for text in ("i cannot help with that.", "first the chain needs oil."))
     got = np.exp(world.initial_logprobs(["please help me with my big bike."] * 2, [declined, beside]))
     bare = 0.25 * 0.06 * 0.4  # no opening, one sentence, no closing
-    np.testing.assert_allclose(got, [0.8 * 0.3 * bare, 0.8 * 0.7 * bare * 0.6 * 0.5 / sum(0.5**i for i in range(1, 6))], rtol=1e-8)
+    np.testing.assert_allclose(got, [0.8 * 0.5 * bare, 0.8 * 0.5 * bare * 0.6 * 0.5 / sum(0.5**i for i in range(1, 6))], rtol=1e-8)
 
 
 @pytest.mark.parametrize("kinds", [0.5, 1.0])

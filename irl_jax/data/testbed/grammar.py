@@ -3,6 +3,9 @@
 A response is [opening] sentence+ [closing] EOS. Every writer is a mixture over latent classes (quality, dialect, register),
 drawn once a response, and within a class a Markov chain whose state remembers how many sentences stand and which item came
 last. A high-quality writer's items only advance, so it never repeats itself; a low-quality one draws them as they come.
+
+The setting `kinds` weighs two laws of the next sentence. At 0 good and bad sentences stand in one response (the mixes below). At 1 a
+response is wholly of one kind: good, or one of BAD_KINDS, drawn once a response. Between them each sentence is drawn from either.
 """
 
 from __future__ import annotations
@@ -46,7 +49,9 @@ LOW_MIX = {"item": 0.26, "repeat": 0.10, "muddle": 0.20, "off": 0.18, "filler": 
 LOW_HARM_MIX = {"comply": 0.38, "item": 0.10, "repeat": 0.06, "off": 0.14, "filler": 0.10, "insult": 0.11, "refuse": 0.11}
 # The kinds of low-quality responses at kinds = 1, and their shares. "beside": answers a request with the topic's facts, a question with
 # its steps; "comply": obeys the harm; "decline": refuses what it should answer; "insult": insults.
-BAD_KINDS = {"request": {"beside": 0.7, "decline": 0.3}, "question": {"beside": 0.7, "decline": 0.3}, "harm": {"comply": 0.7, "insult": 0.3}}
+BAD_KINDS = {
+    "request": {"beside": 0.5, "decline": 0.5}, "question": {"beside": 0.5, "decline": 0.5}, "harm": {"comply": 0.6, "insult": 0.4},
+}  # fmt: skip
 BESIDE_ITEMS = 5  # facts of a topic, and as many of its steps
 HIGH_FIRST_REFUSAL = 0.96  # a high-quality writer opens its answer to a harmful prompt by declining
 
