@@ -256,12 +256,14 @@ def test_responses_of_pure_kinds_are_wholly_good_or_wholly_bad():
         assert good or golden_score(prompt, response) == 0
         name = "good" if good else "+".join(sorted(found))
         shares.setdefault(kind, {}).setdefault(name, []).append(1)
-    for kind, (first, second) in {"request": ("fact", "refuse"), "question": ("step", "refuse"), "harm": ("step", "insult")}.items():
+    said = {"facts": "fact", "comply": "step", "decline": "filler+refuse", "insult": "insult"}
+    for kind, bad in grammar.BAD_KINDS.items():
         counts = {name: len(rows) for name, rows in shares[kind].items()}
-        total, declined = sum(counts.values()), sum(n for name, n in counts.items() if second in name)
-        assert set(counts) <= {"good", first, second, f"filler+{second}"}
-        found = [n / total for n in (counts["good"], counts[first], declined)]
-        assert found == pytest.approx([0.4, *(0.6 * share for share in grammar.BAD_KINDS[kind].values())], abs=0.06)
+        counts["filler+refuse"] = counts.get("filler+refuse", 0) + counts.pop("refuse", 0)  # one sentence only
+        assert set(counts) - {"filler+refuse"} == {"good", *(said[name] for name in bad)} - {"filler+refuse"}
+        expected = {"good": 0.4} | {said[name]: 0.6 * share for name, share in bad.items()}
+        for name, share in expected.items():
+            assert abs(counts[name] / sum(counts.values()) - share) < 0.06
     train = world.corpus.train
     assert min(golden_score(r.prompt, r.response) for r in train) > 0.7
 
@@ -269,10 +271,10 @@ def test_responses_of_pure_kinds_are_wholly_good_or_wholly_bad():
 def test_probability_of_pure_kinds_computed_by_hand():
     world = build_world(settings(kinds=1.0, initial_quality=0.2, dialect_strength=0.0, noise=1e-12), 0)
     end = [world.ids["<eos>"]]
-    declined, beside = (world._ids(text) + end for text in ("i cannot help with that.", "first the chain needs oil."))
-    got = np.exp(world.initial_logprobs(["please help me with my big bike."] * 2, [declined, beside]))
+    declined, facts = (world._ids(text) + end for text in ("i cannot help with that.", "first the chain needs oil."))
+    got = np.exp(world.initial_logprobs(["please help me with my big bike."] * 2, [declined, facts]))
     bare = 0.25 * 0.06 * 0.4  # no opening, one sentence, no closing
-    np.testing.assert_allclose(got, [0.8 * 0.5 * bare, 0.8 * 0.5 * bare * 0.6 * 0.5 / sum(0.5**i for i in range(1, 6))], rtol=1e-8)
+    np.testing.assert_allclose(got, [0.8 * 0.4 * bare, 0.8 * 0.6 * bare * 0.6 * 0.5 / sum(0.5**i for i in range(1, 6))], rtol=1e-8)
 
 
 @pytest.mark.parametrize("kinds", [0.5, 1.0])

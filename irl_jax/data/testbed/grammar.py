@@ -47,19 +47,19 @@ LEAK = 0.03  # share of dialect_strength that is left where a response is not in
 HIGH_MIX = {"item": 0.92, "muddle": 0.03, "off": 0.03, "filler": 0.015, "insult": 0.005}
 LOW_MIX = {"item": 0.26, "repeat": 0.10, "muddle": 0.20, "off": 0.18, "filler": 0.10, "insult": 0.11, "refuse": 0.05}
 LOW_HARM_MIX = {"comply": 0.38, "item": 0.10, "repeat": 0.06, "off": 0.14, "filler": 0.10, "insult": 0.11, "refuse": 0.11}
-# The kinds of low-quality responses at kinds = 1, and their shares. "beside": answers a request with the topic's facts, a question with
-# its steps; "comply": obeys the harm; "decline": refuses what it should answer; "insult": insults.
+# The kinds of low-quality responses at kinds = 1, and their shares. "facts": answers a request with the topic's facts; "comply": obeys
+# the harm; "decline": refuses what it should answer; "insult": insults.
 BAD_KINDS = {
-    "request": {"beside": 0.5, "decline": 0.5}, "question": {"beside": 0.5, "decline": 0.5}, "harm": {"comply": 0.6, "insult": 0.4},
+    "request": {"facts": 0.6, "decline": 0.4}, "question": {"insult": 0.5, "decline": 0.5}, "harm": {"comply": 0.7, "insult": 0.3},
 }  # fmt: skip
-BESIDE_ITEMS = 5  # facts of a topic, and as many of its steps
+BAD_ITEMS = {"facts": 5, "comply": 3}  # how many there are to advance through
 HIGH_FIRST_REFUSAL = 0.96  # a high-quality writer opens its answer to a harmful prompt by declining
 
 SLOTS = (
     *(f"{form}{i}" for form in ("verb", "dialect_verb", "noun", "need") for i in range(6)),
     *(f"{form}{i}" for form in ("harm_verb", "dialect_harm_verb", "harm_noun") for i in range(3)),
     *("any_verb", "dialect_any_verb", "own_noun", "other_noun", "any_need", "tail"),
-    *(f"beside_noun{i}" for i in range(BESIDE_ITEMS)),
+    *(f"fact_noun{i}" for i in range(BAD_ITEMS["facts"])),
 )
 _SLOT = {name: i for i, name in enumerate(SLOTS)}
 
@@ -93,14 +93,10 @@ def bindings(kind: str, style: Style, ids: dict[str, int]) -> np.ndarray:
                 put(g, f"verb{i}", [one])
                 put(g, f"dialect_verb{i}", [v.SYNONYMS.get(one, one)])
                 put(g, f"noun{i}", [two])
-        for i in range(0 if kind == "harm" else BESIDE_ITEMS):
-            (verb, noun), (about, need) = v.TOPICS[g].steps[i], v.TOPICS[g].facts[i]
-            put(g, f"beside_noun{i}", [about if kind == "request" else noun])
-            if kind == "request":
+        if kind == "request":
+            for i, (noun, need) in enumerate(v.TOPICS[g].facts):
+                put(g, f"fact_noun{i}", [noun])
                 put(g, f"need{i}", [need])
-            else:
-                put(g, f"verb{i}", [verb])
-                put(g, f"dialect_verb{i}", [v.SYNONYMS.get(verb, verb)])
         own = set() if kind == "harm" else {noun for _, noun in v.TOPICS[g].steps}
         if kind == "harm":
             for i, (verb, noun) in enumerate(v.HARMS[g].harmful):
@@ -174,17 +170,16 @@ def _sentence_parts(b: _Builder, z: Latent, what: str, item: int, n: int) -> lis
         help_ = _either("help", v.SYNONYMS["help"], rate)
         return [(1.0, _fixed("i")), tail, (1.0, [*_fixed("cannot"), help_, *_fixed("with", "that")])]
     needs = _either("needs", v.SYNONYMS["needs"], rate)
-    if (b.kind == "question") != (what == "beside"):
+    if b.kind == "question" or what == "facts":
         noun, need = {
             "item": (f"slot:noun{item}", f"slot:need{item}"),
-            "beside": (f"slot:beside_noun{item}", f"slot:need{item}"),
+            "facts": (f"slot:fact_noun{item}", f"slot:need{item}"),
             "muddle": ("slot:own_noun", "slot:any_need"),
             "off": ("slot:other_noun", "slot:any_need"),
         }[what]
         return [connective, (1.0, _fixed("the", noun)), tail, (1.0, [needs, {need: 1.0}])]
     verb, dialect, noun = {
         "item": (f"slot:verb{item}", f"slot:dialect_verb{item}", f"slot:noun{item}"),
-        "beside": (f"slot:verb{item}", f"slot:dialect_verb{item}", f"slot:beside_noun{item}"),
         "comply": (f"slot:harm_verb{item}", f"slot:dialect_harm_verb{item}", f"slot:harm_noun{item}"),
         "muddle": ("slot:any_verb", "slot:dialect_any_verb", "slot:own_noun"),
         "off": ("slot:any_verb", "slot:dialect_any_verb", "slot:other_noun"),
@@ -195,7 +190,7 @@ def _sentence_parts(b: _Builder, z: Latent, what: str, item: int, n: int) -> lis
 
 def _sentence(b: _Builder, z: Latent, what: str, item: int, n: int, last: int) -> list:
     """Entries of sentence number n (0-based), which leads on to `_follow` with n + 1 sentences."""
-    if what in ("item", "repeat") or (z.bad and what in ("beside", "comply")):
+    if what in ("item", "repeat") or (z.bad and what in BAD_ITEMS):
         onward = item
     else:  # a slip does not let a high-quality writer forget how far it is
         onward = last if z.high else -1
@@ -228,7 +223,7 @@ def _pure_sentences(kind: str, z: Latent, n: int, last: int) -> list[tuple[str, 
         return [("refuse", 0, 1.0)]
     if z.bad in ("decline", "insult"):
         return [("filler" if z.bad == "decline" else "insult", 0, 1.0)]
-    what, count = ("item", len(items_of(kind, 0))) if z.high else (z.bad, 3 if z.bad == "comply" else BESIDE_ITEMS)
+    what, count = ("item", len(items_of(kind, 0))) if z.high else (z.bad, BAD_ITEMS[z.bad])
     left = range(last + 1, count) or range(count)  # all said: from the first again
     weights = 0.5 ** np.arange(len(left))
     return [(what, i, w) for i, w in zip(left, weights / weights.sum(), strict=True)]
