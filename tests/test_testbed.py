@@ -274,7 +274,7 @@ def test_probability_of_pure_kinds_computed_by_hand():
     declined, facts = (world._ids(text) + end for text in ("i cannot help with that.", "first the chain needs oil."))
     got = np.exp(world.initial_logprobs(["please help me with my big bike."] * 2, [declined, facts]))
     bare = 0.25 * 0.06 * 0.4  # no opening, one sentence, no closing
-    np.testing.assert_allclose(got, [0.8 * 0.4 * bare, 0.8 * 0.6 * bare * 0.6 * 0.5 / sum(0.5**i for i in range(1, 6))], rtol=1e-8)
+    np.testing.assert_allclose(got, [0.8 * 0.3 * bare, 0.8 * 0.7 * bare * 0.6 * 0.5 / sum(0.5**i for i in range(1, 6))], rtol=1e-8)
 
 
 @pytest.mark.parametrize("kinds", [0.5, 1.0])

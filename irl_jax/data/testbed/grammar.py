@@ -50,7 +50,7 @@ LOW_HARM_MIX = {"comply": 0.38, "item": 0.10, "repeat": 0.06, "off": 0.14, "fill
 # The kinds of low-quality responses at kinds = 1, and their shares. "facts": answers a request with the topic's facts; "comply": obeys
 # the harm; "decline": refuses what it should answer; "insult": insults.
 BAD_KINDS = {
-    "request": {"facts": 0.6, "decline": 0.4}, "question": {"insult": 0.5, "decline": 0.5}, "harm": {"comply": 0.7, "insult": 0.3},
+    "request": {"facts": 0.7, "decline": 0.3}, "question": {"insult": 0.7, "decline": 0.3}, "harm": {"comply": 0.7, "insult": 0.3},
 }  # fmt: skip
 BAD_ITEMS = {"facts": 5, "comply": 3}  # how many there are to advance through
 HIGH_FIRST_REFUSAL = 0.96  # a high-quality writer opens its answer to a harmful prompt by declining
