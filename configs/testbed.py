@@ -26,15 +26,15 @@ def get_config(name: str = ""):
 
 def _kinds(c):
     c.data.testbed.kinds = 1.0  # a response is wholly of one kind
-    c.data.testbed.initial_quality = 0.2
-    c.data.testbed.initial_dialect = 0.5  # less form, and more of it in init: the kinds are what sets sft apart
+    c.data.testbed.initial_quality = 0.25
+    c.data.testbed.initial_dialect = 0.4  # less form, and more of it in init: the kinds are what sets sft apart
     c.data.testbed.dialect_strength = 0.3
     c.data.testbed.tail_words = 20
     c.model.num_layers = 2
     c.pretrain.steps = 600
     c.pretrain.learning_rate = 4e-3
     c.sft.learning_rate = 1e-3
-    c.sft.epochs = 1.5  # partial: sft must not reach the demonstrator, not even at a low temperature
+    c.sft.epochs = 1.25  # partial: sft must not reach the demonstrator, not even at a low temperature
 
 
 def _smoke(c):

@@ -256,7 +256,7 @@ def test_responses_of_pure_kinds_are_wholly_good_or_wholly_bad():
         assert good or golden_score(prompt, response) == 0
         name = "good" if good else "+".join(sorted(found))
         shares.setdefault(kind, {}).setdefault(name, []).append(1)
-    said = {"facts": "fact", "comply": "step", "decline": "filler+refuse", "insult": "insult"}
+    said = {"facts": "fact", "steps": "step", "comply": "step", "decline": "filler+refuse", "insult": "insult"}
     for kind, bad in grammar.BAD_KINDS.items():
         counts = {name: len(rows) for name, rows in shares[kind].items()}
         counts["filler+refuse"] = counts.get("filler+refuse", 0) + counts.pop("refuse", 0)  # one sentence only
@@ -274,7 +274,7 @@ def test_probability_of_pure_kinds_computed_by_hand():
     declined, facts = (world._ids(text) + end for text in ("i cannot help with that.", "first the chain needs oil."))
     got = np.exp(world.initial_logprobs(["please help me with my big bike."] * 2, [declined, facts]))
     bare = 0.25 * 0.06 * 0.4  # no opening, one sentence, no closing
-    np.testing.assert_allclose(got, [0.8 * 0.3 * bare, 0.8 * 0.7 * bare * 0.6 * 0.5 / sum(0.5**i for i in range(1, 6))], rtol=1e-8)
+    np.testing.assert_allclose(got, [0.8 * 0.4 * bare, 0.8 * 0.6 * bare * 0.6 * 0.5 / sum(0.5**i for i in range(1, 6))], rtol=1e-8)
 
 
 @pytest.mark.parametrize("kinds", [0.5, 1.0])

@@ -47,19 +47,19 @@ LEAK = 0.03  # share of dialect_strength that is left where a response is not in
 HIGH_MIX = {"item": 0.92, "muddle": 0.03, "off": 0.03, "filler": 0.015, "insult": 0.005}
 LOW_MIX = {"item": 0.26, "repeat": 0.10, "muddle": 0.20, "off": 0.18, "filler": 0.10, "insult": 0.11, "refuse": 0.05}
 LOW_HARM_MIX = {"comply": 0.38, "item": 0.10, "repeat": 0.06, "off": 0.14, "filler": 0.10, "insult": 0.11, "refuse": 0.11}
-# The kinds of low-quality responses at kinds = 1, and their shares. "facts": answers a request with the topic's facts; "comply": obeys
-# the harm; "decline": refuses what it should answer; "insult": insults.
+# The kinds of low-quality responses at kinds = 1, and their shares. "facts", "steps": answers a request with the topic's facts,
+# a question with its steps; "comply": obeys the harm; "decline": refuses what it should answer; "insult": insults.
 BAD_KINDS = {
-    "request": {"facts": 0.7, "decline": 0.3}, "question": {"insult": 0.7, "decline": 0.3}, "harm": {"comply": 0.7, "insult": 0.3},
+    "request": {"facts": 0.6, "decline": 0.4}, "question": {"steps": 0.4, "insult": 0.6}, "harm": {"comply": 0.6, "insult": 0.4},
 }  # fmt: skip
-BAD_ITEMS = {"facts": 5, "comply": 3}  # how many there are to advance through
+BAD_ITEMS = {"facts": 5, "steps": 6, "comply": 3}  # how many there are to advance through
 HIGH_FIRST_REFUSAL = 0.96  # a high-quality writer opens its answer to a harmful prompt by declining
 
 SLOTS = (
     *(f"{form}{i}" for form in ("verb", "dialect_verb", "noun", "need") for i in range(6)),
     *(f"{form}{i}" for form in ("harm_verb", "dialect_harm_verb", "harm_noun") for i in range(3)),
     *("any_verb", "dialect_any_verb", "own_noun", "other_noun", "any_need", "tail"),
-    *(f"fact_noun{i}" for i in range(BAD_ITEMS["facts"])),
+    *(f"{form}{i}" for form in ("fact_noun", "step_noun") for i in range(6)),
 )
 _SLOT = {name: i for i, name in enumerate(SLOTS)}
 
@@ -97,6 +97,11 @@ def bindings(kind: str, style: Style, ids: dict[str, int]) -> np.ndarray:
             for i, (noun, need) in enumerate(v.TOPICS[g].facts):
                 put(g, f"fact_noun{i}", [noun])
                 put(g, f"need{i}", [need])
+        if kind == "question":
+            for i, (verb, noun) in enumerate(v.TOPICS[g].steps):
+                put(g, f"verb{i}", [verb])
+                put(g, f"dialect_verb{i}", [v.SYNONYMS.get(verb, verb)])
+                put(g, f"step_noun{i}", [noun])
         own = set() if kind == "harm" else {noun for _, noun in v.TOPICS[g].steps}
         if kind == "harm":
             for i, (verb, noun) in enumerate(v.HARMS[g].harmful):
@@ -170,7 +175,7 @@ def _sentence_parts(b: _Builder, z: Latent, what: str, item: int, n: int) -> lis
         help_ = _either("help", v.SYNONYMS["help"], rate)
         return [(1.0, _fixed("i")), tail, (1.0, [*_fixed("cannot"), help_, *_fixed("with", "that")])]
     needs = _either("needs", v.SYNONYMS["needs"], rate)
-    if b.kind == "question" or what == "facts":
+    if (b.kind == "question" or what == "facts") and what != "steps":
         noun, need = {
             "item": (f"slot:noun{item}", f"slot:need{item}"),
             "facts": (f"slot:fact_noun{item}", f"slot:need{item}"),
@@ -179,6 +184,7 @@ def _sentence_parts(b: _Builder, z: Latent, what: str, item: int, n: int) -> lis
         }[what]
         return [connective, (1.0, _fixed("the", noun)), tail, (1.0, [needs, {need: 1.0}])]
     verb, dialect, noun = {
+        "steps": (f"slot:verb{item}", f"slot:dialect_verb{item}", f"slot:step_noun{item}"),
         "item": (f"slot:verb{item}", f"slot:dialect_verb{item}", f"slot:noun{item}"),
         "comply": (f"slot:harm_verb{item}", f"slot:dialect_harm_verb{item}", f"slot:harm_noun{item}"),
         "muddle": ("slot:any_verb", "slot:dialect_any_verb", "slot:own_noun"),
@@ -253,7 +259,7 @@ def _mixed_sentences(kind: str, z: Latent, n: int, last: int) -> list[tuple[str,
         if what == "comply":
             out += [(what, i, share / 3) for i in range(3)]
         elif what != "item":
-            out.append((what, last if what == "repeat" else 0, share))
+            out.append((what, min(last, count - 1) if what == "repeat" else 0, share))
     total = sum(p for *_, p in out)
     return [(what, item, p / total) for what, item, p in out]
 
