@@ -65,7 +65,7 @@ def table(rows) -> str:
     """Every world tried, as a table in Markdown."""
     lines = ["| world | seed | " + " | ".join(COLUMNS.values()) + " | gates that fail |", "|---" * (len(COLUMNS) + 3) + "|"]
     for row in rows:
-        cells = [f"{row['figures'][key]:.2f}" for key in COLUMNS]
+        cells = [f"{row['figures'][key]:.2f}" if key in row["figures"] else "" for key in COLUMNS]
         lines.append(f"| {row['world']} | {row['seed']} | " + " | ".join(cells) + f" | {'; '.join(row['failed']) or 'none'} |")
     return "\n".join(lines)
 
