@@ -169,9 +169,9 @@ def _support(context) -> float:
     return low / tokens
 
 
-def _settings(path) -> dict:
+def settings_of(config) -> dict:
     """What a run's config has other than the defaults, seed aside."""
-    ours, theirs = (dict(_flat(c)) for c in (workdir.read_config(path), default()))
+    ours, theirs = (dict(_flat(c)) for c in (config, default()))
     return {name: value for name, value in ours.items() if value != theirs.get(name) and name != "seed"}
 
 
@@ -194,8 +194,10 @@ def main(argv) -> int:
         print(f"{path}: the quickstart's gates {'all pass' if not failed(row) else 'fail: ' + '; '.join(failed(row))}")
     if flags.log:
         log = artifacts.read_json(flags.log) if Path(flags.log).exists() else []
-        log += [{"world": flags.world, "seed": workdir.read_config(path).seed, "settings": _settings(path), "bad_kinds": BAD_KINDS, "failed": failed(row),
-                 "figures": {name: round(value, 4) for name, value in row.items()}} for path, row in zip(flags.runs, rows, strict=True)]
+        for path, row in zip(flags.runs, rows, strict=True):
+            config = workdir.read_config(path)
+            log.append({"world": flags.world, "seed": config.seed, "settings": settings_of(config), "bad_kinds": BAD_KINDS,
+                        "failed": failed(row), "figures": {name: round(value, 4) for name, value in row.items()}})
         artifacts.write_json(Path(flags.log), log)
     return 0
 
