@@ -5,7 +5,7 @@
         --config.data.testbed.kinds=$k
     python benchmarks/testbed_gates.py runs/dial-$k --log=docs/evidence/worlds.json --world="dial $k"
   done
-  python benchmarks/testbed_worlds.py        # docs/evidence/worlds.json -> docs/testbed_worlds.svg, and a table of every world
+  python -m benchmarks.testbed_worlds        # docs/evidence/worlds.json -> docs/testbed_worlds.svg, and a table of every world
 
 Rows whose world is "dial ..." are the sweep; the row of the frozen world and that of the hard one stand at its ends.
 """
