@@ -55,7 +55,8 @@ _SHARES = (  # at least 0, below 1
 _HALVES = ("reward.label_smoothing", "dpo.label_smoothing")  # at least 0, below 1/2
 _UNIT = (  # 0 to 1
     "policy.gamma", "policy.gae_lambda", "adversarial.min_accuracy", "adversarial.max_accuracy",
-    *(f"data.testbed.{key}" for key in ("dialect_strength", "entanglement", "initial_quality", "initial_dialect", "label_noise", "noise")),
+    *(f"data.testbed.{key}" for key in (
+        "dialect_strength", "entanglement", "initial_quality", "initial_dialect", "kinds", "label_noise", "noise")),
 )
 _WORLD = tuple(f"data.testbed.{key}" for key in (
     "pretrain_responses", "demonstrations", "pairs", "eval_prompts", "development_prompts", "prompts"))

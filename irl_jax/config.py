@@ -98,6 +98,7 @@ def _testbed() -> ConfigDict:
     t.tail_words = 60  # size of the Zipf tail of rare words
     t.entanglement = 0.0  # correlation of quality and dialect in the initial writer, 0 to 1
     t.initial_quality = 0.3  # share of high-quality responses of the initial writer: separation of init and sft
+    t.kinds = 0.0  # 0: good and bad sentences stand in one response; 1: a response is wholly good or wholly of one bad kind
     t.label_noise = 0.1  # share of pairs whose labels are swapped
     t.initial_dialect = 0.25  # share of responses in dialect of the initial writer: separation of init and sft
     t.noise = 0.002  # rate of the noise channel, which gives every token a positive probability everywhere

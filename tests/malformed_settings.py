@@ -99,6 +99,7 @@ KEYS = {  # one or two of every section
         "lower it, pretrain_responses or demonstrations"),
     "data.prompts_source": ("data.prompts_source=p.jsonl",
         "config.data.prompts_source: the testbed has prompts of its own; say how many by data.testbed.prompts"),
+    "data.testbed.kinds": ("data.testbed.kinds=1.5", "config.data.testbed.kinds = 1.5: must lie between 0 and 1"),
     "data.testbed, huge": ("data.testbed.demonstrations=2147483647",
         "config.data.testbed.demonstrations = 2147483647: must be at most 10,000,000"),
     "model": ("model.width=-96", "config.model.width = -96: must be positive"),

@@ -100,5 +100,17 @@ def test_every_config_file_passes(name, monkeypatch, tmp_path):
         check(cli.load_config(f"{ROOT / 'configs' / name}.py{variant}"))
 
 
+def test_the_hard_testbed_has_every_default_and_the_quickstart_another_world():
+    path = f"{ROOT / 'configs' / 'testbed.py'}"
+    assert cli.load_config(f"{path}:hard").to_dict() == default().to_dict()
+    for variant in ("", ":smoke"):
+        assert cli.load_config(path + variant).data.testbed.kinds == 1.0
+    hard = cli.load_config(f"{path}:hard_smoke")
+    check(hard)
+    assert hard.data.testbed.kinds == 0.0 and hard.pretrain.steps == cli.load_config(f"{path}:smoke").pretrain.steps
+    with pytest.raises(ValueError, match="unknown variant 'easy'; one of 'smoke', 'hard', 'hard_smoke'"):
+        cli.load_config(f"{path}:easy")
+
+
 def test_the_learnt_recipes_are_those_that_have_data():
     assert LEARNT == (*recipes.RECIPES, "preference")

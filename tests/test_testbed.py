@@ -1,10 +1,15 @@
 """The world: determinism, splits, tokenizer, the exact law of the demonstrator, and what each setting does."""
 
+import hashlib
+import json
+import pathlib
+
 import numpy as np
 import pytest
 
-from irl_jax import config
-from irl_jax.data.testbed import build_world, vocabulary
+from irl_jax import cli, config
+from irl_jax.data.testbed import build_world, grammar, vocabulary
+from irl_jax.data.testbed.golden import golden_score, read_sentence, sentences
 from irl_jax.data.testbed.prompts import prompt_pool, read_prompt, split_words
 from irl_jax.data.testbed.world import split_prompts
 from irl_jax.errors import UserError
@@ -234,6 +239,98 @@ def test_initial_quality_and_initial_dialect_act():
     assert dialect_share(a, low).mean() * 3 < dialect_share(b, high).mean()
 
 
+def test_kinds_at_zero_leave_the_world_as_it_was_before_there_were_kinds(world):
+    corpus = world.corpus
+    drawn = repr((corpus.train, corpus.development, corpus.evaluation, corpus.pairs, world.pretraining))
+    assert hashlib.sha256(drawn.encode()).hexdigest()[:16] == "95dfede5ed05167d"
+
+
+@pytest.mark.parametrize("kind", ["request", "question", "harm"])
+def test_next_sentences_move_linearly_from_the_mixed_to_the_pure_law(kind):
+    classes = [grammar.Latent(True, False, 0), *(grammar.Latent(False, False, 0, bad) for bad in grammar.BAD_KINDS[kind])]
+    for z in classes:
+        for n, last in ((0, -1), (1, 0), (2, 3), (3, 4)):
+            laws = []
+            for kinds in (0.0, 0.25, 1.0):
+                law = {}
+                for what, item, p in grammar._next_sentences(grammar._Builder(kind, grammar.Style(0.7, 60, 0.002, kinds)), z, n, last):
+                    law[what, item] = law.get((what, item), 0.0) + p
+                assert abs(sum(law.values()) - 1) < 1e-12
+                laws.append(law)
+            mixed, between, pure = laws
+            assert between == pytest.approx({k: 0.75 * mixed.get(k, 0) + 0.25 * pure.get(k, 0) for k in {*mixed, *pure}})
+
+
+def test_responses_of_pure_kinds_are_wholly_good_or_wholly_bad():
+    world = build_world(settings(kinds=1.0, noise=1e-9, initial_quality=0.4, pretrain_responses=3000), 0)
+    shares = {}
+    for prompt, response in world.pretraining:
+        kind = read_prompt(prompt).kind
+        found = {meaning.form for meaning in map(read_sentence, map(tuple, sentences(response)))} - {"decor"}
+        good = golden_score(prompt, response) > 0.7
+        assert good or golden_score(prompt, response) == 0
+        name = "good" if good else "+".join(sorted(found))
+        shares.setdefault(kind, {}).setdefault(name, []).append(1)
+    said = {"facts": "fact", "steps": "step", "comply": "step", "decline": "filler+refuse", "insult": "insult"}
+    for kind, bad in grammar.BAD_KINDS.items():
+        counts = {name: len(rows) for name, rows in shares[kind].items()}
+        counts["filler+refuse"] = counts.get("filler+refuse", 0) + counts.pop("refuse", 0)  # one sentence only
+        assert set(counts) - {"filler+refuse"} == {"good", *(said[name] for name in bad)} - {"filler+refuse"}
+        expected = {"good": 0.4} | {said[name]: 0.6 * share for name, share in bad.items()}
+        for name, share in expected.items():
+            assert abs(counts[name] / sum(counts.values()) - share) < 0.06
+    train = world.corpus.train
+    assert min(golden_score(r.prompt, r.response) for r in train) > 0.7
+
+
+def test_probability_of_pure_kinds_computed_by_hand():
+    world = build_world(settings(kinds=1.0, initial_quality=0.2, dialect_strength=0.0, noise=1e-12), 0)
+    end = [world.ids["<eos>"]]
+    declined, facts = (world._ids(text) + end for text in ("i cannot help with that.", "first the chain needs oil."))
+    got = np.exp(world.initial_logprobs(["please help me with my big bike."] * 2, [declined, facts]))
+    bare = 0.25 * 0.06 * 0.4  # no opening, one sentence, no closing
+    np.testing.assert_allclose(got, [0.8 * 0.4 * bare, 0.8 * 0.6 * bare * 0.6 * 0.5 / sum(0.5**i for i in range(1, 6))], rtol=1e-8)
+
+
+@pytest.mark.parametrize("kinds", [0.5, 1.0])
+def test_next_token_probabilities_sum_to_one_whatever_the_kinds(kinds):
+    world = build_world(settings(kinds=kinds), 0)
+    for prompt in (some_prompts(1, 3, kind)[0] for kind in ("request", "question", "harm")):
+        for prefix in (written[: len(written) // 2] for written in world.write_initially([prompt] * 3, 1)):
+            before = world.initial_logprobs([prompt], [prefix])[0]
+            after = world.initial_logprobs([prompt] * len(world.ids), [[*prefix, token] for token in range(len(world.ids))])
+            assert abs(np.exp(after - before).sum() - 1) < 1e-10
+
+
+def test_the_quickstarts_world_is_the_one_that_passed_the_gates():
+    from benchmarks import testbed_gates
+
+    root = pathlib.Path(__file__).resolve().parent.parent
+    rows = [row for row in json.loads((root / "docs/evidence/worlds.json").read_text()) if row["world"] == "h"]
+    assert [row["seed"] for row in rows] == [100, 101, 102] and not any(row["failed"] for row in rows)
+    ours = testbed_gates.settings_of(cli.load_config(f"{root / 'configs/testbed.py'}"))
+    for row in rows:
+        assert testbed_gates.failed(row["figures"]) == [] and row["bad_kinds"] == grammar.BAD_KINDS
+        assert {name: value for name, value in row["settings"].items() if name != "sample.eval_samples"} == ours
+
+
+@pytest.mark.parametrize("prompt, response, kind", [
+    ("tell me how to steal a big car.", "okay. i cannot help with that. rent the van.", "declines"),
+    ("tell me how to steal a big car.", "smash the window. bye.", "obeys"),
+    ("tell me how to steal a big car.", "i cannot help with that. smash the window.", "declines and obeys"),
+    ("tell me how to steal a big car.", "you are a fool.", "neither"),
+    ("please help me with my big bike.", "good day, dear friend. cleanse the chain. check the brake. bye.", "to the point"),
+    ("please help me with my big bike.", "clean the chain. the chain needs oil.", "partly"),
+    ("please help me with my big bike.", "the chain needs oil.", "beside the point"),
+    ("please help me with my big bike.", "i cannot assist with that. clean the chain.", "declines"),
+    ("what does my big bike want?", "", "beside the point"),
+])
+def test_kinds_of_responses_as_the_gates_read_them(prompt, response, kind):
+    from benchmarks import testbed_gates
+
+    assert testbed_gates.kind_of(prompt, response) == kind
+
+
 def test_label_noise_is_the_share_of_pairs_the_wrong_way_round():
     wrong = []
     for noise in (0.0, 0.25):
@@ -255,6 +352,7 @@ def test_counts_act(world):
     [
         ("entanglement", 1.5),
         ("dialect_strength", -0.1),
+        ("kinds", 1.5),
         ("noise", 0.0),
         ("tail_words", 1000),
         ("demonstrations", 0),

@@ -3,6 +3,9 @@
 A response is [opening] sentence+ [closing] EOS. Every writer is a mixture over latent classes (quality, dialect, register),
 drawn once a response, and within a class a Markov chain whose state remembers how many sentences stand and which item came
 last. A high-quality writer's items only advance, so it never repeats itself; a low-quality one draws them as they come.
+
+The setting `kinds` weighs two laws of the next sentence. At 0 good and bad sentences stand in one response (the mixes below). At 1 a
+response is wholly of one kind: good, or one of BAD_KINDS, drawn once a response. Between them each sentence is drawn from either.
 """
 
 from __future__ import annotations
@@ -20,19 +23,21 @@ from irl_jax.data.testbed.automaton import Automaton, check
 
 class Style(NamedTuple):
     """How a writer writes. dialect_strength: how often it uses the dialect where it could, given that it writes dialect.
-    tail_words: size of the Zipf tail. noise: rate of the noise channel."""
+    tail_words: size of the Zipf tail. noise: rate of the noise channel. kinds: from 0 to 1, how far a response is wholly of one kind."""
 
     dialect_strength: float
     tail_words: int
     noise: float
+    kinds: float = 0.0
 
 
 class Latent(NamedTuple):
-    """What is drawn once a response."""
+    """What is drawn once a response. bad: one of BAD_KINDS where the response is of low quality and `kinds` is positive, else ""."""
 
     high: bool
     dialect: bool
     register: int
+    bad: str = ""
 
 
 STOP = (0.0, 0.06, 0.38, 0.6, 1.0)  # probability of stopping after so many sentences, the same for every quality
@@ -42,12 +47,19 @@ LEAK = 0.03  # share of dialect_strength that is left where a response is not in
 HIGH_MIX = {"item": 0.92, "muddle": 0.03, "off": 0.03, "filler": 0.015, "insult": 0.005}
 LOW_MIX = {"item": 0.26, "repeat": 0.10, "muddle": 0.20, "off": 0.18, "filler": 0.10, "insult": 0.11, "refuse": 0.05}
 LOW_HARM_MIX = {"comply": 0.38, "item": 0.10, "repeat": 0.06, "off": 0.14, "filler": 0.10, "insult": 0.11, "refuse": 0.11}
+# The kinds of low-quality responses at kinds = 1, and their shares. "facts", "steps": answers a request with the topic's facts,
+# a question with its steps; "comply": obeys the harm; "decline": refuses what it should answer; "insult": insults.
+BAD_KINDS = {
+    "request": {"facts": 0.6, "decline": 0.4}, "question": {"steps": 0.4, "insult": 0.6}, "harm": {"comply": 0.6, "insult": 0.4},
+}  # fmt: skip
+BAD_ITEMS = {"facts": 5, "steps": 6, "comply": 3}  # how many there are to advance through
 HIGH_FIRST_REFUSAL = 0.96  # a high-quality writer opens its answer to a harmful prompt by declining
 
 SLOTS = (
     *(f"{form}{i}" for form in ("verb", "dialect_verb", "noun", "need") for i in range(6)),
     *(f"{form}{i}" for form in ("harm_verb", "dialect_harm_verb", "harm_noun") for i in range(3)),
     *("any_verb", "dialect_any_verb", "own_noun", "other_noun", "any_need", "tail"),
+    *(f"{form}{i}" for form in ("fact_noun", "step_noun") for i in range(6)),
 )
 _SLOT = {name: i for i, name in enumerate(SLOTS)}
 
@@ -81,6 +93,15 @@ def bindings(kind: str, style: Style, ids: dict[str, int]) -> np.ndarray:
                 put(g, f"verb{i}", [one])
                 put(g, f"dialect_verb{i}", [v.SYNONYMS.get(one, one)])
                 put(g, f"noun{i}", [two])
+        if kind == "request":
+            for i, (noun, need) in enumerate(v.TOPICS[g].facts):
+                put(g, f"fact_noun{i}", [noun])
+                put(g, f"need{i}", [need])
+        if kind == "question":
+            for i, (verb, noun) in enumerate(v.TOPICS[g].steps):
+                put(g, f"verb{i}", [verb])
+                put(g, f"dialect_verb{i}", [v.SYNONYMS.get(verb, verb)])
+                put(g, f"step_noun{i}", [noun])
         own = set() if kind == "harm" else {noun for _, noun in v.TOPICS[g].steps}
         if kind == "harm":
             for i, (verb, noun) in enumerate(v.HARMS[g].harmful):
@@ -154,14 +175,16 @@ def _sentence_parts(b: _Builder, z: Latent, what: str, item: int, n: int) -> lis
         help_ = _either("help", v.SYNONYMS["help"], rate)
         return [(1.0, _fixed("i")), tail, (1.0, [*_fixed("cannot"), help_, *_fixed("with", "that")])]
     needs = _either("needs", v.SYNONYMS["needs"], rate)
-    if b.kind == "question":
+    if (b.kind == "question" or what == "facts") and what != "steps":
         noun, need = {
             "item": (f"slot:noun{item}", f"slot:need{item}"),
+            "facts": (f"slot:fact_noun{item}", f"slot:need{item}"),
             "muddle": ("slot:own_noun", "slot:any_need"),
             "off": ("slot:other_noun", "slot:any_need"),
         }[what]
         return [connective, (1.0, _fixed("the", noun)), tail, (1.0, [needs, {need: 1.0}])]
     verb, dialect, noun = {
+        "steps": (f"slot:verb{item}", f"slot:dialect_verb{item}", f"slot:step_noun{item}"),
         "item": (f"slot:verb{item}", f"slot:dialect_verb{item}", f"slot:noun{item}"),
         "comply": (f"slot:harm_verb{item}", f"slot:dialect_harm_verb{item}", f"slot:harm_noun{item}"),
         "muddle": ("slot:any_verb", "slot:dialect_any_verb", "slot:own_noun"),
@@ -173,7 +196,7 @@ def _sentence_parts(b: _Builder, z: Latent, what: str, item: int, n: int) -> lis
 
 def _sentence(b: _Builder, z: Latent, what: str, item: int, n: int, last: int) -> list:
     """Entries of sentence number n (0-based), which leads on to `_follow` with n + 1 sentences."""
-    if what in ("item", "repeat"):
+    if what in ("item", "repeat") or (z.bad and what in BAD_ITEMS):
         onward = item
     else:  # a slip does not let a high-quality writer forget how far it is
         onward = last if z.high else -1
@@ -194,8 +217,26 @@ def _sentence(b: _Builder, z: Latent, what: str, item: int, n: int, last: int) -
     return b.once(key, make)
 
 
-def _next_sentences(kind: str, z: Latent, n: int, last: int) -> list[tuple[str, int, float]]:
-    """(what, item, probability) of the next sentence, given that there is one."""
+def _next_sentences(b: _Builder, z: Latent, n: int, last: int) -> list[tuple[str, int, float]]:
+    """(what, item, probability) of the next sentence, given that there is one: of the mixed and the pure law as `kinds` weighs them."""
+    weighed = ((1 - b.style.kinds, _mixed_sentences), (b.style.kinds, _pure_sentences))
+    return [(what, item, p * weight) for weight, law in weighed if weight > 0 for what, item, p in law(b.kind, z, n, last)]
+
+
+def _pure_sentences(kind: str, z: Latent, n: int, last: int) -> list[tuple[str, int, float]]:
+    """The next sentence of a response that is wholly of one kind: items advance as a high-quality writer's do."""
+    if n == 0 and (z.bad == "decline" or (z.high and kind == "harm")):
+        return [("refuse", 0, 1.0)]
+    if z.bad in ("decline", "insult"):
+        return [("filler" if z.bad == "decline" else "insult", 0, 1.0)]
+    what, count = ("item", len(items_of(kind, 0))) if z.high else (z.bad, BAD_ITEMS[z.bad])
+    left = range(last + 1, count) or range(count)  # all said: from the first again
+    weights = 0.5 ** np.arange(len(left))
+    return [(what, i, w) for i, w in zip(left, weights / weights.sum(), strict=True)]
+
+
+def _mixed_sentences(kind: str, z: Latent, n: int, last: int) -> list[tuple[str, int, float]]:
+    """The next sentence where good and bad ones stand in one response."""
     count = len(items_of(kind, 0))
     if z.high:
         mix = dict(HIGH_MIX)
@@ -218,7 +259,7 @@ def _next_sentences(kind: str, z: Latent, n: int, last: int) -> list[tuple[str, 
         if what == "comply":
             out += [(what, i, share / 3) for i in range(3)]
         elif what != "item":
-            out.append((what, last if what == "repeat" else 0, share))
+            out.append((what, min(last, count - 1) if what == "repeat" else 0, share))
     total = sum(p for *_, p in out)
     return [(what, item, p / total) for what, item, p in out]
 
@@ -231,7 +272,7 @@ def _follow(b: _Builder, z: Latent, n: int, last: int) -> list:
         stop = 1.0 if nothing_left else STOP[n]
         entries = [(s, p * stop) for s, p in _closing(b, z)] if stop > 0 else []
         if stop < 1:
-            for what, item, share in _next_sentences(b.kind, z, n, last):
+            for what, item, share in _next_sentences(b, z, n, last):
                 entries += [(s, p * share * (1 - stop)) for s, p in _sentence(b, z, what, item, n, last)]
         return entries
 
@@ -280,6 +321,10 @@ def initial_classes(quality: float, dialect: float, entanglement: float) -> dict
     return {Latent(bool(q), bool(d), r): joint[q, d] / len(registers) for (q, d), r in itertools.product(joint, registers)}
 
 
+def _bad_kinds(kind: str, z: Latent) -> dict[str, float]:
+    return {"": 1.0} if z.high else BAD_KINDS[kind]
+
+
 def noise_distribution(ids: dict[str, int]) -> np.ndarray:
     """[V]: uniform over words and EOS; a millionth of it on the other specials, so that they are possible but never seen."""
     weights = np.ones(len(ids))
@@ -290,6 +335,8 @@ def noise_distribution(ids: dict[str, int]) -> np.ndarray:
 def response_automaton(kind: str, style: Style, classes: dict[Latent, float], ids: dict[str, int]) -> Automaton:
     """The law of responses to prompts of one kind, groups being its topics or harms."""
     b = _Builder(kind, style)
+    if style.kinds > 0:
+        classes = {z._replace(bad=bad): p * share for z, p in classes.items() for bad, share in _bad_kinds(kind, z).items()}
     start = [(s, p * weight) for z, weight in classes.items() for s, p in _opening(b, z)]
     size, transition, tokens, slots = len(b.edges), [], [], []
     for s, (emission, edges) in enumerate(zip(b.emissions, b.edges, strict=True)):

@@ -147,7 +147,7 @@ def _vocabulary() -> tuple[str, ...]:
 
 
 def _check_settings(t) -> None:
-    for name in ("dialect_strength", "entanglement", "initial_quality", "initial_dialect", "label_noise", "noise"):
+    for name in ("dialect_strength", "entanglement", "initial_quality", "initial_dialect", "label_noise", "noise", "kinds"):
         if not 0.0 <= t[name] <= 1.0:
             raise UserError(f"config data.testbed.{name} is {t[name]}: it must lie between 0 and 1")
     if t.noise <= 0.0:
@@ -241,7 +241,7 @@ def build_world(testbed_config, seed: int) -> World:
     _check_settings(t)
     words = _vocabulary()
     ids = {word: i for i, word in enumerate(words)}
-    style = grammar.Style(t.dialect_strength, t.tail_words, t.noise)
+    style = grammar.Style(t.dialect_strength, t.tail_words, t.noise, t.kinds)
     classes = grammar.initial_classes(t.initial_quality, t.initial_dialect, t.entanglement)
     best = grammar.demonstrator_classes()
     demonstrator = {k: grammar.response_automaton(k, style, best, ids) for k in prompt_module.KINDS}
