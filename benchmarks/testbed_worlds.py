@@ -7,7 +7,7 @@
   done
   python -m benchmarks.testbed_worlds        # docs/evidence/worlds.json -> docs/testbed_worlds.svg, and a table of every world
 
-Rows whose world is "dial ..." are the sweep; the row of the frozen world and that of the hard one stand at its ends.
+Rows whose world is "dial ..." are the sweep. At 1 it is the quickstart's world; at 0 the law is the hard world's.
 """
 
 from __future__ import annotations
