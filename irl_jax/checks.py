@@ -109,6 +109,9 @@ def check(config: ConfigDict) -> None:
                         f"{config.sample.eval_samples}; name such an n, or raise eval_samples")
     if config.model.width % config.model.num_heads or config.model.num_heads % config.model.num_kv_heads:
         raise UserError("config.model: num_heads must divide width, and num_kv_heads must divide num_heads")
+    for name in config.robust.recipes:
+        if name not in (*LEARNT, *(method.name for method in methods(config, "reward"))):
+            raise UserError(f"config.robust.recipes: unknown '{name}'; choose from {', '.join(LEARNT)}, or name a reward of variants")
     for method in all_methods(config):
         try:
             _check_method(method)
@@ -222,9 +225,9 @@ def _check_method(method: Method) -> None:
 def _check_judge(config: ConfigDict, recipe: str, group: str, closed: tuple) -> None:
     """Refuses a reward to optimise, or to choose by, that the run does not have."""
     names = [method.name for method in methods(config, "reward")]
-    if recipe == ROBUST and config.robust.recipe not in names:
-        raise UserError(f"config.{group}.recipes: 'robust' is made of robust.recipe = {config.robust.recipe!r}, which this run does not "
-                        "learn; add it to reward.recipes")
+    if recipe == ROBUST and not {*config.robust.recipes} & {*names}:
+        raise UserError(f"config.{group}.recipes: 'robust' is made of one of robust.recipes ({', '.join(config.robust.recipes)}), of which "
+                        "this run learns none; add one to reward.recipes")
     if recipe in (*closed, *names):
         return
     if recipe in LEARNT:

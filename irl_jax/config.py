@@ -208,7 +208,8 @@ def _reward() -> ConfigDict:
 def _robust() -> ConfigDict:
     """The reward `robust`: a learnt reward and sft's own confidence in one number, with a temperature to sample at and a gate."""
     r = ConfigDict()
-    r.recipe = "init_sft"  # the learnt reward in it; none is made where the run does not learn it
+    r.recipes = ("init_sft", "init_demo", "sft_demo")  # the learnt reward in it is one of these, that which puts demonstrations furthest
+    #   above sft's own samples, in standard errors; none is made where the run learns none of them
     r.weight = 0.5  # of the mean log-prob a token under sft, beside the learnt reward; each is divided by its own deviation
     r.temperature = 0.5  # sft is sampled at it, for robust's scales and where robust chooses
     r.prompts = 256  # development prompts looked at, at most

@@ -46,7 +46,7 @@ def test_verdict_finds_the_closest_baseline():
 def test_the_table_and_the_records(tmp_path):
     for seed in (200, 202):
         (tmp_path / f"hard-{seed}.json").write_text(json.dumps(record()))
-    found = robust.load(folder=tmp_path)
+    found = robust.load(robust.everything(), tmp_path)
     assert list(found) == ["hard"] and len(found["hard"]) == 2
     row = robust.table(found).splitlines()[2]
     assert row.startswith("| `hard` | 2 | init_sft + mean_logprob | 0.300 | 0.520 | +0.220 ± ") and row.endswith(" | 0.600 | 0.700 |")

@@ -127,8 +127,8 @@ def _context(args) -> tuple[Context, str]:
         raise UserError(f"--reward: unknown reward '{args.reward}'; one of {', '.join(rewards)}")
     context = open_run(config, args.workdir, args.base)
     if args.reward == ROBUST and not scoring.has_robust(context):
-        raise UserError(f"--reward: {args.workdir} has made no 'robust'; run its stage (--stages=robust), which needs the learnt reward "
-                        "robust.recipe and development records")
+        raise UserError(f"--reward: {args.workdir} has made no 'robust'; run its stage (--stages=robust), which needs a learnt reward of "
+                        "robust.recipes and development records")
     return context, role
 
 

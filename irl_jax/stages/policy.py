@@ -42,10 +42,10 @@ def train_policy(context, method) -> dict:
 
 def robust_leaves(context):
     """(leaves, granularity, combine) of the reward `robust`, as `rollouts.make_judge` takes them."""
-    found, recipe = scoring.robust_of(context), context.config.robust.recipe
-    leaves, granularity, combine = scoring.reward_of(context, recipe)
+    found = scoring.robust_of(context)
+    leaves, granularity, combine = scoring.reward_of(context, found.recipe)
     weights = {term.reward: term.weight for term in found.terms}
-    both = jnp.asarray([weights.get(name, 0.0) for name in (recipe, "mean_logprob")], jnp.float32)
+    both = jnp.asarray([weights.get(name, 0.0) for name in (found.recipe, "mean_logprob")], jnp.float32)
     return {"reward": leaves, "sft": context.leaves("sft"), "weights": both}, granularity, combine
 
 

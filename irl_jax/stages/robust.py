@@ -37,10 +37,11 @@ def _write(context, learnt: list[str]) -> int:
     found: dict = {"directions": {name: row._asdict() for name, row in directions.items()}}
     for name, row in directions.items():
         context.say(f"robust: demonstrations less sft's own samples by {name}: {row.difference:+.3f} ± {row.stderr:.3f}")
-    if config.recipe in learnt:
-        samples = _responses(context, config.recipe, sampling.load(context, cold, "development")["examples"], len(demos))
-        terms, reasons = robust.gate(directions, {config.recipe: 1.0, "mean_logprob": config.weight}, samples)
-        found |= {"recipe": config.recipe, "temperature": config.temperature, "prompts": len(demos), "reasons": reasons,
+    if candidates := [name for name in learnt if name in config.recipes]:
+        recipe = max(candidates, key=lambda name: directions[name].z)
+        samples = _responses(context, recipe, sampling.load(context, cold, "development")["examples"], len(demos))
+        terms, reasons = robust.gate(directions, {recipe: 1.0, "mean_logprob": config.weight}, samples)
+        found |= {"recipe": recipe, "temperature": config.temperature, "prompts": len(demos), "reasons": reasons,
                   "terms": [term._asdict() for term in terms]}
         made = " + ".join(f"{term.weight:.4g} {term.reward}" for term in terms)
         context.say(f"robust = {made} at temperature {config.temperature:g}" if terms else

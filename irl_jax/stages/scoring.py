@@ -60,8 +60,10 @@ def mean_logprob(logprobs: np.ndarray, examples: list[Example]) -> np.ndarray:
 
 
 class Robust(NamedTuple):
-    """terms: of the reward `robust`; () where its gate is closed. temperature: what to sample sft at."""
+    """recipe: of the learnt reward that was chosen. terms: of the reward `robust`; () where its gate is closed. temperature: what to
+    sample sft at."""
 
+    recipe: str
     terms: tuple[robust.Term, ...]
     temperature: float
 
@@ -82,11 +84,13 @@ def robust_of(context) -> Robust:
     Raises: UserError where it has made none.
     """
     path = robust_file(context)
-    found = artifacts.read_json(path, {"terms!": [{"reward!": str, "weight!": float}], "temperature!": float})
-    known = (context.config.robust.recipe, "mean_logprob")
-    if any(term["reward"] not in known for term in found["terms"]) or not 0 < found["temperature"] <= 1000:
-        raise UserError(f"{path}: must have terms of {' and '.join(known)} and a temperature above 0; {artifacts.REMAKE}")
-    return Robust(tuple(robust.Term(term["reward"], term["weight"]) for term in found["terms"]), found["temperature"])
+    found = artifacts.read_json(path, {"recipe!": str, "terms!": [{"reward!": str, "weight!": float}], "temperature!": float})
+    known = (found["recipe"], "mean_logprob")
+    if found["recipe"] not in context.config.robust.recipes or any(term["reward"] not in known for term in found["terms"]) or not (
+            0 < found["temperature"] <= 1000):
+        raise UserError(f"{path}: must have a recipe of robust.recipes, terms of it and of mean_logprob, and a temperature above 0; "
+                        f"{artifacts.REMAKE}")
+    return Robust(found["recipe"], tuple(robust.Term(term["reward"], term["weight"]) for term in found["terms"]), found["temperature"])
 
 
 def combined(context, name: str, members_Exn: np.ndarray) -> np.ndarray:
