@@ -97,4 +97,4 @@ def _controls(samples: Responses, chosen_P) -> dict[str, float]:
     lengths, ended, logprobs = (np.asarray(part, np.float64) if chosen_P is None else np.asarray(part, np.float64)[rows, picked]
                                 for part in (samples.lengths, samples.ended, samples.values["mean_logprob"]))
     return {"length": float(lengths.mean()), "ended": float(ended.mean()), "mean_logprob": float(logprobs.mean()),
-            "distinct_2": metrics.distinct_n([samples.tokens[p][k] for p, k in zip(rows, picked, strict=True)], 2)}
+            "distinct_2": metrics.distinct_n([samples.tokens[p][k] for p, k in enumerate(picked.tolist())], 2)}
