@@ -309,6 +309,7 @@ def test_the_quickstarts_world_is_the_one_that_passed_the_gates():
     rows = [row for row in json.loads((root / "docs/evidence/worlds.json").read_text()) if row["world"] == "h"]
     assert [row["seed"] for row in rows] == [100, 101, 102] and not any(row["failed"] for row in rows)
     ours = testbed_gates.settings_of(cli.load_config(f"{root / 'configs/testbed.py'}"))
+    ours = {name: value for name, value in ours.items() if not name.startswith("policy.")}  # which no gate looks at
     for row in rows:
         assert testbed_gates.failed(row["figures"]) == [] and row["bad_kinds"] == grammar.BAD_KINDS
         assert {name: value for name, value in row["settings"].items() if name != "sample.eval_samples"} == ours
