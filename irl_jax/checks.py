@@ -44,7 +44,7 @@ _POSITIVE = (
     "adversarial.reward_rows", "dpo.beta", "spin.beta", "spin.iterations", "spin.prompts", "spin.samples", "rejection.iterations",
     "rejection.prompts", "eval.prompts", "eval.batch_size", "eval.divergence_prompts", "checkpoint.keep", "adapter.alpha",
     "model.vocab_multiple", "profile.first", "data.streaming_records", "golden.window_words", "rejection.samples", "policy.samples",
-    "sample.eval_samples", "sample.temperature", "sample.top_p", "robust.temperature", "robust.prompts",
+    "sample.eval_samples", "sample.temperature", "sample.top_p", "robust.temperature", "robust.prompts", "robust.samples",
     *(f"{stage}.row_tokens" for stage in ("pretrain", "sft", "rejection")),
     *(f"{stage}.{key}" for stage in TRAINED for key in ("batch_size", "accumulate", "learning_rate")),
 )

@@ -29,7 +29,6 @@ from irl_jax.types import Array, PromptBatch, PyTree, SampleBatch
 
 Sampler = Callable[..., SampleBatch]
 BATCHES_A_SHAPE = 4  # fewest batches that a shape is compiled for
-COLDEST = 1e-6  # a temperature that `sample` is told stays above it: there a token that is likelier by a hundred-thousandth nat is sure
 
 
 class _Settings(NamedTuple):
@@ -181,8 +180,10 @@ def _merged(config: ModelConfig, variables: PyTree) -> PyTree:
 def _draw(settings: _Settings, temperature, logits, uniform) -> _Drawn:
     """The next token by logits [..., V] and uniform numbers [...]."""
     if settings.temperature is None:
-        token, behaviour = draw(filter_logits(logits / jnp.maximum(temperature, COLDEST), 1.0, settings.top_k, settings.top_p), uniform)
-        own = None
+        greedy, own = temperature == 0, None
+        token, behaviour = draw(filter_logits(logits / jnp.where(greedy, 1.0, temperature), 1.0, settings.top_k, settings.top_p), uniform)
+        token = jnp.where(greedy, jnp.argmax(logits, axis=-1).astype(jnp.int32), token)
+        behaviour = jnp.where(greedy, 0.0, behaviour)  # it had no choice: log 1
         if settings.with_logprobs:
             same = (temperature == 1) & (not settings.top_k) & (settings.top_p >= 1)
             own = lax.cond(same, lambda: behaviour, lambda: logprob(logits, token))

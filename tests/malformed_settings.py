@@ -221,7 +221,7 @@ WORKDIRS = {
         "--role: unknown role '../../etc'; one of init, sft, reward/init_sft, reward/init_demo, reward/sft_demo, reward/preference, "
         "policy/init_sft"),
     "a reward that leads out": Case(lambda b: b.of_workdir("score", "--reward=../sft"),
-        "--reward: unknown reward '../sft'; one of init_sft, init_demo, sft_demo, preference, log_ratio"),
+        "--reward: unknown reward '../sft'; one of init_sft, init_demo, sft_demo, preference, log_ratio, mean_logprob, robust"),
     "a workdir that is a file": Case(lambda b: b.testbed(workdir=b.write("w", "x")), "~/w: is a file; --workdir takes a folder"),
     "a workdir that is a loop of links": Case(lambda b: b.testbed(workdir=link(b, "w", "w")),
         "~/w: is a link to nothing; --workdir takes a folder"),

@@ -102,7 +102,7 @@ SWEEPS = {
         'RECIPE key=value ..." with GROUP one of reward, policy, adversarial, dpo, spin, rejection, and NAME of up to 100 letters '
         '(a-z), digits, dots and dashes, no dot at its end'),
     "sweep: a stage that is none": Case(lambda b: ["run", f"--workdir={b / 's'}", "--stages=../sft", "--sweep=seed=1,2"],
-        "seed=1: --stages: unknown stage '../sft'; one of pretrain, sft, sample, reward, policy, adversarial, dpo, spin, rejection, "
+        "seed=1: --stages: unknown stage '../sft'; one of pretrain, sft, sample, reward, robust, policy, adversarial, dpo, spin, rejection, "
         "evaluate, report"),
     "sweep: more runs than anybody has": Case(lambda b: b.sweep(*(f"{stage}.batch_size={','.join(map(str, range(1, 101)))}"
                                                                  for stage in ("sft", "reward", "policy", "dpo"))),
