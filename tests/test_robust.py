@@ -203,7 +203,7 @@ def test_comparisons_are_with_the_best_of_sft(run):
     assert own[results["baseline"]] == max(own.values())
     names = [row["name"] for row in results["paired"]]
     assert len(names) == len(set(names)) and "sft@0.5 - sft" in names
-    assert f"best-of-16 by robust at T = 0.5 - {results['baseline']}" in names
+    assert "best-of-16 by robust at T = 0.5 - the best of sft" in names and "policy/robust at its best temperature - the best of sft" in names
     assert "best-of-16 by robust at T = 0.5 - best-of-16 by mean_logprob at T = 0.5" in names
 
 
@@ -221,9 +221,9 @@ RESULTS = {"baseline": "sft@0.5", "policies": {"sft@0.5": {"golden_mean": 0.9, "
 
 @pytest.mark.parametrize("z, said", [(4.0, "is above it"), (-4.0, "is below it"), (1.0, "is not told apart from it")])
 def test_what_the_page_says_of_robust(z, said):
-    rows = [{"name": "best-of-16 by robust at T = 0.5 - sft@0.5", "difference": 0.01 * z, "stderr": 0.01, "z": z, "n": 9},
-            {"name": "best-of-16 by init_sft at T = 0.5 - sft@0.5", "difference": 0.03, "stderr": 0.01, "z": 3.0, "n": 9},
-            {"name": "best-of-16 by golden at T = 0.5 - sft@0.5", "difference": 0.09, "stderr": 0.01, "z": 9.0, "n": 9}]
+    rows = [{"name": "best-of-16 by robust at T = 0.5 - the best of sft", "difference": 0.01 * z, "stderr": 0.01, "z": z, "n": 9},
+            {"name": "best-of-16 by init_sft at T = 0.5 - the best of sft", "difference": 0.03, "stderr": 0.01, "z": 3.0, "n": 9},
+            {"name": "best-of-16 by golden at T = 0.5 - the best of sft", "difference": 0.09, "stderr": 0.01, "z": 9.0, "n": 9}]
     found = {"terms": [], "temperature": 0.5, "reasons": ["because"]}
     text = report_run.baseline(RESULTS | {"paired": rows, "robust": found})
     assert said in text and "init_sft at T = 0.5 (+0.030 ± 0.010)" in text and "by golden" not in text

@@ -14,6 +14,8 @@ from scipy.stats import rankdata
 
 from irl_jax.types import Array
 
+ROUNDING = 1e-12  # differences and errors below it are what sums in another order leave
+
 
 class Paired(NamedTuple):
     """A difference with its standard error over prompts and z = difference / stderr."""
@@ -90,8 +92,8 @@ def paired_difference(a_P: Array, b_P: Array) -> Paired:
 
 
 def _z(difference: float, stderr: float) -> float:
-    if stderr == 0.0:
-        return math.copysign(math.inf, difference) if difference else 0.0
+    if stderr <= ROUNDING:
+        return math.copysign(math.inf, difference) if abs(difference) > ROUNDING else 0.0
     return difference / stderr
 
 

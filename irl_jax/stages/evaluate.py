@@ -65,8 +65,7 @@ def _evaluate(context) -> None:
         golden_by_prompt = temperatures.golden_by_prompt(sets, cold, per_prompt, rewards, COMPARED_N)
         artifacts.write_json(context.directory("evaluate") / "golden_by_prompt.json", golden_by_prompt)
         results["baseline"], rows = temperatures.paired(config, golden_by_prompt, rewards, COMPARED_N)
-        rows = list({row[0]: row for row in _paired(sets, per_prompt, policies) + rows}.values())  # the baseline may be sft itself
-        results["paired"] = temperatures.differences(rows)
+        results["paired"] = temperatures.differences(_paired(sets, per_prompt, policies) + rows)
     if ours:
         results["robust"] = artifacts.read_json(context.workdir.path / "robust" / "robust.json")
     results["divergences"] = divergences.of_policies(context, sets) if context.world else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from irl_jax import artifacts, paths
 from irl_jax.errors import UserError
 
+BEST = "the best of sft"  # over its temperatures, by golden: what is hardest to beat without a reward
 _POINT = {"n!": int, "golden": float, "win_rate": float}
 RESULTS = {  # of results.json, what is more than a number of a row (see `artifacts.read_json`)
     "golden": {},

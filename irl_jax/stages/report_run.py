@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from irl_jax.config import CONTROLS
 from irl_jax.overrides import leaves
+from irl_jax.stages.evaluated import BEST
 from irl_jax.stages.model_card import changed_settings
 from irl_jax.stages.page import Cell, Raw, details, escape, facts, format_number, named, number_table, recipe_class, table
 from irl_jax.stages.plot_style import golden_label, number
@@ -93,10 +94,9 @@ def baseline(results: Mapping) -> str:
     text = (f"Without any reward, the best is <b>{named(name)}</b>: golden {format_number(row['golden_mean'])} ± "
             f"{format_number(row.get('golden_stderr'))}. Whatever is to be worth its training must lie above that.")
     if found:
-        text += " " + _beside(results, f"best-of-{COMPARED} by robust at T = {found['temperature']:g}", name)
-    others = [row for row in results.get("paired") or [] if row["name"].endswith(f" - {name}") and "robust" not in row["name"]]
-    learnt = [row for row in others if not any(f"by {control} " in row["name"] for control in CONTROLS)
-              and number(row.get("z")) > CLEAR and row["name"].partition(" - ")[0] not in (results.get("rewards") or {})]
+        text += " " + _beside(results, f"best-of-{COMPARED} by robust at T = {found['temperature']:g}")
+    others = [row for row in results.get("paired") or [] if row["name"].endswith(f" - {BEST}") and "by robust" not in row["name"]]
+    learnt = [row for row in others if not any(f"by {control} " in row["name"] for control in CONTROLS) and number(row.get("z")) > CLEAR]
     clear = sorted(learnt, key=lambda row: -number(row["difference"]))[:3]
     told = ", ".join(f"{escape(row['name'].partition(' - ')[0])} ({number(row['difference']):+.3f} ± {number(row['stderr']):.3f})"
                      for row in clear)
@@ -116,8 +116,8 @@ def robust_of(results: Mapping) -> dict:
     return {**found, "text": " ".join([text, *(f"{reason}." for reason in found.get("reasons") or [])])}
 
 
-def _beside(results: Mapping, name: str, other: str) -> str:
-    row = next((row for row in results.get("paired") or [] if row["name"] == f"{name} - {other}"), None)
+def _beside(results: Mapping, name: str) -> str:
+    row = next((row for row in results.get("paired") or [] if row["name"] == f"{name} - {BEST}"), None)
     if row is None or not math.isfinite(number(row.get("stderr"))):
         return ""
     apart = "above" if number(row["z"]) > CLEAR else "below" if number(row["z"]) < -CLEAR else "not told apart from"

@@ -8,6 +8,7 @@ import numpy as np
 
 from irl_jax.evaluation import best_of_n, metrics
 from irl_jax.stages import sampling
+from irl_jax.stages.evaluated import BEST
 
 CHOOSERS = ("robust", "mean_logprob", "ended", "length", "log_ratio")  # robust, and what it must beat
 
@@ -63,8 +64,8 @@ def golden_by_prompt(sets: Mapping, cold: Mapping, best: Mapping[str, np.ndarray
 def paired(config, golden: Mapping[str, np.ndarray], rewards: Sequence[str], n: int) -> tuple[str, list[tuple]]:
     """What is compared at the temperatures, prompt by prompt.
 
-    The baseline is the best of sft and sft at the temperatures, by golden: the choice that is hardest to beat. A policy is compared at
-    its own best temperature, by golden too.
+    The baseline is the best of sft and sft at the temperatures, by golden. A policy is compared with it at its own best temperature, by
+    golden too.
 
     Args:
       config: the run's. golden: from `golden_by_prompt`. rewards, n: as there.
@@ -79,10 +80,12 @@ def paired(config, golden: Mapping[str, np.ndarray], rewards: Sequence[str], n: 
     wanted = [(name, "sft") for name in names(config, "sft")]
     for temperature in config.eval.temperatures:
         chosen = {reward: f"best-of-{n} by {reward} at T = {temperature:g}" for reward in rewards}
-        wanted += [(name, baseline) for name in chosen.values()]
+        wanted += [(name, BEST) for name in chosen.values()]
         wanted += [(chosen[ours], chosen[other]) for other in others if ours in chosen and other in chosen]
-    wanted += [(best(role), baseline) for role in golden if "/" in role and "@" not in role]
-    return baseline, [(f"{one} - {other}", golden[one], golden[other]) for one, other in wanted if one in golden and other in golden]
+    trained = [role for role in golden if "/" in role and "@" not in role]
+    wanted += [(f"{role} at its best temperature", BEST) for role in trained]
+    known = {**golden, BEST: golden[baseline], **{f"{role} at its best temperature": golden[best(role)] for role in trained}}
+    return baseline, [(f"{one} - {other}", known[one], known[other]) for one, other in wanted if one in known and other in known]
 
 
 def differences(rows: Sequence[tuple]) -> list[dict]:
