@@ -5,7 +5,7 @@ f-divergences, DPO, SPIN, rejection fine-tuning.
   python -m irl_jax run --config=configs/methods.py --workdir=runs/methods/seed-0       # one seed
   python -m irl_jax run --config=configs/methods.py:smoke --workdir=runs/methods-smoke  # under 5 minutes on 2 CPU cores
 
-World, model, sft and its samples are the testbed's own (configs/testbed.py). What differs between the methods is what the lines below
+World, model, sft and its samples are the testbed's own (configs/testbed.py:hard). What differs between the methods is what the lines below
 say. docs/methods.md has the numbers to expect, docs/divergences.md those of the seven divergences.
 """
 

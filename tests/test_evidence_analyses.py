@@ -271,7 +271,7 @@ def finished(tmp_path_factory):
             "pretrain.steps": 250, "sft.epochs": 4.0, "sample.reward_prompts": 64, "sample.reward_samples": 2,
             "reward.heldout_fraction": 0.6, "data.testbed.pairs": 200}
     overrides = [f"--config.{key}={value}" for key, value in more.items()]
-    assert cli.main(["run", f"--config={ROOT / 'configs' / 'testbed.py'}:smoke", f"--workdir={path}", *overrides]) == 0
+    assert cli.main(["run", f"--config={ROOT / 'configs' / 'testbed.py'}:hard_smoke", f"--workdir={path}", *overrides]) == 0
     assert (path / "report" / "index.html").exists()
     return path
 

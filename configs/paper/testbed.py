@@ -8,7 +8,7 @@
 
 Times with an allocator that keeps its pages (docs/speed.md says what that is worth); those of the first line with the analyses.
 
-World, model, sft and rewards are those of configs/testbed.py, as frozen there. The base cell ("") has the policies of all recipes, an
+World, model, sft and rewards are those of configs/testbed.py:hard, as frozen there. The base cell ("") has the policies of all recipes, an
 ensemble, the adversarial loop, DPO, SPIN, rejection fine-tuning, and 256 samples of sft a prompt, so that n goes to 256. A factor's cell
 (":factor") has, with the same settings, what is compared over the levels of a factor, and 64 samples. What differs between the methods is
 what the lines below say; their settings are those of configs/methods.py, and none was chosen by results of this experiment.
