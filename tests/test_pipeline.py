@@ -13,7 +13,7 @@ import pytest
 from tiny import tiny_config
 
 from irl_jax import cli, stages
-from irl_jax.config import CONTROLS, LEARNT
+from irl_jax.config import CONTROLS, LEARNT, ROBUST
 from irl_jax.errors import UserError
 from irl_jax.stages import context as contexts
 from irl_jax.stages import generate as verbs
@@ -35,11 +35,12 @@ def _results(path):
 def test_results_have_the_schema(finished):
     results = _results(finished)
     assert results["schema"] == 1 and results["seed"] == 0 and results["golden"]["heldout_accuracy"] is None
-    assert set(results["policies"]) == {"init", "demo", "sft", "policy/init_sft"}
+    own = {role for role in results["policies"] if "@" not in role}
+    assert own == {"init", "demo", "sft", "policy/init_sft"} and len(results["policies"]) == 4 + 2 * 3  # sft and the policy, three each
     for row in results["policies"].values():
         assert {"golden_mean", "golden_stderr", "length_mean", "kl_to_sft", "distinct_2", "rewards", "n"} <= set(row)
     assert results["policies"]["sft"]["n"] == 8
-    assert set(results["rewards"]) == {*LEARNT, *CONTROLS}
+    assert set(results["rewards"]) == {*LEARNT, *CONTROLS, ROBUST}
     for row in results["rewards"].values():
         assert {"heldout_auc", "spearman_golden", "spearman_length", "pair_accuracy", "best_of_n"} <= set(row)
         assert [point["n"] for point in row["best_of_n"]] == [1, 2, 4, 5, 8, 10, 16]
@@ -99,7 +100,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from tiny import tiny_config
 from irl_jax import cli, stages
-from irl_jax.config import CONTROLS, LEARNT
+from irl_jax.config import CONTROLS, LEARNT, ROBUST
 stages.run_pipeline(tiny_config(checkpoint__every_steps=1, pretrain__steps=40, policy__steps=8), {path!r})
 """
 
