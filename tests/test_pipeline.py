@@ -91,7 +91,7 @@ def test_golden_trains_no_policy(tmp_path):
 def test_whole_trunk_mode(tmp_path):
     stages.run_pipeline(tiny_config(adapter__rank=0, reward__recipes=("init_sft",), eval__prompts=4), tmp_path / "w")
     results = _results(tmp_path / "w")
-    assert set(results["policies"]) == {"init", "demo", "sft", "policy/init_sft"}
+    assert {"init", "demo", "sft", "policy/init_sft"} <= set(results["policies"])
     assert results["policies"]["policy/init_sft"]["kl_to_sft"] is not None
 
 
