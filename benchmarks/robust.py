@@ -176,6 +176,32 @@ def table(found: dict[str, list[dict]]) -> str:
     return "\n".join(rows)
 
 
+def gains(records: list[dict]) -> str:
+    """What stands above the best of sft in one set, and by how much, in Markdown.
+
+    Policies are at their best temperatures, by golden and seed, as sft is.
+    """
+    golden = records[0]["golden_by_prompt"]
+    at = f" at T = {records[0]['robust']['temperature']:g}"
+
+    def best(role):
+        return lambda record: max((name for name in record["golden_by_prompt"] if name.partition("@")[0] == role),
+                                  key=lambda name: np.mean(record["golden_by_prompt"][name]))
+
+    named = {f"`{role}`, at its best temperature": best(role) for role in golden if "/" in role and "@" not in role}
+    named |= {f"{name.replace('by ', 'by `').replace(at, '`' + at)}": (lambda record, name=name: name)
+              for name in golden if name.startswith(f"best-of-{N} by ") and name.endswith(at)}
+    rows = ["|  | golden | less the best of sft | in standard errors |", "|---|---|---|---|"]
+    mean = np.mean([np.mean(record["golden_by_prompt"][record["baseline"]]) for record in records])
+    rows.append(f"| the best of sft, over temperatures | {mean:.3f} | | |")
+    for name, of in named.items():
+        values = [np.array(record["golden_by_prompt"][of(record)]) for record in records]
+        best_of_sft = [np.array(record["golden_by_prompt"][record["baseline"]]) for record in records]
+        found = compared([one - other for one, other in zip(values, best_of_sft, strict=True)])
+        rows.append(f"| {name} | {np.mean([one.mean() for one in values]):.3f} | {found.text()} | {found.z:+.1f} |")
+    return "\n".join(rows)
+
+
 def everything(sets=tuple(SETS)) -> list[tuple[str, int]]:
     """Every (set, seed) that is judged, first seeds first."""
     return [(name, SEEDS[name][index]) for index in range(3) for name in sets]
@@ -195,7 +221,7 @@ def main(argv) -> int:
     wanted = [(name, int(seed)) for seed in given.seeds.split(",") for name in sets] if given.seeds else everything(sets)
     try:
         if given.what == "table":
-            print(table(load(wanted)))
+            print(table(load(wanted)), *(f"\n{name}\n\n{gains(records)}" for name, records in load(wanted).items()), sep="\n")
             return 0
         return run(wanted, given.out.absolute())
     except UserError as error:

@@ -53,3 +53,12 @@ def test_the_table_and_the_records(tmp_path):
     assert robust.main(["table", "hard", "--seeds=7"]) == 0
     with pytest.raises(SystemExit):
         robust.main(["table", "soft"])
+
+
+def test_the_readmes_table_is_that_of_the_records():
+    readme = (robust.ROOT / "README.md").read_text()
+    records = robust.load(robust.everything(("testbed",)))["testbed"]
+    assert len(records) == 3 and robust.gains(records) in readme
+    said = robust.verdict(records)
+    assert f"{np.mean([robust.chosen(record)[1].mean() for record in records]):.2f}** without a label" in readme
+    assert f"{said['less the best of sft'].z:.1f} standard errors above the best of sft" in readme
