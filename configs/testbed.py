@@ -1,7 +1,7 @@
 """The embedded testbed: a small world of prompts and responses with an exact golden reward; nothing is downloaded.
 
-  python -m irl_jax run --config=configs/testbed.py --workdir=runs/testbed              # about 4 minutes on 2 CPU cores
-  python -m irl_jax run --config=configs/testbed.py:hard --workdir=runs/testbed-hard    # about 7
+  python -m irl_jax run --config=configs/testbed.py --workdir=runs/testbed              # 6 to 12 minutes beside other work on 2 CPU cores
+  python -m irl_jax run --config=configs/testbed.py:hard --workdir=runs/testbed-hard    # about as long
   python -m irl_jax run --config=configs/testbed.py:smoke --workdir=runs/testbed-smoke  # about a minute; so is :hard_smoke
 
 The quickstart's world has kinds of answers: init mostly answers badly, sft less often, the demonstrator never, and a response is wholly of
