@@ -72,7 +72,7 @@ def test_run_dispatches_the_typed_config(pipeline):
 
 def test_default_config_is_the_testbed(pipeline):
     assert cli.main(["run", "--workdir=W"]) == 0
-    assert cli.main(["run", "--workdir=W", f"--config={ROOT / 'configs' / 'testbed.py'}"]) == 0
+    assert cli.main(["run", "--workdir=W", f"--config={ROOT / 'configs' / 'testbed.py'}:hard"]) == 0
     assert pipeline[0] == pipeline[1] == (default(), "W", ())
     cli.main(["run", "--workdir=W", f"--config={ROOT / 'configs' / 'testbed.py'}:smoke"])
     assert pipeline[2][0].pretrain.steps < default().pretrain.steps
