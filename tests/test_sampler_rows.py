@@ -153,7 +153,7 @@ def test_a_draw_that_was_cut_off_goes_on_with_its_next_batch(tmp_path):
     config.sample.rows, config.data.max_response_tokens = 8, T  # 4 rows a prompt: 2 prompts a batch
     shape = sampling.shape_of(config.sample, K)
     assert shape == (64, 4, 2) and sampling.shape_of(config.sample, 1) == (1, 1, 8) and sampling.rows_of(config.sample, 3, 9) == 2
-    draw, calls = jitted(samples=64, rows=4, with_logprobs=False), []
+    draw, calls = jitted(samples=64, rows=4, **sampling.how(sampling.MODEL)), []
 
     def dies_at(number):
         def one(*arguments):
@@ -163,7 +163,7 @@ def test_a_draw_that_was_cut_off_goes_on_with_its_next_batch(tmp_path):
             return draw(*arguments)
 
         mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
-        return SimpleNamespace(config=config, mesh=mesh, samplers={(shape, sampling.MODEL): one}, key=lambda purpose: KEY, put=lambda batch: batch, text=str)
+        return SimpleNamespace(config=config, mesh=mesh, samplers={(shape, sampling.MODEL.top_p): one}, key=lambda purpose: KEY, put=lambda batch: batch, text=str)
 
     five = [*PROMPTS, *PROMPTS[:2]]
     with pytest.raises(KeyboardInterrupt):
