@@ -18,9 +18,10 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.evidence import paradetox
+from benchmarks.evidence.record import rounded, write
 from irl_jax import artifacts, sweep, workdir
 from irl_jax.errors import UserError
-from irl_jax.evaluation import best_of_n, golden
+from irl_jax.evaluation import best_of_n, golden, metrics, pooling
 from irl_jax.stages import context as contexts
 from irl_jax.stages import evaluate, sampling, scoring
 
@@ -55,10 +56,8 @@ class Compared(NamedTuple):
 
 def compared(differences: list[np.ndarray]) -> Compared:
     """Of differences [P] by prompt, one array a seed: the variances of the prompts' mean and of the mean over seeds are added."""
-    means = np.array([each.mean() for each in differences])
-    within = sum(each.var(ddof=1) / len(each) for each in differences) / len(differences) ** 2
-    spread = means.var(ddof=1) / len(means) if len(means) > 1 else 0.0
-    return Compared(float(means.mean()), float(math.sqrt(within + spread)), len(means))
+    found = pooling.pool(*zip(*map(metrics.mean_stderr, differences), strict=True))
+    return Compared(found.mean, math.hypot(found.over_prompts, found.over_runs if len(differences) > 1 else 0.0), len(differences))
 
 
 def baselines(names) -> list[str]:
@@ -83,7 +82,7 @@ def run(wanted: list[tuple[str, int]], out: pathlib.Path) -> int:
         command = [sys.executable, "-m", "irl_jax", "run", f"--config={ROOT / config}", f"--workdir={folder}", *flags]
         if status := sweep.apart(command, env=environment, cwd=ROOT):
             return status
-        artifacts.write_json(file, record(folder))
+        write(file, rounded(record(folder)))
         print(f"{file}", flush=True)
     return 0
 
@@ -97,7 +96,7 @@ def record(folder: pathlib.Path) -> dict:
             "robust": results.get("robust"), "baseline": results["baseline"], "bound": bound(folder),
             "policies": {name: {key: row[key] for key in ("golden_mean", "length_mean", "distinct_2", "ended_share")}
                          for name, row in results["policies"].items()},
-            "golden_by_prompt": {name: [round(value, 5) for value in values] for name, values in by_prompt.items()}}
+            "golden_by_prompt": by_prompt}
 
 
 def bound(folder: pathlib.Path) -> dict[str, float]:
@@ -107,7 +106,7 @@ def bound(folder: pathlib.Path) -> dict[str, float]:
     that are then chosen from: no mix that is found without golden is expected to do better.
     """
     context = contexts.Context(workdir.read_config(folder), contexts.Reader(folder))
-    judge, found = golden_judge(context), {}
+    judge, found = golden.make_judge(context.config, context.world, context.directory("evaluate")), {}
     for temperature in context.config.eval.temperatures:
         if not temperature:
             continue
@@ -119,11 +118,6 @@ def bound(folder: pathlib.Path) -> dict[str, float]:
         mix = sum(weight * part for weight, part in zip(weights, parts, strict=True))
         found[f"{temperature:g}"] = float(best_of_n.best_of_n_per_prompt(mix, gold, N).golden.mean())
     return found
-
-
-def golden_judge(context):
-    """The run's judge; a hub's reward model is none of these sets'."""
-    return golden.make_judge(context.config, context.world, context.directory("evaluate"))
 
 
 # -------------------------------------------------------------------------------------------------------------- verdict

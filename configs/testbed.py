@@ -35,7 +35,7 @@ def _kinds(c):
     c.pretrain.learning_rate = 4e-3
     c.sft.learning_rate = 1e-3
     c.sft.epochs = 1.25  # partial: sft must not reach the demonstrator, not even at a low temperature
-    c.policy.recipes = ("sft_demo",)  # on the gates' seed 100, `robust` names it
+    c.policy.recipes = ("sft_demo",)  # the reward that `robust` chooses on seed 100
 
 
 def _smoke(c):

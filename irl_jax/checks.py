@@ -158,7 +158,7 @@ def check_ranges(config: ConfigDict) -> None:
             raise UserError(f"config.{stage}: give a positive number of steps or of epochs")
     cold = flat["eval.temperatures"]
     if any(not 0 <= t <= 1000 or 0 < t < 0.001 for t in cold) or len({f"{t:g}" for t in cold}) < len(cold):
-        raise UserError(f"config.eval.temperatures = {cold}: each must be 0 (greedy) or from 0.001 to 1000, and stand there once")
+        raise UserError(f"config.eval.temperatures = {cold}: each must be 0 (greedy) or from 0.001 to 1000, and appear once")
     for key in ("policy.samples", "rejection.samples", "robust.samples"):
         if flat[key] < 2:
             raise UserError(f"config.{key} = {flat[key]}: must be at least 2, for samples of one prompt are compared")

@@ -10,7 +10,7 @@ from tiny import tiny_config
 
 from irl_jax import cli, rollouts, stages, workdir
 from irl_jax.data import batching
-from irl_jax.evaluation import best_of_n, hacking, metrics, robust
+from irl_jax.evaluation import best_of_n, metrics, robust
 from irl_jax.evaluation.golden import make_judge
 from irl_jax.evaluation.robust import Responses, Term, combined, deviation, gate
 from irl_jax.stages import context as contexts
@@ -242,13 +242,6 @@ def test_a_policy_on_a_reward_that_points_away_from_demonstrations_is_warned_of(
             assert ("careful, its reward puts demonstrations below" in capsys.readouterr().out) is warned
     finally:
         path.write_text(kept)
-
-
-def test_every_bound_of_hacking_is_one_that_the_gate_knows():
-    base = {"length": 10.0, "ended": 1.0, "distinct_2": 0.5, "mean_logprob": -1.0}
-    assert hacking.reason(base, base) == ""
-    for key, value in (("length", 20.0), ("length", 5.0), ("ended", 0.7), ("distinct_2", 0.2)):
-        assert hacking.reason(base | {key: value}, base)
 
 
 def test_names_of_temperatures():

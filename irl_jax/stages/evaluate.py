@@ -14,7 +14,7 @@ from irl_jax.stages import divergences, judging, over_training, recipe_data, rew
 
 TILTING_BETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 COMPARED_N = 16  # best-of-16 is what the paired comparisons are about
-BASELINE = "policy/init_sft"  # what the other trained policies are compared with, at the same KL
+USUAL = "policy/init_sft"  # what the other trained policies are compared with, at the same KL
 
 
 def run(context) -> dict:
@@ -57,15 +57,15 @@ def _evaluate(context) -> None:
         "policies": {role: _policy_row(context, role, judged, recipes if role in sets or role.startswith("sft") else [], judge)
                      for role, judged in {**sets, **cold}.items()},
     }
-    results["rewards"], per_prompt = _rewards(context, judge, sets["sft"], rewards)
+    results["rewards"] = _rewards(context, judge, sets["sft"], rewards)
     results["baseline"], results["paired"] = None, []
     if judge:
         for recipe in rewards:
             results["rewards"][recipe]["best_of_n_at"] = temperatures.curves(context, recipe, cold)
-        golden_by_prompt = temperatures.golden_by_prompt(sets, cold, per_prompt, rewards, COMPARED_N)
-        artifacts.write_json(context.directory("evaluate") / "golden_by_prompt.json", golden_by_prompt)
-        results["baseline"], rows = temperatures.paired(config, golden_by_prompt, rewards, COMPARED_N)
-        results["paired"] = temperatures.differences(_paired(sets, per_prompt, policies) + rows)
+        means = temperatures.golden_by_prompt({**sets, **cold}, rewards, COMPARED_N)
+        artifacts.write_json(context.directory("evaluate") / "golden_by_prompt.json", means)
+        results["baseline"], rows = temperatures.paired(config, means, rewards, COMPARED_N)
+        results["paired"] = temperatures.differences(_paired(sets, means, rewards, policies) + rows)
     if ours:
         results["robust"] = artifacts.read_json(context.workdir.path / "robust" / "robust.json")
     results["divergences"] = divergences.of_policies(context, sets) if context.world else None
@@ -113,13 +113,13 @@ def _policy_row(context, role, judged, recipes, judge):
 
 
 def _rewards(context, judge, sft, recipes):
-    """The rows of results.json's `rewards`, and best-of-n's per-prompt values for paired differences."""
+    """The rows of results.json's `rewards`."""
     parts = recipe_data.data_of(context, "init_sft")[2]
     heldout, positives, groups = judging.Judged(context, judge, [*parts[0], *parts[1]]), len(parts[0]), recipe_data.prompt_numbers(parts)
     pairs = _heldout_pairs(context, judge)
     gold = sft.by_prompt(sft.golden) if judge else None
     learnt = {method.name: method for method in variants.methods(context.config, "reward")}
-    rows, per_prompt = {}, {}
+    rows = {}
     for recipe in recipes:
         values = sft.by_prompt(sft.reward(recipe))
         on_samples = heldout.reward(recipe)
@@ -137,8 +137,6 @@ def _rewards(context, judge, sft, recipes):
         if judge:
             row |= _spearman("golden", values, gold)
             row["best_of_n"] = best_of_n.best_of_n(values, gold, context.config.eval.best_of)
-            if values.shape[1] >= COMPARED_N:
-                per_prompt[recipe] = best_of_n.best_of_n_per_prompt(values, gold, COMPARED_N).golden
             row["tilting"] = best_of_n.tilting(values, gold, TILTING_BETAS)
         rows[recipe] = row
     if {"init_sft", "log_ratio"} <= set(recipes) and sampling.law_of(context.config.sample) == sampling.MODEL:
@@ -146,7 +144,7 @@ def _rewards(context, judge, sft, recipes):
         ours, exact = (heldout.reward(recipe) for recipe in ("init_sft", "log_ratio"))
         gap = metrics.auc_difference(ours[:positives], ours[positives:], exact[:positives], exact[positives:], groups)
         rows["init_sft"]["auc_minus_log_ratio"] = gap._asdict()
-    return rows, per_prompt
+    return rows
 
 
 def _ensemble(context, name: str, own: dict, sft, gold) -> dict:
@@ -169,17 +167,17 @@ def _compare_at_kl(config, policies: dict, curves: dict) -> None:
 
     Not where the samples are of another law than training's: neither their golden nor their log-ratio compares with its curve.
     """
-    if BASELINE not in curves:
+    if USUAL not in curves:
         return
-    own = variants.find(config, BASELINE).config.policy
+    own = variants.find(config, USUAL).config.policy
     if {own.start, own.reference} != {"sft"}:  # a curve against another KL
         return
     if sampling.law_of(config.sample) != sampling.MODEL:
         return
     start = policies["sft"]["golden_mean"], policies["sft"]["golden_stderr"]
     for role, row in policies.items():
-        if "/" in role and "@" not in role and role != BASELINE:
-            there = over_training.at_same_kl(curves[BASELINE], row["kl_to_sft"], start)
+        if "/" in role and "@" not in role and role != USUAL:
+            there = over_training.at_same_kl(curves[USUAL], row["kl_to_sft"], start)
             row["at_same_kl"] = None if there is None else row["golden_mean"] - there[0]
             row["at_same_kl_stderr"] = None if there is None else float(np.hypot(row["golden_stderr"], there[1]))
 
@@ -197,18 +195,17 @@ def _heldout_pairs(context, judge):
     return judging.Judged(context, judge, [*chosen, *rejected])
 
 
-def _paired(sets, best, policies) -> list[tuple]:
-    """(name, values [P], values [P]) of what is compared prompt by prompt; golden unless the name says otherwise."""
-    mean = {role: judged.by_prompt(judged.golden).mean(1) for role, judged in sets.items() if role != "demo"}
+def _paired(sets, golden, rewards, policies) -> list[tuple]:
+    """(name, values [P], values [P]) of what is compared prompt by prompt at the run's own law; golden unless the name says otherwise."""
     length = {role: judged.by_prompt(judged.lengths).mean(1) for role, judged in sets.items() if role != "demo"}
     name = f"best-of-{COMPARED_N} by"
-    rows = [("sft - init", mean["sft"], mean["init"])]
-    rows += [(f"{name} {recipe} - sft", values, mean["sft"]) for recipe, values in best.items()]
-    rows += [(f"{name} {recipe} - {name} length", values, best["length"])
-             for recipe, values in best.items() if "length" in best and recipe not in ("length", "random")]
-    rows += [(f"{role} - sft", mean[role], mean["sft"]) for role in policies]
+    best = [recipe for recipe in rewards if f"{name} {recipe}" in golden]
+    wanted = [("sft", "init"), *((f"{name} {recipe}", "sft") for recipe in best)]
+    wanted += [(f"{name} {recipe}", f"{name} length") for recipe in best if "length" in best and recipe not in ("length", "random")]
+    rows = [(f"{one} - {other}", golden[one], golden[other]) for one, other in wanted]
+    rows += [(f"{role} - sft", golden[role], golden["sft"]) for role in policies]
     rows += [(f"{role} - sft, length in tokens", length[role], length["sft"]) for role in policies]
-    rows += [(f"{role} - {BASELINE}", mean[role], mean[BASELINE]) for role in policies if BASELINE in policies and role != BASELINE]
+    rows += [(f"{role} - {USUAL}", golden[role], golden[USUAL]) for role in policies if USUAL in policies and role != USUAL]
     return rows
 
 

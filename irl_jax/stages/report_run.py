@@ -92,7 +92,7 @@ def baseline(results: Mapping) -> str:
         return ""
     found = robust_of(results)
     text = (f"Without any reward, the best is <b>{named(name)}</b>: golden {format_number(row['golden_mean'])} ± "
-            f"{format_number(row.get('golden_stderr'))}. Whatever is to be worth its training must lie above that.")
+            f"{format_number(row.get('golden_stderr'))}. A reward or a policy is worth its training only above that.")
     if found:
         text += " " + _beside(results, f"best-of-{COMPARED} by robust at T = {found['temperature']:g}")
     others = [row for row in results.get("paired") or [] if row["name"].endswith(f" - {BEST}") and "by robust" not in row["name"]]

@@ -42,22 +42,21 @@ def curves(context, recipe: str, cold: Mapping) -> dict:
     return found
 
 
-def golden_by_prompt(sets: Mapping, cold: Mapping, best: Mapping[str, np.ndarray], rewards: Sequence[str], n: int) -> dict[str, np.ndarray]:
-    """{name: golden [P]} of every policy, and of every reward's best-of-n from sft's samples at each temperature.
+def golden_by_prompt(sets: Mapping, rewards: Sequence[str], n: int) -> dict[str, np.ndarray]:
+    """{name: golden [P]} of every policy, and of each reward's best-of-n from sft's samples at each temperature.
 
     Args:
-      sets: {role: Judged} at the run's own law. cold: {name: Judged} at the temperatures. best: {reward: golden of best-of-n [P]} at the
-      run's own law. rewards: by name. n: of best-of-n.
+      sets: {name: Judged}, of roles at the run's own law and of those at temperatures. rewards: by name. n: of best-of-n.
     """
-    found = {name: judged.by_prompt(judged.golden).mean(1) for name, judged in {**sets, **cold}.items() if name != "demo"}
-    found |= {f"best-of-{n} by {reward}": values for reward, values in best.items()}
-    for name, judged in cold.items():
+    found = {name: judged.by_prompt(judged.golden).mean(1) for name, judged in sets.items() if name != "demo"}
+    for name, judged in sets.items():
         role, temperature = sampling.parted(name)
         gold = judged.by_prompt(judged.golden)
-        if role == "sft" and temperature and gold.shape[1] >= n:
+        if role == "sft" and gold.shape[1] >= n:  # greedy decoding has one sample
+            at = "" if temperature is None else f" at T = {temperature:g}"
             for reward in rewards:
-                values = best_of_n.best_of_n_per_prompt(judged.by_prompt(judged.reward(reward)), gold, n).golden
-                found[f"best-of-{n} by {reward} at T = {temperature:g}"] = values
+                chosen = best_of_n.best_of_n_per_prompt(judged.by_prompt(judged.reward(reward)), gold, n)
+                found[f"best-of-{n} by {reward}{at}"] = chosen.golden
     return found
 
 
