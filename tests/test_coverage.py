@@ -12,7 +12,7 @@ from irl_jax.data.testbed import build_world, coverage, grammar, vocabulary
 from irl_jax.data.testbed.prompts import read_prompt
 from irl_jax.data.testbed.world import text_of
 from irl_jax.evaluation import metrics
-from irl_jax.stages import divergences, evaluate, over_training
+from irl_jax.stages import divergences, evaluate, over_training, temperatures
 
 TOPIC, HARM = vocabulary.TOPICS[0], vocabulary.HARMS[0]
 
@@ -116,12 +116,16 @@ def test_paired_rows_compare_with_sft_and_with_the_baseline():
 
     sets = {"init": Some([0.0, 0.0]), "demo": Some([1.0]), "sft": Some([0.2, 0.4, 0.3, 0.5]), "policy/init_sft": Some([0.4, 0.5]),
             "dpo/x": Some([0.5, 0.7])}
-    rows = {row["name"]: row for row in evaluate._paired(sets, {}, ["policy/init_sft", "dpo/x"])}
+    golden = {role: judged.by_prompt(judged.golden).mean(1) for role, judged in sets.items() if role != "demo"}
+
+    def compared(*policies):
+        return {row["name"]: row for row in temperatures.differences(evaluate._paired(sets, golden, [], policies))}
+
+    rows = compared("policy/init_sft", "dpo/x")
     assert rows["dpo/x - policy/init_sft"]["difference"] == pytest.approx(0.15) and rows["dpo/x - policy/init_sft"]["n"] == 2
     assert rows["dpo/x - sft"]["difference"] == pytest.approx(0.25)
     assert "policy/init_sft - policy/init_sft" not in rows
-    del sets["policy/init_sft"]
-    assert not any("policy/init_sft" in row["name"] for row in evaluate._paired(sets, {}, ["dpo/x"]))
+    assert not any("policy/init_sft" in name for name in compared("dpo/x"))
 
 
 def test_curves_judge_the_kept_rollouts_in_order(tmp_path):

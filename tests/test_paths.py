@@ -299,10 +299,10 @@ def test_a_stage_in_a_bucket_is_tracked_and_shown(bucket, tmp_path, capsys, monk
     assert artifacts.read_jsonl(folder / "metrics.jsonl") == [{"step": step, "loss": step / 2} for step in (1, 2, 3)]
     assert cli.main(["status", "gs://bucket/w"]) == 0
     shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert shown[:3] == ["gs://bucket/w: begun: sft: step 3 of 9; 1 of 11 stages done", "pretrain done 1 s", "sft begun step 3 of 9"]
+    assert shown[:3] == ["gs://bucket/w: begun: sft: step 3 of 9; 1 of 12 stages done", "pretrain done 1 s", "sft begun step 3 of 9"]
     monkeypatch.setattr(paths, "changed", lambda path: time.time() - 20)  # as gs:// says, and the store in memory does not
     assert cli.main(["status", "gs://bucket/w"]) == 0
-    assert "step 3 of 9, last written 20 s ago; 1 of 11" in capsys.readouterr().out
+    assert "step 3 of 9, last written 20 s ago; 1 of 12" in capsys.readouterr().out
 
 
 def test_a_failed_run_leaves_no_config_behind(bucket):
