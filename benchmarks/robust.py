@@ -67,14 +67,14 @@ def baselines(names) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------------------- running
-def run(wanted: list[tuple[str, int]], out: pathlib.Path) -> int:
+def run(wanted: list[tuple[str, int]], out: pathlib.Path, sets=SETS, records: pathlib.Path = RECORDS) -> int:
     """Runs the (set, seed) that have no record yet; returns the exit status of what failed, or 0."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     for name, seed in wanted:
-        file = RECORDS / f"{name}-{seed}.json"
+        file = records / f"{name}-{seed}.json"
         if file.exists():
             continue
-        config, overrides = SETS[name]
+        config, overrides = sets[name]
         if name == "paradetox":
             overrides = overrides | paradetox.prepare(out / name)
         folder = out / f"{name}-{seed}"

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from irl_jax import distributed
-from irl_jax.data.batching import PADDING_ID, bucket_length, prompt_batch
+from irl_jax.data.batching import PADDING_ID, Group, plan_groups, prompt_batch
 from irl_jax.drawing import draw, filter_logits, logprob
 from irl_jax.errors import UserError
 from irl_jax.models.adapters import merge
@@ -28,7 +28,6 @@ from irl_jax.sharding import fetch
 from irl_jax.types import Array, PromptBatch, PyTree, SampleBatch
 
 Sampler = Callable[..., SampleBatch]
-BATCHES_A_SHAPE = 4  # fewest batches that a shape is compiled for
 
 
 class _Settings(NamedTuple):
@@ -286,13 +285,6 @@ def _uniforms(key, ids_B, samples: int, max_tokens: int) -> Array:
 # ---- many prompts, on the host ----
 
 
-class Batch(NamedTuple):
-    """Which prompts are sampled together, by index, and the tokens they are padded to."""
-
-    members: list[int]
-    length: int
-
-
 def sample_prompts(
     sampler: Sampler, variables: PyTree, prompts: Sequence[np.ndarray], ids: Sequence[int], size: int, key, *,
     max_prompt: int | None = None, **how,
@@ -300,43 +292,19 @@ def sample_prompts(
     """Samples for any number of prompts, batch by batch, through one compiled sampler.
 
     Args:
-        sampler, variables, prompts, ids, size, key, how: as in `sample_batches`. max_prompt: as in `plan_batches`.
+        sampler, variables, prompts, ids, size, key, how: as in `sample_batches`.
+        max_prompt: tokens that the longest prompts are padded to; None takes the longest of these.
 
     Returns:
         numpy arrays [N, K, ...] in the order of `prompts`.
     """
     if not len(prompts):
         raise ValueError("there are no prompts to sample for")
-    batches = plan_batches([len(prompt) for prompt in prompts], size, max_prompt)
+    lengths = [len(prompt) for prompt in prompts]
+    batches = plan_groups(lengths, size, max(lengths) if max_prompt is None else max_prompt)
     drawn = list(sample_batches(sampler, variables, prompts, ids, batches, size, key, **how))
     back = np.argsort(np.concatenate([batch.members for batch in batches]))
     return SampleBatch(*(None if parts[0] is None else np.concatenate(parts)[back] for parts in zip(*drawn, strict=True)))
-
-
-def plan_batches(lengths: Sequence[int], size: int, max_prompt: int | None = None) -> list[Batch]:
-    """Prompts by length into batches of a few buckets, so that a sampler is compiled for few shapes.
-
-    What does not fill a batch goes on to the next bucket, so that all but the last are full; so does a bucket of fewer than
-    BATCHES_A_SHAPE batches, for which another compilation would cost more than its padding does.
-
-    Args:
-        lengths: tokens of each prompt. size: prompts a batch. max_prompt: tokens, the top bucket; None takes the longest prompt.
-            Give it where several calls share a sampler.
-    """
-    maximum = max(lengths) if max_prompt is None else max_prompt
-    buckets: dict[int, list[int]] = {}
-    for i, length in enumerate(lengths):
-        buckets.setdefault(bucket_length(length, maximum), []).append(i)
-    batches: list[Batch] = []
-    left: list[int] = []
-    for bucket in sorted(buckets):
-        left += buckets[bucket]
-        if len(left) < BATCHES_A_SHAPE * size and bucket < max(buckets):
-            continue
-        while len(left) >= size:
-            batches.append(Batch(left[:size], bucket))
-            left = left[size:]
-    return batches + ([Batch(left, max(buckets))] if left else [])
 
 
 def sample_batches(
@@ -344,7 +312,7 @@ def sample_batches(
     variables: PyTree,
     prompts: Sequence[np.ndarray],
     ids: Sequence[int],
-    batches: Sequence[Batch],
+    batches: Sequence[Group],
     size: int,
     key,
     *,
@@ -358,7 +326,7 @@ def sample_batches(
     Args:
         sampler: a jitted `make_sampler` function. variables: the model's.
         prompts: ids, one array a prompt, none empty. ids: the prompts' numbers, 0 or more, which key their randomness.
-        batches: from `plan_batches`, or some of them. size: prompts a batch; the decoder holds size * R responses. A batch that
+        batches: from `plan_groups`, or some of them. size: prompts a batch; the decoder holds size * R responses. A batch that
             has fewer is filled with rows for which nothing is sampled.
         key: of all of them.
         wanted: samples a prompt, at most the sampler's; None takes those. temperature: where the sampler must be told; give wanted too.

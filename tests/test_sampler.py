@@ -12,12 +12,12 @@ from scipy import stats
 
 import irl_jax.sampler as module
 from irl_jax import drawing
-from irl_jax.data.batching import PADDING_ID, prompt_batch
+from irl_jax.data.batching import PADDING_ID, plan_groups, prompt_batch
 from irl_jax.drawing import draw, filter_logits
 from irl_jax.errors import UserError
 from irl_jax.models.logprobs import token_logprobs
 from irl_jax.models.transformer import ModelConfig, hidden_states, init_trunk, vocab_logits
-from irl_jax.sampler import make_sampler, plan_batches, sample_prompts
+from irl_jax.sampler import make_sampler, sample_prompts
 from irl_jax.stages.scoring import examples_of
 
 GPT2 = ModelConfig(
@@ -329,9 +329,9 @@ def test_many_prompts_come_back_in_order_with_a_trace_a_bucket():
 
 
 def test_a_length_of_few_batches_has_no_shape_of_its_own():
-    few = plan_batches([3] * 7 + [12], 2, 16)
+    few = plan_groups([3] * 7 + [12], 2, 16)
     assert [batch.length for batch in few] == [16] * 4 and sorted(sum((batch.members for batch in few), [])) == list(range(8))
-    enough = plan_batches([3] * 9 + [12], 2, 16)
+    enough = plan_groups([3] * 9 + [12], 2, 16)
     assert [batch.length for batch in enough] == [8] * 4 + [16] and enough[-1].members == [8, 9]
 
 

@@ -15,11 +15,11 @@ import pytest
 import irl_jax.sampler as module
 from irl_jax import sharding
 from irl_jax.config import default
-from irl_jax.data.batching import PADDING_ID, prompt_batch
+from irl_jax.data.batching import PADDING_ID, plan_groups, prompt_batch
 from irl_jax.models import adapters
 from irl_jax.models.logprobs import token_logprobs
 from irl_jax.models.transformer import ModelConfig, init_trunk
-from irl_jax.sampler import make_sampler, plan_batches, sample_batches, sample_prompts
+from irl_jax.sampler import make_sampler, sample_batches, sample_prompts
 from irl_jax.stages import sampling
 from irl_jax.types import SampleBatch
 
@@ -141,7 +141,7 @@ def test_nothing_is_traced_twice():
 
 
 def test_batches_can_be_drawn_by_themselves():
-    batches = plan_batches([len(p) for p in PROMPTS], 2, 8)
+    batches = plan_groups([len(p) for p in PROMPTS], 2, 8)
     draw = functools.partial(sample_batches, jitted(rows=4), make(), PROMPTS, [0, 1, 2], size=2, key=KEY)
     whole, last = list(draw(batches=batches)), list(draw(batches=batches[1:]))
     assert [batch.members for batch in batches] == [[0, 1], [2]] and [len(part.tokens) for part in whole] == [2, 1] and len(last) == 1

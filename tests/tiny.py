@@ -32,6 +32,7 @@ def tiny_config(**changes):
     c.policy.batch_size = 4
     c.policy.samples = 4
     c.eval.prompts = 8
+    c.eval.temperatures = (0.5,)
     c.eval.divergence_prompts = 4
     for key, value in changes.items():
         c.update_from_flattened_dict({key.replace("__", "."): value})

@@ -100,4 +100,5 @@ def _smoke(c):
     c.rejection.samples = 4
     c.rejection.prompts = 16
     c.eval.prompts = 8
+    c.eval.temperatures = (0.5, 0.0)
     c.eval.divergence_prompts = 4

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from irl_jax.errors import UserError
 from irl_jax.types import Example, PromptBatch, RewardBatch, TokenBatch
 
+GROUPS_A_SHAPE = 4  # fewest groups that a shape is compiled for
 PADDING_ID = -1  # PromptBatch.ids of a row that only fills the batch: nothing is sampled for it
 
 Batch = TypeVar("Batch", bound=tuple)
@@ -37,6 +38,38 @@ def bucket_length(n: int, maximum: int) -> int:
         power = 1 << (bucket.bit_length() - 1)
         bucket = power * 3 // 2 if bucket == power and bucket >= 16 else (power * 2)
     return min(bucket, maximum)
+
+
+class Group(NamedTuple):
+    """What is computed together: indices, and the tokens that each is padded to."""
+
+    members: list[int]
+    length: int
+
+
+def plan_groups(lengths: Sequence[int], size: int, maximum: int) -> list[Group]:
+    """Sequences by length into groups of a few buckets, so that a program is compiled for few shapes.
+
+    What does not fill a group goes on to the next bucket, so that all but the last are full; so does a bucket of fewer than
+    GROUPS_A_SHAPE groups, for which another compilation would cost more than its padding does.
+
+    Args:
+        lengths: tokens of each. size: how many a group has at most. maximum: tokens, the top bucket; where several calls share a
+            program, they give the same.
+    """
+    buckets: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        buckets.setdefault(bucket_length(length, maximum), []).append(i)
+    groups: list[Group] = []
+    left: list[int] = []
+    for bucket in sorted(buckets):
+        left += buckets[bucket]
+        if len(left) < GROUPS_A_SHAPE * size and bucket < max(buckets):
+            continue
+        while len(left) >= size:
+            groups.append(Group(left[:size], bucket))
+            left = left[size:]
+    return groups + ([Group(left, max(buckets))] if left else [])
 
 
 # ---- rows ----

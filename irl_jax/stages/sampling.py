@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from irl_jax import artifacts, sampler, sharding
+from irl_jax.data import batching
 from irl_jax.errors import UserError
 from irl_jax.stages import scoring
 
@@ -82,7 +83,7 @@ def draw_into(context, path, variables, prompts, count: int, purpose: str, law: 
     if path.exists():
         return 0
     draw, size = _compiled(context, count, law)
-    batches = sampler.plan_batches([len(prompt) for prompt in prompts], size, context.config.data.max_prompt_tokens)
+    batches = batching.plan_groups([len(prompt) for prompt in prompts], size, context.config.data.max_prompt_tokens)
     pieces = [path.with_name(f"{path.stem}.part{i}-of-{len(batches)}.npz") for i in range(len(batches))]
     missing = [i for i, piece in enumerate(pieces) if not piece.exists()]
     drawn = sampler.sample_batches(

@@ -157,12 +157,10 @@ class Scorer:
         out = np.zeros((len(examples), *inner), np.float64)
         sizes = np.array([len(e.prompt) + len(e.response) for e in examples])
         self.tokens += int(sizes.sum())
-        order = np.argsort(sizes, kind="stable")
         pending = None
-        for start in progress.bar(range(0, len(order), self.rows), desc="score", unit="batch"):
-            distributed.at("scoring", start // self.rows)
-            chosen = order[start : start + self.rows]
-            length = batching.bucket_length(int(sizes[chosen].max()), self.longest)
+        groups = batching.plan_groups(sizes.tolist(), self.rows, self.longest)
+        for number, (chosen, length) in enumerate(progress.bar(groups, desc="score", unit="batch")):
+            distributed.at("scoring", number)
             result = score([examples[i] for i in chosen], length)
             if pending is not None:  # read one batch late, so that the device never waits for the host
                 out[pending[0]] = sharding.fetch(pending[1])[: len(pending[0])]
