@@ -318,7 +318,8 @@ def _eval() -> ConfigDict:
     e = ConfigDict()
     e.prompts = 96  # evaluation prompts (at most what the data hold out)
     e.best_of = (1, 2, 4, 5, 8, 10, 16, 30, 32, 50)  # n of the best-of-n curves; those above M are left out
-    e.temperatures = (0.5, 0.25, 0.0)  # sft and the policies are also sampled at these, 0 being greedy decoding: what a gain must beat
+    e.temperatures = (0.5, 0.25, 0.0)  # sft and the policies are also sampled at these (sft at robust.temperature too, where the
+    #   run makes robust), 0 being greedy decoding: what a gain must beat
     e.divergence_prompts = 48  # prompts for forward and reverse KL where the demonstrator is known exactly
     e.batch_size = 64  # rows scored together
     e.agreement = 1.0  # best-of-n by an ensemble goes on to more samples while the members' mean gain is above so many of their deviations

@@ -174,9 +174,10 @@ def test_policies_at_temperatures_stand_in_the_results(run, context):
     assert sampling.load(context, "sft@0.5", "eval")["tokens"].shape[1] == 16  # half of eval_samples
     greedy = sampling.load(context, "sft@greedy", "eval")
     assert greedy["tokens"].shape[1] == 1
-    config = context.config
-    config.unlock()
-    assert temperatures.names(config, "sft") == ["sft@0.5", "sft@greedy"]
+    assert temperatures.names(context.config, "sft") == ["sft@0.5", "sft@greedy"]
+    other = tiny_config(eval__temperatures=(0.5, 0.0), robust__temperature=0.3)  # where robust chooses, sft is always looked at
+    assert temperatures.names(other, "sft") == ["sft@0.5", "sft@greedy", "sft@0.3"]
+    assert temperatures.names(other, "policy/init_sft") == ["policy/init_sft@0.5", "policy/init_sft@greedy"]
     other = tiny_config(eval__temperatures=(0.5, 0.0), sample__temperature=0.5)
     assert temperatures.names(other, "sft") == ["sft@greedy"]  # all samples have that temperature
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from irl_jax import variants
 from irl_jax.evaluation import best_of_n, metrics
 from irl_jax.stages import sampling
 from irl_jax.stages.evaluated import BEST
@@ -14,9 +15,14 @@ CHOOSERS = ("robust", "mean_logprob", "ended", "length", "log_ratio")  # robust,
 
 
 def names(config, role: str) -> list[str]:
-    """A role's names at config.eval.temperatures (see `sampling.at`), less the temperature that all samples have."""
-    own = sampling.law_of(config.sample)
-    return [sampling.at(role, t) for t in dict.fromkeys(config.eval.temperatures) if sampling.Law(t) != own]
+    """A role's names at config.eval.temperatures (see `sampling.at`), less the temperature that all samples have.
+
+    Of sft there is also the temperature at which `robust` chooses, where the run learns a reward for it.
+    """
+    own, wanted = sampling.law_of(config.sample), list(config.eval.temperatures)
+    if role == "sft" and {*config.robust.recipes} & {method.name for method in variants.methods(config, "reward")}:
+        wanted.append(config.robust.temperature)
+    return [sampling.at(role, t) for t in dict.fromkeys(wanted) if sampling.Law(t) != own]
 
 
 def draw(context, roles: Sequence[str]) -> list[str]:
@@ -77,7 +83,7 @@ def paired(config, golden: Mapping[str, np.ndarray], rewards: Sequence[str], n: 
     baseline = best("sft")
     ours, *others = CHOOSERS
     wanted = [(name, "sft") for name in names(config, "sft")]
-    for temperature in config.eval.temperatures:
+    for temperature in filter(None, (sampling.parted(name)[1] for name in names(config, "sft"))):
         chosen = {reward: f"best-of-{n} by {reward} at T = {temperature:g}" for reward in rewards}
         wanted += [(name, BEST) for name in chosen.values()]
         wanted += [(chosen[ours], chosen[other]) for other in others if ours in chosen and other in chosen]
