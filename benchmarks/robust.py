@@ -158,14 +158,15 @@ def table(found: dict[str, list[dict]]) -> str:
     rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, records in found.items():
         said = verdict(records)
-        terms = sorted({" + ".join(term["reward"] for term in record["robust"]["terms"]) or "closed" for record in records})
+        made = [" + ".join(term["reward"] for term in record["robust"]["terms"]) for record in records]
+        gate = "; ".join([f"open in {sum(map(bool, made))} of {len(made)}", *sorted({*filter(None, made)})])
         at = f"{records[0]['robust']['temperature']:g}"
         golden_at = f"best-of-{N} by golden at T = {at}"
         rows_of = [(np.mean(one["golden_by_prompt"][one["baseline"]]), chosen(one)[1].mean(), one["bound"][at],
                     np.mean(one["golden_by_prompt"][golden_at])) for one in records]
         sft, ours, fitted, oracle = (f"{value:.3f}" for value in np.mean(rows_of, axis=0))
         rows.append("| " + " | ".join([
-            f"`{name}`", str(len(records)), "; ".join(terms), sft, ours, said["less the best of sft"].text(),
+            f"`{name}`", str(len(records)), gate, sft, ours, said["less the best of sft"].text(),
             f"`{said['closest']}`", said["less the closest"].text(), fitted, oracle]) + " |")
     return "\n".join(rows)
 

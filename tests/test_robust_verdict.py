@@ -49,7 +49,7 @@ def test_the_table_and_the_records(tmp_path):
     found = robust.load(robust.everything(), tmp_path)
     assert list(found) == ["hard"] and len(found["hard"]) == 2
     row = robust.table(found).splitlines()[2]
-    assert row.startswith("| `hard` | 2 | init_sft + mean_logprob | 0.300 | 0.520 | +0.220 ± ") and row.endswith(" | 0.600 | 0.700 |")
+    assert row.startswith("| `hard` | 2 | open in 2 of 2; init_sft + mean_logprob | 0.300 | 0.520 | +0.220 ± ") and row.endswith(" | 0.600 | 0.700 |")
     assert robust.main(["table", "hard", "--seeds=7"]) == 0
     with pytest.raises(SystemExit):
         robust.main(["table", "soft"])

@@ -12,7 +12,6 @@ import pytest
 from tiny import tiny_config
 
 from irl_jax import artifacts, cli, hf, stages, workdir
-from irl_jax.config import ROBUST
 from irl_jax.models import transformer
 from irl_jax.stages import context as contexts
 from irl_jax.stages import policy, pretrain, reward, sample, sft
@@ -160,18 +159,6 @@ def _config(name, variant):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(variant)
-
-
-@pytest.mark.slow
-@pytest.mark.shared
-def test_a_miniature_on_dialogues(tmp_path, small_shared, monkeypatch):
-    """That on movie reviews is one of the evidence's (test_evidence.py)."""
-    monkeypatch.setenv("IRL_JAX_SHARED", str(small_shared))
-    config = _config("hh_harmless", "smoke")
-    stages.run_pipeline(config, tmp_path / "w")
-    results = json.loads((tmp_path / "w" / "results.json").read_text())
-    assert set(results["rewards"]) == {*config.reward.recipes, *config.reward.controls, ROBUST} - {"golden"}
-    assert all(0 <= row["pair_accuracy"] <= 1 for row in results["rewards"].values())
 
 
 @pytest.mark.shared
