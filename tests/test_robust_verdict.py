@@ -62,3 +62,14 @@ def test_the_readmes_table_is_that_of_the_records():
     said = robust.verdict(records)
     assert f"{np.mean([robust.chosen(record)[1].mean() for record in records]):.2f}** without a label" in readme
     assert f"{said['less the best of sft'].z:.1f} standard errors above the best of sft" in readme
+
+
+def test_what_is_said_of_the_rule_that_fell_is_in_its_record():
+    text = " ".join((robust.ROOT / "docs" / "robust.md").read_text().split())
+    (record,) = robust.load([("testbed", 200)])["testbed"]
+    sft = np.array(record["golden_by_prompt"][record["baseline"]])
+    for name in ("robust", "init_demo", "sft_demo"):
+        less = robust.compared([np.array(record["golden_by_prompt"][f"best-of-16 by {name} at T = 0.5"]) - sft])
+        assert less.text().lstrip("+") in text, (name, less.text())
+    z = [f"{record['robust']['directions'][name]['z']:.1f}" for name in ("init_sft", "init_demo", "sft_demo")]
+    assert "z = {} for `init_sft`, {} for `init_demo`, {} for `sft_demo`".format(*z) in text
