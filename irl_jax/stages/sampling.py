@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from irl_jax import artifacts, sampler, sharding
@@ -67,7 +68,15 @@ def draw(context, name: str, part: str, count: int) -> int:
         return 0
     role, temperature = parted(name)
     law = law_of(context.config.sample) if temperature is None else Law(temperature)
-    return draw_into(context, path, context.variables(role), prompts_of(context, part), count, f"samples/{name}/{part}", law)
+    return draw_into(context, path, _variables(context, role), prompts_of(context, part), count, f"samples/{name}/{part}", law)
+
+
+def _variables(context, role: str):
+    """What the model is applied with as `role`: init with an adapter of zeros where sft has one, so that one program samples both."""
+    found = context.variables(role)
+    if role == "init" and "adapter" in (like := context.variables("sft")):
+        found["adapter"] = context.place(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like["adapter"]))
+    return found
 
 
 def draw_into(context, path, variables, prompts, count: int, purpose: str, law: Law = MODEL) -> int:
