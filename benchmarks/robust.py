@@ -1,8 +1,8 @@
-"""`robust` judged on what chose nothing of it: python -m benchmarks.robust run|table [SET,...] [--seeds=200,...]
+"""`robust` judged on what chose nothing of it: python -m benchmarks.robust run|table|figure [SET,...] [--seeds=200,...]
 
 `run` makes a run of each set and seed (one after another, resumable) and its record, docs/evidence/robust/SET-SEED.json: golden, prompt
-by prompt, of everything that robust is compared with. `table` prints what the records say, as docs/evidence.md has it. The rule that was
-judged stands there too, and in docs/robust.md with its reasons.
+by prompt, of everything that robust is compared with. `table` prints what the records say, as docs/evidence.md has it; `figure` draws
+docs/robust.svg. The rule that was judged stands in docs/robust.md with its reasons.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import pathlib
 import sys
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from benchmarks.evidence import paradetox
 from benchmarks.evidence.record import rounded, write
@@ -23,7 +25,8 @@ from irl_jax import artifacts, sweep, workdir
 from irl_jax.errors import UserError
 from irl_jax.evaluation import best_of_n, golden, metrics, pooling
 from irl_jax.stages import context as contexts
-from irl_jax.stages import evaluate, sampling, scoring
+from irl_jax.stages import evaluate, plots, sampling, scoring
+from irl_jax.stages.plot_style import LIGHT, MARKERS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "docs" / "evidence" / "robust"
@@ -36,6 +39,8 @@ SETS = {  # what is run: config, and what is set above it
     "imdb": ("configs/imdb.py", LEAN),
     "paradetox": ("configs/paper/paradetox.py", LEAN),
 }
+TITLES = {"testbed": "quickstart", "hard": "hard world", "imdb": "movie reviews", "paradetox": "ParaDetox"}
+DRAWN = ("robust", "init_sft", "init_demo", "sft_demo", "mean_logprob", "length")
 CONTROLS = ("mean_logprob", "ended", "length")  # best-of-16 by these costs no training
 
 
@@ -197,6 +202,23 @@ def gains(records: list[dict]) -> str:
     return "\n".join(rows)
 
 
+def draw(found: dict[str, list[dict]], path: pathlib.Path) -> None:
+    """A panel a set: golden of best-of-16 by each reward at robust's temperature, less the best of sft, with two standard errors."""
+    with matplotlib.rc_context(plots.style(LIGHT) | {"svg.hashsalt": "irl_jax", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(8.0, 2.6), layout="constrained")
+        for axes, (name, records) in zip(figure.subplots(1, len(found), sharex=True, sharey=True, squeeze=False)[0], found.items(), strict=True):
+            for place, reward in enumerate(reversed(DRAWN)):
+                chosen_by = f"best-of-{N} by {reward} at T = {records[0]['robust']['temperature']:g}"
+                less = compared([np.array(record["golden_by_prompt"][chosen_by]) - np.array(record["golden_by_prompt"][record["baseline"]])
+                                 for record in records])
+                axes.errorbar(less.mean, place, xerr=2 * less.stderr, fmt=MARKERS[reward], color=LIGHT.recipes[reward], capsize=2)
+            axes.axvline(0.0, color=LIGHT.text, linewidth=0.8, linestyle=":")
+            axes.set_title(TITLES[name])
+        figure.axes[0].set_yticks(range(len(DRAWN)), reversed(DRAWN))
+        figure.supxlabel(f"golden of best-of-{N} less sft at its best temperature", fontsize=9)
+        figure.savefig(path, metadata={"Date": None})
+
+
 def everything(sets=tuple(SETS)) -> list[tuple[str, int]]:
     """Every (set, seed) that is judged, first seeds first."""
     return [(name, SEEDS[name][index]) for index in range(3) for name in sets]
@@ -205,7 +227,7 @@ def everything(sets=tuple(SETS)) -> list[tuple[str, int]]:
 def main(argv) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.robust", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("what", choices=("run", "table", "figure"))
     parser.add_argument("sets", nargs="?", default=",".join(SETS))
     parser.add_argument("--seeds", default="", help="others than those that are judged")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs", "robust"))
@@ -217,6 +239,9 @@ def main(argv) -> int:
     try:
         if given.what == "table":
             print(table(load(wanted)), *(f"\n{name}\n\n{gains(records)}" for name, records in load(wanted).items()), sep="\n")
+            return 0
+        if given.what == "figure":
+            draw(load(wanted), ROOT / "docs" / "robust.svg")
             return 0
         return run(wanted, given.out.absolute())
     except UserError as error:

@@ -1,6 +1,6 @@
 """The embedded testbed: a small world of prompts and responses with an exact golden reward; nothing is downloaded.
 
-  python -m irl_jax run --config=configs/testbed.py --workdir=runs/testbed              # 6 to 12 minutes beside other work on 2 CPU cores
+  python -m irl_jax run --config=configs/testbed.py --workdir=runs/testbed              # 6 to 8 minutes on 2 CPU cores
   python -m irl_jax run --config=configs/testbed.py:hard --workdir=runs/testbed-hard    # about as long
   python -m irl_jax run --config=configs/testbed.py:smoke --workdir=runs/testbed-smoke  # about a minute; so is :hard_smoke
 
