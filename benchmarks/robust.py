@@ -206,7 +206,8 @@ def draw(found: dict[str, list[dict]], path: pathlib.Path) -> None:
     """A panel a set: golden of best-of-16 by each reward at robust's temperature, less the best of sft, with two standard errors."""
     with matplotlib.rc_context(plots.style(LIGHT) | {"svg.hashsalt": "irl_jax", "svg.fonttype": "none"}):
         figure = Figure(figsize=(8.0, 2.6), layout="constrained")
-        for axes, (name, records) in zip(figure.subplots(1, len(found), sharex=True, sharey=True, squeeze=False)[0], found.items(), strict=True):
+        panels = figure.subplots(1, len(found), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, (name, records) in zip(panels, found.items(), strict=True):
             for place, reward in enumerate(reversed(DRAWN)):
                 chosen_by = f"best-of-{N} by {reward} at T = {records[0]['robust']['temperature']:g}"
                 less = compared([np.array(record["golden_by_prompt"][chosen_by]) - np.array(record["golden_by_prompt"][record["baseline"]])
