@@ -89,22 +89,7 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
     turns = {row.prompt: row.turns for row in rows if row.turns}
     prompts = list(dict.fromkeys(row.prompt for row in rows))
     order = [prompts[i] for i in np.random.default_rng([seed, _SPLIT_STREAM]).permutation(len(prompts))]
-    if data_config.eval_source:
-        evaluation_rows = read_rows(data_config.eval_source, data_config, seed, render, counts)
-        held = {row.prompt for row in evaluation_rows}
-        counts["overlap_with_evaluation"] += sum(row.prompt in held for row in rows)
-        order = [prompt for prompt in order if prompt not in held]
-        evaluation = [Record(row.prompt, row.response) for row in evaluation_rows]
-        turns |= {row.prompt: row.turns for row in evaluation_rows if row.turns}
-    else:
-        number = share(data_config.heldout_fraction, len(prompts), "data.heldout_fraction")
-        if len(prompts) == 1:
-            raise UserError(
-                f"{data_config.source}: all of its {len(rows)} records have one prompt, and training and evaluation share no prompt; give "
-                "records of other prompts too, or name a file of evaluation records on other prompts in data.eval_source"
-            )
-        evaluation = _records_of(order[:number], rows)
-        order = order[number:]
+    evaluation, order = _held_out(data_config, seed, render, counts, rows, order, turns)
     if not evaluation:
         raise UserError(
             f"data.heldout_fraction = {data_config.heldout_fraction:g}: no record is left for evaluation; make it positive, or name "
@@ -131,6 +116,23 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
     if data_config.prompts_source:
         corpus = _with_prompts(corpus, data_config, seed, render, counts)
     return corpus._replace(counts={name: number for name, number in counts.items() if number})
+
+
+def _held_out(data_config, seed, render, counts, rows, order, turns) -> tuple[list[Record], list[str]]:
+    """(evaluation records, the prompts left for training) of the prompts in `order`; `turns` and `counts` are added to."""
+    if data_config.eval_source:
+        evaluation = read_rows(data_config.eval_source, data_config, seed, render, counts)
+        held = {row.prompt for row in evaluation}
+        counts["overlap_with_evaluation"] += sum(row.prompt in held for row in rows)
+        turns |= {row.prompt: row.turns for row in evaluation if row.turns}
+        return [Record(row.prompt, row.response) for row in evaluation], [prompt for prompt in order if prompt not in held]
+    number = share(data_config.heldout_fraction, len(order), "data.heldout_fraction")
+    if len(order) == 1:
+        raise UserError(
+            f"{data_config.source}: all of its {len(rows)} records have one prompt, and training and evaluation share no prompt; give "
+            "records of other prompts too, or name a file of evaluation records on other prompts in data.eval_source"
+        )
+    return _records_of(order[:number], rows), order[number:]
 
 
 def share(fraction: float, prompts: int, key: str, left: int | None = None) -> int:
