@@ -1,4 +1,4 @@
-"""Your own demonstrations: JSONL of {prompt, response} (or {messages}) and a Hugging Face model of the GPT-2 or Llama architecture.
+"""Your own demonstrations: JSONL of {prompt, response} (or {messages}) and a Hugging Face model of one of nine families.
 
   python -m irl_jax run --config=configs/demonstrations.py --workdir=runs/mine \
       --config.model.path=gpt2 --config.data.source=demonstrations.jsonl
