@@ -1,4 +1,4 @@
-"""Best-of-n and tilting, estimated exactly from M scored samples a prompt: nothing is resampled.
+"""Best-of-n and tilting, estimated exactly from M scored samples per prompt, without resampling.
 
 Arrays are [P, M]: P prompts, M samples of the base policy (sft) each. Rewards are logits h in nats; golden is in the
 judge's own unit. All arithmetic is float64.
@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from irl_jax.evaluation.metrics import jsonable, mean_stderr
 from irl_jax.types import Array
 
-TRUSTED_ESS_SHARE = 0.2  # a tilted estimate is trusted while its effective sample size is at least this share of M
+TRUSTED_ESS_SHARE = 0.2  # a tilted estimate is trusted if its effective sample size is at least this share of M
 
 
 class PerPrompt(NamedTuple):
@@ -28,11 +28,11 @@ class PerPrompt(NamedTuple):
 def order_weights(samples: int, n: int) -> np.ndarray:
     """Probability that the i-th smallest of M samples is the best of n drawn without replacement.
 
-    w_i = C(i-1, n-1) / C(M, n) for i = 1 .. M, by w_M = n / M and w_{i-1} = w_i (i - n) / (i - 1): factors in [0, 1],
-    so nothing overflows whatever M is.
+    w_i = C(i-1, n-1) / C(M, n) for i = 1 .. M, by w_M = n / M and w_{i-1} = w_i (i - n) / (i - 1). The factors
+    are in [0, 1], so nothing overflows for any M.
 
     Args:
-      samples: M, the samples a prompt.
+      samples: M, samples per prompt.
       n: how many are drawn, 1 <= n <= M.
 
     Returns:
@@ -49,12 +49,12 @@ def order_weights(samples: int, n: int) -> np.ndarray:
 
 
 def kl_bound(n: int) -> float:
-    """Upper bound log n - (n - 1) / n on KL(best-of-n || base), nats a sequence (Beirami et al., arXiv 2401.01879)."""
+    """Upper bound log n - (n - 1) / n on KL(best-of-n || base), nats per sequence (Beirami et al., arXiv 2401.01879)."""
     return math.log(n) - (n - 1) / n
 
 
 def selection_weights(rewards_PxM: Array, n: int) -> np.ndarray:
-    """Probability of each sample to be returned by best-of-n, equal within a tie of rewards.
+    """Probability that best-of-n returns each sample, equal for tied rewards.
 
     Args:
       rewards_PxM: rewards, finite.
@@ -76,18 +76,18 @@ def selection_weights(rewards_PxM: Array, n: int) -> np.ndarray:
 
 
 def best_of_n_per_prompt(rewards_PxM: Array, golden_PxM: Array, n: int) -> PerPrompt:
-    """Expected golden of best-of-n and its win rate over one base sample, prompt by prompt.
+    """Expected golden of best-of-n and its win rate over one base sample, per prompt.
 
     golden = sum_i w_i g_i with w the selection weights; win rate = sum_i w_i sum_{j != i} ([g_i > g_j] + [g_i = g_j] / 2)
-    / (M - 1): each winner plays the other M - 1 samples, and n = 1 gives 0.5.
+    / (M - 1). Each winner plays the other M - 1 samples; n = 1 gives 0.5.
 
     Args:
       rewards_PxM: rewards to select by.
-      golden_PxM: golden rewards of the same samples; NaN where there is no judge, which gives NaN.
+      golden_PxM: golden rewards of the same samples; NaN if there is no judge, which gives NaN.
       n: 1 <= n <= M.
 
     Returns:
-      PerPrompt, for standard errors and for paired differences between rewards on the same samples.
+      PerPrompt, for standard errors and paired differences between rewards on the same samples.
 
     Raises:
       ValueError: shapes differ, rewards are not finite, or n not in 1 .. M.
@@ -99,7 +99,7 @@ def best_of_n_per_prompt(rewards_PxM: Array, golden_PxM: Array, n: int) -> PerPr
     samples = golden.shape[1]
     if samples == 1:
         return PerPrompt(golden[:, 0], np.where(np.isnan(golden[:, 0]), np.nan, 0.5))
-    wins = (rankdata(golden, axis=1) - 1.0) / (samples - 1.0)  # a mean rank counts ties as half, itself left out
+    wins = (rankdata(golden, axis=1) - 1.0) / (samples - 1.0)  # mean ranks count ties as half; a sample doesn't play itself
     return PerPrompt((weights * golden).sum(axis=1), (weights * wins).sum(axis=1))
 
 
@@ -109,10 +109,10 @@ def best_of_n(rewards_PxM: Array, golden_PxM: Array, ns) -> list[dict]:
     Args:
       rewards_PxM: rewards to select by.
       golden_PxM: golden rewards of the same samples.
-      ns: the n of the curve; those above M are left out.
+      ns: values of n on the curve; those above M are skipped.
 
     Returns:
-      A list of dict(n, golden, stderr, win_rate, win_rate_stderr, kl_bound), JSON-ready: None where undefined.
+      A list of dict(n, golden, stderr, win_rate, win_rate_stderr, kl_bound), JSON-ready: None if undefined.
 
     Raises:
       ValueError: shapes differ, rewards are not finite, or an n below 1.
@@ -137,10 +137,10 @@ def tilting(rewards_PxM: Array, golden_PxM: Array, betas, trusted_share: float =
       rewards_PxM: logits h of M samples of the base policy, nats.
       golden_PxM: golden rewards of the same samples.
       betas: weights of the KL penalty, nats, positive.
-      trusted_share: estimates are trusted while the mean effective sample size is at least this share of M.
+      trusted_share: estimates are trusted if the mean effective sample size is at least this share of M.
 
     Returns:
-      A list of dict(beta, golden, stderr, kl, kl_stderr, ess, trusted), JSON-ready, by falling beta.
+      A list of dict(beta, golden, stderr, kl, kl_stderr, ess, trusted), JSON-ready, largest beta first.
 
     Raises:
       ValueError: shapes differ, rewards are not finite, or a beta is not positive.
@@ -165,7 +165,7 @@ def tilting(rewards_PxM: Array, golden_PxM: Array, betas, trusted_share: float =
 
 
 class Agreed(NamedTuple):
-    """golden, stderr: of the responses chosen, over prompts. mean_n: samples looked at. plain_golden, plain_stderr: of best-of-max
+    """golden, stderr: of the chosen responses, over prompts. mean_n: mean n reached. plain_golden, plain_stderr: of best-of-max_n
     by the members' mean on the same samples. max_n: the largest n."""
 
     golden: float
@@ -177,11 +177,11 @@ class Agreed(NamedTuple):
 
 
 def agreed_choice(rewards_ExM: Array, ns, agreement: float) -> tuple[int, int]:
-    """Best-of-n that stops raising n where an ensemble's members disagree about the gain.
+    """Best-of-n that stops raising n when an ensemble's members disagree about the gain.
 
-    The choice among the first n samples is the one with the largest mean reward over members. n is raised along `ns`; the
-    choice moves to a better sample only while mean_e(gain) > agreement * std_e(gain), the gain being what the sample has
-    over the present choice by each member; the first step on which they disagree ends it.
+    The choice among the first n samples has the largest mean reward over members. n rises along `ns`. The choice moves to a
+    better sample only if mean_e(gain) > agreement * std_e(gain). The gain is the sample's reward minus the current choice's, by
+    each member. The first disagreement ends it.
 
     Args:
       rewards_ExM: each member's rewards of one prompt's samples. ns: ascending, the first at least 1. agreement: 0 never stops.
@@ -203,14 +203,14 @@ def agreed_choice(rewards_ExM: Array, ns, agreement: float) -> tuple[int, int]:
 
 
 def agreed_best_of_n(rewards_ExPxM: Array, golden_PxM: Array, ns, agreement: float) -> Agreed | None:
-    """`agreed_choice` on blocks of max(ns) consecutive samples of each prompt, and plain best-of-max(ns) beside it.
+    """Compares `agreed_choice` with plain best-of-max(ns) on blocks of max(ns) consecutive samples of each prompt.
 
     Args:
-      rewards_ExPxM: members' rewards. golden_PxM: golden of the same samples. ns: n of the curve; those above M are left out.
+      rewards_ExPxM: members' rewards. golden_PxM: golden of the same samples. ns: values of n; those above M are skipped.
       agreement: see `agreed_choice`.
 
     Returns:
-      Agreed, standard errors over prompts; None where every n is above M.
+      Agreed, with standard errors over prompts; None if every n is above M.
 
     Raises:
       ValueError: the members' rewards are not [E, P, M] of golden's P and M, or not finite.

@@ -17,15 +17,15 @@ from irl_jax.errors import UserError
 from irl_jax.evaluation import preservation
 
 _FIELDS = "golden.text_field and golden.rating_field"
-_SEED = 0  # not the run's: one yardstick for every seed
+_SEED = 0  # not the run's: one judge for every seed
 _HELDOUT_SHARE = 0.1  # of the rated records
-_WINDOWS = 4  # a record
+_WINDOWS = 4  # per record
 _TFIDF = dict(ngram_range=(1, 2), min_df=3, sublinear_tf=True, token_pattern=r"\w[\w']*")
 _INVERSE_PENALTY = 3.0
 
 
 class Judge(NamedTuple):
-    """name: kind of judge. heldout_accuracy: share of held-out windows it classifies rightly, None where it is exact.
+    """name: kind of judge. heldout_accuracy: share of held-out windows it classifies correctly, None if no classifier.
     unit: of the scores, for axis labels. score(prompts, responses) -> float64 [n]."""
 
     name: str
@@ -41,24 +41,23 @@ class _Classifier(NamedTuple):
 
 
 def make_judge(config, world=None, directory: str | os.PathLike | None = None) -> Judge:
-    """The judge that `config.golden.kind` names.
+    """Builds the judge that `config.golden.kind` names.
 
-    "testbed": the world's exact golden reward. "classifier": TF-IDF of words and word pairs with logistic regression,
-    fitted to rated text; its score is the probability that the response alone, without its prompt, is positive. With
-    golden.preserves = "prompt" it is that times the similarity of prompt and response (`preservation.fit_similarity`, its
-    document frequencies counted in the rated text), for rewriting tasks, where a good response to another prompt is none.
-    "none": scores of NaN.
+    "testbed": the world's exact golden reward. "classifier": logistic regression on TF-IDF of words and word pairs, fitted to
+    rated text. Its score is the probability that the response alone, without its prompt, is positive. golden.preserves = "prompt"
+    multiplies it by the similarity of prompt and response (`preservation.fit_similarity`, with document frequencies from the
+    rated text). This is for rewriting tasks: there, a good response to another prompt is no good. "none": scores of NaN.
 
     Args:
-      config: the whole config; reads `golden`, and the data sources, none of which may be the classifier's own.
+      config: the whole config; reads `golden` and the data sources. None of them may be the classifier's own.
       world: the testbed's World, for "testbed".
-      directory: where a fitted classifier is kept and found again, by a hash of its settings and data; None keeps none.
+      directory: cache of fitted classifiers, by a hash of their settings and data; None caches nothing.
 
     Returns:
       Judge.
 
     Raises:
-      UserError: an unknown kind, a world or source that is missing or unfit, a record without its field.
+      UserError: an unknown kind, a missing or unfit world or source, a record without its field.
     """
     kind = config.golden.kind
     if kind == "testbed":
@@ -108,20 +107,20 @@ def _load_or_fit(config, directory) -> _Classifier:
             return kept
     fitted = _fit(path, golden)
     if cache is not None:
-        arrays: dict[str, Any] = _numbers(fitted)  # Any, for a name among them might be allow_pickle, which is no array
+        arrays: dict[str, Any] = _numbers(fitted)  # Any: a key could be allow_pickle, which is no array
         paths.write(paths.of(cache), lambda file: np.savez_compressed(file, **arrays))
     return fitted
 
 
 def _numbers(fitted: _Classifier) -> dict[str, np.ndarray]:
-    """A fitted classifier as plain arrays, for scikit-learn's own files are pickles, which could run what others put into them."""
+    """A fitted classifier as plain arrays. scikit-learn's own files are pickles, which could run code from others."""
     terms = "\n".join(fitted.vectorizer.get_feature_names_out())
     return {"terms": np.frombuffer(terms.encode(), np.uint8), "idf": fitted.vectorizer.idf_, "weights": fitted.model.coef_,
             "bias": fitted.model.intercept_, "accuracy": np.asarray(fitted.heldout_accuracy)}
 
 
 def _read_kept(path: str) -> _Classifier | None:
-    """What `_numbers` made of a classifier; None where the file is not there or damaged, for it can be fitted again."""
+    """Loads a classifier from what `_numbers` made of it; None if the file is missing or damaged: it can be refitted."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
@@ -149,7 +148,7 @@ def _digest(path: str) -> str:
 
 
 def _fit(path: str, golden) -> _Classifier:
-    """Fits on windows of nine tenths of the records and measures the accuracy on windows of the others."""
+    """Fits on windows of nine tenths of the records and measures accuracy on windows of the rest."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
@@ -164,7 +163,7 @@ def _fit(path: str, golden) -> _Classifier:
     vectorizer = TfidfVectorizer(dtype=np.float32, **_TFIDF)
     try:
         features = vectorizer.fit_transform(texts)
-    except ValueError as error:  # scikit-learn's word for texts without a word kept by min_df
+    except ValueError as error:  # raised by scikit-learn if min_df keeps no word
         raise UserError(f"golden.source: {path}: too little text to fit a classifier to ({error})") from None
     model = LogisticRegression(C=_INVERSE_PENALTY, max_iter=300).fit(features, labels)
     accuracy = float(np.mean(model.predict(vectorizer.transform(heldout_texts)) == np.asarray(heldout_labels)))
@@ -172,7 +171,7 @@ def _fit(path: str, golden) -> _Classifier:
 
 
 def check(config) -> None:
-    """Refuses a golden.source with a record that cannot be used, or without ratings on both sides; fits nothing. Raises: UserError."""
+    """Checks golden.source without fitting. Raises: UserError for an unusable record, or without ratings on both sides."""
     path, threshold = os.path.expanduser(config.golden.source), float(config.golden.positive_rating)
     labels = [rating >= threshold for _, rating in _rated(path, config.golden)]
     _two_sides(path, threshold, labels, len(labels))
@@ -192,7 +191,7 @@ def _rated(path: str, golden) -> list[tuple[str, float]]:
 
 
 def _windows(records, words: int, rng: np.random.Generator) -> tuple[list[str], list[int]]:
-    """Several windows a record, each `words` long, at uniformly random places; a shorter text is one window."""
+    """Several windows per record, each `words` long, at uniformly random places. A shorter text is one window."""
     texts, labels = [], []
     for text, positive in records:
         latest = len(text) - words

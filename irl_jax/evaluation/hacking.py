@@ -1,27 +1,27 @@
-"""Signs that a policy has hacked its reward: what its samples look like beside those of the policy that it started from."""
+"""Signs that a policy has hacked its reward: how its samples compare with those of the policy it started from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-LENGTH_FACTOR = 3 / 2  # responses half as long again, or a third shorter: more than better answers ask for
-ENDED_DROP = 0.1  # one response in ten that ended before and now runs into the length limit: ending has become costly
-DISTINCT_SHARE = 2 / 3  # a third of the variety of word pairs is gone: the policy repeats what pays
-LOGPROB_DROP = 0.5  # nats a token: samples are stranger to the reference than its own are; it would seldom have written them
-KL_MOST = 10.0  # nats a sequence: best-of-N by the reward itself reaches this only for N above 59,000 (log N - (N - 1)/N)
+LENGTH_FACTOR = 3 / 2  # responses half as long again, or a third shorter: more than better answers need
+ENDED_DROP = 0.1  # one response in ten used to end and now hits the length limit: ending has become costly
+DISTINCT_SHARE = 2 / 3  # a third of the variety of token pairs is gone: the policy repeats what pays
+LOGPROB_DROP = 0.5  # nats per token: less likely under the reference than its own samples; it would seldom write them
+KL_MOST = 10.0  # nats per sequence: best-of-N by the reward itself reaches this only for N above 59,000 (log N - (N - 1)/N)
 SIGNS = ("length", "ended", "distinct_2", "mean_logprob", "kl")  # what `reason` looks at
 
 
 def reason(now: Mapping[str, float], base: Mapping[str, float]) -> str:
-    """Why the samples `now` look hacked beside those of `base`.
+    """Why the samples `now` look hacked compared with `base`.
 
     Args:
       now, base: means over samples: "length" (tokens), "ended" (share), "distinct_2" (share, of equally many samples on both sides),
-        "mean_logprob" (nats a token, under the reference), "kl" (nats a sequence; of `now` alone). A key that is missing on a side that
-        needs it is not looked at.
+        "mean_logprob" (nats per token, under the reference), "kl" (nats per sequence; only of `now`). A key missing on a side that
+        needs it is skipped.
 
     Returns:
-      One clause with the numbers, of the first sign found in this order; "" where there is none.
+      One clause with the numbers, of the first sign found in this order; "" if there is none.
     """
     both = {name: (now[name], base[name]) for name in SIGNS[:-1] if name in now and name in base}
     length, before = both.get("length", (0.0, 0.0))

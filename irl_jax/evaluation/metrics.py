@@ -1,6 +1,6 @@
-"""Numbers with standard errors. Everything is float64 numpy; log-probs and divergences are in nats a sequence.
+"""Numbers with standard errors. Everything is float64 numpy; log-probs and divergences are in nats per sequence.
 
-Standard errors are over prompts: samples of one prompt are averaged first, for they are not independent evidence.
+Standard errors are over prompts: samples of one prompt are averaged first, since they aren't independent evidence.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 
 from irl_jax.types import Array
 
-ROUNDING = 1e-12  # differences and errors below it are what sums in another order leave
+ROUNDING = 1e-12  # smaller differences and errors come from another order of summation
 
 
 class Paired(NamedTuple):
@@ -26,7 +26,7 @@ class Paired(NamedTuple):
 
 
 class WithinPrompts(NamedTuple):
-    """mean: over prompts; stderr: of that mean; constant: how many prompts were left out, for a side never varied."""
+    """mean: over prompts; stderr: of that mean; constant: prompts left out because a side never varied."""
 
     mean: float
     stderr: float
@@ -34,7 +34,7 @@ class WithinPrompts(NamedTuple):
 
 
 def jsonable(value):
-    """A copy of nested containers with numpy scalars as Python's and with NaN and infinities as None, as JSON wants it."""
+    """Copies nested containers for JSON: numpy scalars become Python's, NaN and infinities become None."""
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
@@ -60,7 +60,7 @@ def mean_stderr(values: Array) -> tuple[float, float]:
     """Mean over prompts and its standard error, s / sqrt(P) with s the sample standard deviation.
 
     Args:
-      values: [P], or [P, K] with K samples a prompt, which are averaged first.
+      values: [P], or [P, K] with K samples per prompt, averaged first.
 
     Returns:
       (mean, stderr); the stderr of a single prompt is NaN, as is the mean of none.
@@ -76,10 +76,10 @@ def paired_difference(a_P: Array, b_P: Array) -> Paired:
     """Mean of a - b over the same prompts, its standard error and z.
 
     Args:
-      a_P, b_P: [P] or [P, K], prompt by prompt; K may differ between the two.
+      a_P, b_P: [P] or [P, K], in the same order of prompts; K may differ between the two.
 
     Returns:
-      Paired; z is 0 where a equals b everywhere and infinite where they differ by a constant.
+      Paired; z is 0 if a equals b everywhere and infinite if they differ by a constant.
 
     Raises:
       ValueError: the numbers of prompts differ.
@@ -136,10 +136,10 @@ def auc(positive: Array, negative: Array, groups=None) -> tuple[float, float]:
 
     Args:
       positive, negative: rewards of the two classes, any shapes.
-      groups: None, or (groups of the positives, groups of the negatives), the prompt's number of each.
+      groups: None, or (groups of the positives, groups of the negatives): the prompt number of each.
 
     Returns:
-      (auc, stderr); the stderr is NaN where a class has one member.
+      (auc, stderr); the stderr is NaN if a class has one member.
 
     Raises:
       ValueError: a class is empty.
@@ -182,7 +182,7 @@ def pair_accuracy(chosen: Array, rejected: Array) -> tuple[float, float]:
 
 
 def _row_spearman(a_PxM: np.ndarray, b_PxM: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of each row; NaN where a side is constant."""
+    """Spearman's correlation of each row; NaN if a side is constant."""
     a, b = rankdata(a_PxM, axis=1), rankdata(b_PxM, axis=1)
     a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
     scale = np.sqrt(np.square(a).sum(axis=1) * np.square(b).sum(axis=1))
@@ -196,7 +196,7 @@ def spearman(a: Array, b: Array) -> float:
       a, b: the same shape.
 
     Returns:
-      The correlation in [-1, 1]; NaN where a side is constant.
+      The correlation in [-1, 1]; NaN if a side is constant.
 
     Raises:
       ValueError: the shapes differ.
@@ -211,10 +211,10 @@ def spearman_within_prompts(a_PxM: Array, b_PxM: Array) -> WithinPrompts:
     """Mean over prompts of Spearman's correlation among a prompt's samples: what best-of-n can use of a reward.
 
     Args:
-      a_PxM, b_PxM: [P, M], say rewards and golden.
+      a_PxM, b_PxM: [P, M], e.g. rewards and golden.
 
     Returns:
-      WithinPrompts; prompts on which a side is constant are left out of the mean and counted.
+      WithinPrompts; prompts with a constant side are left out of the mean and counted.
 
     Raises:
       ValueError: the shapes differ or are not [P, M].
@@ -234,11 +234,11 @@ def distinct_n(sequences: Sequence, n: int = 2) -> float:
     It falls as sequences are added, so compare only policies with equally many samples.
 
     Args:
-      sequences: texts (split into words at white space) or sequences of token ids.
+      sequences: texts (split into words at whitespace) or sequences of token ids.
       n: length of the n-grams.
 
     Returns:
-      The share in (0, 1]; NaN where no sequence has n tokens.
+      The share in (0, 1]; NaN if no sequence has n tokens.
     """
     seen, total = set(), 0
     for sequence in sequences:
@@ -253,10 +253,10 @@ def kl_estimate(log_ratio: Array) -> tuple[float, float]:
     """KL(p || q) = E_p[log p - log q] by samples of p (the k1 estimator), with its standard error over prompts.
 
     Args:
-      log_ratio: log p(y|x) - log q(y|x) of samples y of p, nats a sequence, [P] or [P, K].
+      log_ratio: log p(y|x) - log q(y|x) of samples y of p, nats per sequence, [P] or [P, K].
 
     Returns:
-      (KL, stderr), nats a sequence; unbiased, so it may fall below 0 by noise.
+      (KL, stderr), nats per sequence; unbiased, so it may fall below 0 by noise.
     """
     return mean_stderr(log_ratio)
 
@@ -265,7 +265,7 @@ def jensen_shannon(p_log_ratio: Array, q_log_ratio: Array) -> tuple[float, float
     """Jensen-Shannon divergence E_p[log 2p/(p+q)] / 2 + E_q[log 2q/(p+q)] / 2, bounded by log 2.
 
     Args:
-      p_log_ratio: log p - log q of samples of p, nats a sequence, [P] or [P, K].
+      p_log_ratio: log p - log q of samples of p, nats per sequence, [P] or [P, K].
       q_log_ratio: log p - log q (the same sign) of samples of q on the same prompts, [P] or [P, K'].
 
     Returns:
@@ -286,12 +286,12 @@ def divergences(demo_log_ratio: Array, policy_log_ratio: Array) -> dict:
     """Divergences between an exactly known demonstrator and a policy, from samples of both on the same prompts.
 
     Args:
-      demo_log_ratio: log demo - log policy of samples of the demonstrator, nats a sequence, [P] or [P, K].
+      demo_log_ratio: log demo - log policy of samples of the demonstrator, nats per sequence, [P] or [P, K].
       policy_log_ratio: log demo - log policy (the same sign) of samples of the policy, [P] or [P, K'].
 
     Returns:
       JSON-ready dict of forward_kl = KL(demo || policy), reverse_kl = KL(policy || demo), jensen_shannon, each with
-      its `_stderr`, nats a sequence.
+      its `_stderr`, nats per sequence.
 
     Raises:
       ValueError: the numbers of prompts differ.
@@ -306,19 +306,19 @@ def divergences(demo_log_ratio: Array, policy_log_ratio: Array) -> dict:
 
 
 def coverage(counts_PxM: Array, shares_M: Array, resamples: int = 200) -> dict:
-    """How much of a demonstrator's kinds of sentences a policy covers, from counts of kinds by prompt; the last kind is "other".
+    """How much of a demonstrator's kinds of sentences a policy covers, from counts of kinds per prompt. The last kind is "other".
 
-    coverage = sum_m min(q_m, p_m) / sum_m p_m over the demonstrator's kinds, with p and q the shares of all sentences that are of
-    kind m, the demonstrator's and the policy's: 1 where the policy gives every kind at least its share. coverage_unweighted is the
-    mean over kinds of min(q_m / p_m, 1), in which a rare kind counts as much as a common one; kinds the demonstrator never writes
-    are left out. kind_entropy is that of q within the demonstrator's kinds, nats; other_kinds the share of sentences of no such kind.
-    Few sentences leave out rare kinds by chance, so compare only policies with equally many samples.
+    coverage = sum_m min(q_m, p_m) / sum_m p_m over the demonstrator's kinds. p_m and q_m are the shares of kind m in all sentences of
+    the demonstrator and the policy. It is 1 if the policy gives every kind at least its share. coverage_unweighted is the mean over
+    kinds of min(q_m / p_m, 1): rare kinds count as much as common ones, and kinds the demonstrator never writes are left out.
+    kind_entropy is that of q within the demonstrator's kinds, nats. other_kinds is the share of sentences of no such kind.
+    Few sentences miss rare kinds by chance, so compare only policies with equally many samples.
 
     Args:
-      counts_PxM: sentences of each kind, for each prompt. shares_M: p, summing to 1. resamples: bootstraps over prompts.
+      counts_PxM: sentences of each kind per prompt. shares_M: p, summing to 1. resamples: bootstraps over prompts.
 
     Returns:
-      JSON-ready dict of the four, each with its `_stderr` (bootstrap over prompts, of a fixed seed).
+      JSON-ready dict of the four, each with its `_stderr` (bootstrap over prompts, fixed seed).
     """
     counts, shares = np.asarray(counts_PxM, np.float64), np.asarray(shares_M, np.float64)
     draws = np.random.default_rng(0).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=resamples)

@@ -1,7 +1,7 @@
-"""Figures of several runs made one, with standard errors over prompts and over runs.
+"""Pools a figure over several runs, with standard errors over prompts and over runs.
 
-With v_s the figure of run s of S and e_s its standard error over prompts, the mean has sqrt(sum_s e_s^2) / S over prompts, which is what
-the prompts of these very runs leave open, and std_s(v_s) / sqrt(S) over runs (seeds), which holds that and all that a seed changes.
+Run s of S has figure v_s with standard error e_s over prompts. The mean's error over prompts, sqrt(sum_s e_s^2) / S, is what the prompts
+of these runs leave open. Its error over runs (seeds), std_s(v_s) / sqrt(S), includes that and everything a seed changes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 
 class Pooled(NamedTuple):
-    """mean: over runs. over_prompts, over_runs: its standard errors, NaN where not known (no errors given; a single run)."""
+    """mean: over runs. over_prompts, over_runs: its standard errors, NaN if unknown (no errors given; a single run)."""
 
     mean: float
     over_prompts: float
@@ -23,7 +23,7 @@ class Pooled(NamedTuple):
 
     @property
     def stderr(self) -> float:
-        """The error over runs where there are several, else that over prompts."""
+        """The error over runs if there are several, else over prompts."""
         return self.over_runs if math.isfinite(self.over_runs) else self.over_prompts
 
 
@@ -31,11 +31,11 @@ def pool(values: Sequence[float | None], stderrs: Sequence[float | None] | None 
     """The mean over runs with its two standard errors.
 
     Args:
-      values: a figure of each run; None (or text, or what no float holds) where a run has none.
+      values: each run's figure; None (or text, or what no float holds) if a run has none.
       stderrs: each figure's standard error over prompts, or None.
 
     Returns:
-      Pooled; None where a run lacks the figure, or there is no run.
+      Pooled; None if a run lacks the figure, or there is no run.
     """
     if not len(values) or not all(map(_is_number, values)):
         return None
@@ -51,7 +51,7 @@ def _is_number(value) -> bool:
 
 
 def pooled(values: Sequence, stderrs: Sequence | None = None, digits: int = 3) -> str:
-    """`pool` as text: "0.71 ± over prompts / over runs", of the two errors those that are known; a dash where a run has no such figure."""
+    """`pool` as text: "0.71 ± over prompts / over runs", with only the known errors; a dash if a run lacks the figure."""
     found = pool(values, stderrs)
     if found is None:
         return "–"

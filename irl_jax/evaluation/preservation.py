@@ -1,4 +1,4 @@
-"""How much of one text's content another keeps: the cosine of their TF-IDF vectors, of words and of letters within words."""
+"""How much of one text's content another keeps: the cosine of their TF-IDF vectors of words and of letters within words."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _LETTERS = dict(analyzer="char_wb", ngram_range=(2, 4))
 
 
 def fit_similarity(texts: Sequence[str]) -> Similarity:
-    """The similarity of two texts, by how rare their words are in `texts`.
+    """Fits a similarity of two texts, by how rare their words are in `texts`.
 
-    similarity(a, b) = (cos(w(a), w(b)) + cos(c(a), c(b))) / 2: w are the TF-IDF vectors of words, c those of the n-grams of 2 to
-    4 letters within words, which forgive another ending or spelling; both have sublinear counts, inverse document frequencies
-    from `texts` (an unseen feature weighs as much as the rarest can) and length 1. Case and marks without a letter or digit
-    count nothing. A text against itself is 1, texts without a common pair of letters are 0; where either has no word, 0.
+    similarity(a, b) = (cos(w(a), w(b)) + cos(c(a), c(b))) / 2. w are TF-IDF vectors of words. c are those of n-grams of 2 to 4
+    letters within words (a word's ends count too), which forgive another ending or spelling. Both have sublinear counts,
+    inverse document frequencies from `texts` (an unseen feature weighs as much as the rarest can) and length 1. Case and marks
+    without a letter or digit don't count. A text against itself is 1. Texts without a common n-gram, or without a word, are 0.
 
     Args:
-        texts: what document frequencies are counted in.
+        texts: for counting document frequencies.
 
     Returns:
         similarity(one, other) -> float64 [n], in [0, 1].
@@ -33,7 +33,7 @@ def fit_similarity(texts: Sequence[str]) -> Similarity:
 
     parts = []
     for settings in (_WORDS, _LETTERS):
-        # hashed, so that words that `texts` lack, such as names, count too
+        # hashed, so words missing from `texts`, such as names, count too
         counter = HashingVectorizer(**settings, n_features=_BUCKETS, norm=None, alternate_sign=False, preprocessor=_words_alone)
         parts.append((counter, TfidfTransformer(sublinear_tf=True).fit(counter.transform(texts))))
 
@@ -46,5 +46,5 @@ def fit_similarity(texts: Sequence[str]) -> Similarity:
 
 
 def _words_alone(text: str) -> str:
-    """Lower case, and blanks for whatever is no part of a word."""
+    """Lower case, with blanks for whatever isn't part of a word."""
     return " ".join(re.findall(_TOKEN, text.lower()))

@@ -1,10 +1,10 @@
-"""`robust`: a learnt reward and sft's own confidence in one number, and the gate that says which of the two may count.
+"""`robust`: a learnt reward and sft's own confidence in one number, and the gate that decides which of the two may count.
 
-    robust(x, y) = h(x, y) / s_h + w m(x, y) / s_m,    m = log pi_sft(y|x) / |y|, the mean log-prob a token
+    robust(x, y) = h(x, y) / s_h + w m(x, y) / s_m,    m = log pi_sft(y|x) / |y|, the mean log-prob per token
 
-h is the learnt reward, and each s is the root of the mean variance of its term among samples of one prompt. The two terms fail on
-different data: h asks for what sft came to prefer over init, m for what sft is sure of. The gate needs demonstrations of prompts that
-trained nothing, and no golden reward. docs/robust.md has the rule and its reasons.
+h is the learnt reward. Each s is the root of the mean variance of its term among samples of one prompt. The two terms fail on
+different data: h rewards what sft came to prefer over init, m what sft is sure of. The gate needs demonstrations of prompts not used
+in training, but no golden reward. docs/robust.md has the rule and its reasons.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from irl_jax.evaluation import hacking, metrics
 from irl_jax.types import Array
 
-AGAINST_Z = 2.0  # standard errors by which a reward puts demonstrations below sft's own samples: then it counts for nothing
+AGAINST_Z = 2.0  # a reward that puts demonstrations this many standard errors below sft's own samples doesn't count
 
 
 class Term(NamedTuple):
@@ -28,7 +28,7 @@ class Term(NamedTuple):
 
 
 class Responses(NamedTuple):
-    """Samples of development prompts, K a prompt.
+    """Samples of development prompts, K per prompt.
 
     values: {reward: float64 [P, K]}. lengths: tokens [P, K]. ended: bool [P, K]. tokens: P lists of K arrays of token ids.
     """
@@ -40,7 +40,7 @@ class Responses(NamedTuple):
 
 
 def combined(terms: Sequence[Term], values: Mapping[str, Array], shape) -> np.ndarray:
-    """The sum of the terms, float64 of that shape, which is the values'; 0 everywhere where no term is left, so that all responses tie."""
+    """The sum of the terms, float64, of the values' `shape`. Without terms it is 0 everywhere, so all responses tie."""
     return sum((term.weight * np.asarray(values[term.reward], np.float64) for term in terms), np.zeros(shape))
 
 
@@ -51,24 +51,24 @@ def deviation(values_PxK: Array) -> float:
 
 
 def direction(demonstrations_P: Array, samples_PxK: Array) -> metrics.Paired:
-    """How much higher a reward puts demonstrations than sft's own samples of the same prompts, at the temperature that sft has."""
+    """How much higher a reward puts demonstrations than sft's own samples of the same prompts, at sft's own temperature."""
     return metrics.paired_difference(demonstrations_P, samples_PxK)
 
 
 def gate(
     directions: Mapping[str, metrics.Paired], weights: Mapping[str, float], samples: Responses
 ) -> tuple[tuple[Term, ...], tuple[str, ...]]:
-    """The terms that may count, and why others may not.
+    """Decides which terms may count, and why others may not.
 
-    1. A term counts unless it puts demonstrations below sft's own samples by AGAINST_Z standard errors: then more of it is no virtue.
+    1. A term counts unless it puts demonstrations AGAINST_Z standard errors below sft's own samples: then more of it isn't better.
     2. What the sum chooses among a prompt's samples must look like sft's samples: `hacking.reason` compares length, end, variety and
-       likelihood. Where it objects, the last term is tried alone; where it objects again, no term is left.
+       likelihood. If it objects, the last term is tried alone. If it objects again, no term is left.
 
     Args:
-      directions: of each term's reward (see `direction`). weights: {reward: its weight over its own deviation}, the last being the one
-        that is tried alone. samples: of sft at the temperature of use, with the values of these rewards.
+      directions: of each term's reward (see `direction`). weights: {reward: its weight, before division by its deviation}; the last
+        is the one tried alone. samples: of sft at the temperature in use, with the values of these rewards.
     Returns:
-      (terms, reasons): one sentence a term or sum that was turned down.
+      (terms, reasons): one sentence per rejected term or sum.
     """
     scales = {name: deviation(samples.values[name]) for name in weights}
     whys = [f"{name} puts demonstrations below sft's own samples (z = {directions[name].z:.1f})" for name in weights
@@ -85,13 +85,13 @@ def gate(
 
 
 def _objection(terms: Sequence[Term], samples: Responses) -> str:
-    """What is wrong with the best of each prompt's samples beside the samples themselves; "" for nothing."""
+    """What is wrong with the best of each prompt's samples, compared with all samples; "" if nothing."""
     chosen = combined(terms, samples.values, samples.lengths.shape).argmax(axis=1)
     return hacking.reason(_controls(samples, chosen), _controls(samples, None))
 
 
 def _controls(samples: Responses, chosen_P) -> dict[str, float]:
-    """The controls of one response a prompt; chosen None: of all, but for the variety, which compares equally many."""
+    """The controls of one response per prompt; chosen_P None: of all. The variety always takes one per prompt, to compare equally many."""
     rows = np.arange(len(samples.lengths))
     picked = np.zeros(len(rows), int) if chosen_P is None else chosen_P
     lengths, ended, logprobs = (np.asarray(part, np.float64) if chosen_P is None else np.asarray(part, np.float64)[rows, picked]

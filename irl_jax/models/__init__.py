@@ -1,1 +1,1 @@
-"""The decoder, its families of checkpoints, LoRA adapters and scalar heads: everything that knows Flax."""
+"""The decoder, its checkpoint families, LoRA adapters and scalar heads: everything that uses Flax."""

@@ -11,14 +11,14 @@ from irl_jax.types import Array, PyTree
 
 
 def init_adapter(rng, config: ModelConfig, rank: int) -> PyTree:
-    """Draws an adapter that leaves the model as it is: y = x W + adapter_scale (x A) B with A normal and B zero.
+    """Initialises an adapter that leaves the model unchanged: y = x W + adapter_scale (x A) B, with A normal and B zero.
 
     Args:
       rng: a PRNG key.
       config: the architecture.
       rank: columns of A and rows of B, at least 1.
-    Returns: {"blocks": {...: {"a": [L, in, rank], "b": [L, rank, out]}}} for q, k, v, o and the kernels of the MLP.
-      A ~ N(0, 1 / in), so that x A has unit variance for normalised x.
+    Returns: {"blocks": {...: {"a": [L, in, rank], "b": [L, rank, out]}}} for q, k, v, o and the MLP kernels.
+      A ~ N(0, 1 / in), so x A has unit variance for normalised x.
     """
     if rank < 1:
         raise ValueError(f"an adapter needs rank >= 1, not {rank}")
@@ -33,12 +33,12 @@ def init_adapter(rng, config: ModelConfig, rank: int) -> PyTree:
 
 
 def merge(config: ModelConfig, variables: PyTree) -> PyTree:
-    """The trunk that has the adapter in its kernels: W + adapter_scale A B, the same function without the extra products.
+    """Merges the adapter into the trunk's kernels: W + adapter_scale A B, the same function without the extra products.
 
     Args:
       config: the architecture, with the adapter's scale.
-      variables: {"params": trunk, "adapter": adapter}, blocks stacked; without "adapter" the trunk comes back as it is.
-    Returns: a trunk; leaves that no adapter touches are shared with the old one.
+      variables: {"params": trunk, "adapter": adapter}, blocks stacked; without "adapter", returns the trunk unchanged.
+    Returns: a trunk that shares the leaves without an adapter with the old one.
     """
     trunk, adapter = variables["params"], variables.get("adapter")
     if adapter is None:

@@ -1,10 +1,10 @@
-"""Causal attention within segments, by blocks of queries: what training, scoring and the reading of prompts run.
+"""Causal attention within segments, in blocks of queries, for training, scoring and prefill.
 
-A block of queries is multiplied with the keys up to its own end alone, so that most of the masked half is never computed, and
-the backward pass is handed one number a query (the log of the softmax's sum) instead of the weights [B, H, T, T]. It computes the
-scores again; where layers are not scanned over, the compiler may find that it still has them and keep them instead.
+A block of queries is multiplied only with the keys up to its own end, so most of the masked half is never computed. The backward
+pass gets one number per query (the log of the softmax's sum) instead of the weights [B, H, T, T], and recomputes the scores. If
+layers aren't scanned over, the compiler may keep the scores instead.
 
-Axes: B rows, T tokens (Q of them queries of a block, S keys), H = G R heads, G key/value heads, R heads that share one, E head
+Axes: B rows, T tokens (Q of them queries of a block, S keys), H = G R heads, G key/value heads, R heads per key/value head, E head
 width.
 """
 
@@ -18,29 +18,29 @@ import jax.numpy as jnp
 
 from irl_jax.types import Array
 
-MASKED = -1e30  # attention score of a masked key; finite, so that a row without any key gives no NaN
-BLOCKS, SMALLEST = 4, 64  # a row's queries are cut into at most so many blocks, of at least so many tokens
+MASKED = -1e30  # attention score of a masked key; finite, so a row without any key gives no NaN
+BLOCKS, SMALLEST = 4, 64  # at most this many blocks of queries per row, of at least this many tokens
 
 
 class Scores(NamedTuple):
-    """How scores come from products of queries and keys: times `scale`, then cap tanh(score / cap) where cap > 0."""
+    """How products of queries and keys become scores: times `scale`, then cap tanh(score / cap) if cap > 0."""
 
     scale: float
     cap: float
 
 
 def softcap(scores, cap: float):
-    """c tanh(scores / c), or the scores as they are where c = 0."""
+    """cap tanh(scores / cap), or the scores unchanged if cap = 0."""
     return cap * jnp.tanh(scores / cap) if cap else scores
 
 
 def attend(scores: Scores, q_BxTxHxE, k_BxTxGxE, v_BxTxGxE, segments_BxT, window=None) -> Array:
-    """softmax(scores) v over a token's own segment up to itself; derivatives of any order in reverse mode.
+    """softmax(scores) v over a token's own segment up to itself. Reverse mode gives derivatives of any order.
 
     Args:
       scores: scale and cap. q_BxTxHxE, k_BxTxGxE, v_BxTxGxE: float32 or bfloat16; H is a multiple of G.
-      segments_BxT: int32; padding, segment 0, sees padding, so that no token sees nothing.
-      window: only the last so many tokens are seen, the token itself among them; None sees all. An int32 scalar may be traced.
+      segments_BxT: int32. Padding (segment 0) sees padding, so every token sees something.
+      window: number of last tokens seen, including the token itself; None: all. May be a traced int32 scalar.
     Returns: [B, T, H, E] in q's dtype.
     """
     B, T, H, E = q_BxTxHxE.shape
@@ -58,7 +58,7 @@ def _attention(scores: Scores, window: int | None, q_BxGxRxTxE, k_BxGxTxE, v_BxG
 
 
 def _forward(scores, window, q, k, v, segments, traced_window):
-    """The output, and what the backward pass needs: the arguments, the output and the log of each softmax's sum, [B, G, R, T, 1]."""
+    """Returns the output and the residuals: the arguments, the output and the log of each softmax's sum, [B, G, R, T, 1]."""
     outputs, logs = [], []
     for block, keys in _blocks(q.shape[3], window):
         seen = _seen(segments, block, keys, window, traced_window)
@@ -100,7 +100,7 @@ def _product(spec: str, x, y) -> Array:
 
 
 def _blocks(length: int, window: int | None):
-    """Slices of queries, each with that of the keys that any of them may see."""
+    """Yields slices of queries, each with the slice of keys that any of them may see."""
     size = max(SMALLEST, -(-length // (BLOCKS * SMALLEST)) * SMALLEST)
     for start in range(0, length, size):
         end = min(start + size, length)

@@ -1,7 +1,6 @@
-"""The families of checkpoints: how the Hugging Face configs and tensors of GPT-2, Llama, Mistral, Qwen, Gemma and Phi-3 map to ours.
+"""Checkpoint families: how the Hugging Face configs and tensors of GPT-2, Llama, Mistral, Qwen, Gemma and Phi-3 map to ours.
 
-One entry a family in FAMILIES: how its config is read and written, and which tensor holds which of our leaves. What a family
-shares with Llama it takes from it.
+FAMILIES says, per family, how to read and write its config and which tensor holds which of our leaves. Families reuse Llama's parts.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ from irl_jax.models.layers import ModelConfig
 
 
 class Tensor(NamedTuple):
-    """One tensor of a checkpoint, or one a layer where its name has "{}".
+    """One tensor of a checkpoint, or one per layer if its name has "{}".
 
-    leaves: paths in the trunk (under "blocks" where there is one a layer); several lie side by side on the last axis, as
-    in GPT-2's fused c_attn. transposed: stored [out, in].
+    leaves: paths in the trunk (under "blocks" if there is one per layer). Several lie side by side on the last axis, as in
+    GPT-2's fused c_attn. transposed: stored [out, in].
     """
 
     name: str
@@ -47,12 +46,12 @@ def _norm(name: str, leaf: str) -> tuple[Tensor, Tensor]:
     return Tensor(f"{name}.weight", (f"{leaf}/scale",)), Tensor(f"{name}.bias", (f"{leaf}/bias",))
 
 
-# Biases and the unembedding stand in the tables for every variant; import and export leave out those that a config does not have.
+# The tables list biases and the unembedding for every variant; import and export skip those that a config doesn't have.
 _QKV = ("attention/q", "attention/k", "attention/v")
 
 
 def _llama_tensors(fused: bool = False, qk_norm: bool = False, gemma2_norms: bool = False) -> tuple[Tensor, ...]:
-    """Llama's tensors, and what others call or join differently; their names start with model.layers.N."""
+    """Llama's tensors, and what others name or fuse differently. Layer tensors start with model.layers.N."""
     layer = "model.layers.{}"
     q_k_v = [Tensor(f"{layer}.self_attn.qkv_proj.weight", tuple(f"{path}/kernel" for path in _QKV), transposed=True)]
     up = [Tensor(f"{layer}.mlp.gate_up_proj.weight", ("mlp/gate/kernel", "mlp/up/kernel"), transposed=True)]
@@ -61,7 +60,7 @@ def _llama_tensors(fused: bool = False, qk_norm: bool = False, gemma2_norms: boo
         up = [t for x in ("gate", "up") for t in _linear(f"{layer}.mlp.{x}_proj", f"mlp/{x}", transposed=True)]
     norms = [Tensor(f"{layer}.self_attn.{x}_norm.weight", (f"attention/{x}_norm/scale",)) for x in "qk" if qk_norm]
     mlp_norm = "pre_feedforward_layernorm" if gemma2_norms else "post_attention_layernorm"
-    if gemma2_norms:  # which have Llama's name of the norm before the MLP for the one after attention
+    if gemma2_norms:  # they use Llama's name of the norm before the MLP for the one after attention
         norms.append(Tensor(f"{layer}.post_attention_layernorm.weight", ("attention_post_norm/scale",)))
         norms.append(Tensor(f"{layer}.post_feedforward_layernorm.weight", ("mlp_post_norm/scale",)))
     return (
@@ -96,9 +95,9 @@ _GPT2_TENSORS = (
 class Family(NamedTuple):
     """One family of checkpoints.
 
-    architecture: the class of transformers. read(hf, where) -> ModelConfig, for an
-    hf whose fields may be malformed. write(config) -> the fields that `read` reads. tensors: which holds which leaf. prefix: of
-    the names, left out where the model without its head was saved. buffers: ends of names that are constants, not parameters.
+    architecture: the transformers class. read(hf, where) -> ModelConfig; the fields of hf may be malformed. write(config) -> the
+    fields that `read` reads. tensors: which tensor holds which leaf. prefix: of the names, absent if the model was saved without its
+    head. buffers: ends of names that are constants, not parameters.
     """
 
     architecture: str
@@ -144,7 +143,7 @@ def _write_gpt2(config: ModelConfig) -> dict:
 def _read_shared(
     hf: dict, where: str, *, head_dim: int | None = None, positions: int = 2048, tied: bool = False, **fields: Any
 ) -> ModelConfig:
-    """What Llama and all that came after share. head_dim, positions, tied: the family's defaults; fields: of ModelConfig, its own."""
+    """What Llama and later families share. head_dim, positions, tied: the family's defaults. fields: its own fields of ModelConfig."""
     width, heads = size(hf, "hidden_size", where), size(hf, "num_attention_heads", where)
     bias = switch(hf, "attention_bias", where, False)
     read: dict[str, Any] = dict(
@@ -199,7 +198,7 @@ def _write_llama(config: ModelConfig) -> dict:
 
 
 def _window(hf: dict, where: str, default: int | None) -> dict:
-    """The window that all layers see, of a config that may say null; and no biases, which its family lacks."""
+    """The window of all layers (the config may say null), and no biases, since these families have none."""
     none = {"qkv_bias": False, "output_bias": False}
     if hf.get("sliding_window", default) is None:
         return none
@@ -216,7 +215,7 @@ def _write_mistral(config: ModelConfig) -> dict:
 
 
 def _qwen_window(hf: dict, where: str) -> dict:
-    """Qwen's layers from max_window_layers on see a window, where use_sliding_window says so."""
+    """If use_sliding_window is true, Qwen's layers from max_window_layers on see a window."""
     if not switch(hf, "use_sliding_window", where, False) or hf.get("sliding_window", 4096) is None:
         return {}
     layers, whole = size(hf, "num_hidden_layers", where), hf.get("max_window_layers", 28)
@@ -233,7 +232,7 @@ def _write_qwen(config: ModelConfig) -> dict:
 
 
 def _read_qwen2(hf: dict, where: str) -> ModelConfig:
-    if "head_dim" in hf:  # not a field of Qwen2's; transformers takes it for its rotary angles alone
+    if "head_dim" in hf:  # not a field of Qwen2; transformers uses it only for rotary angles
         refuse(hf, where, head_dim=size(hf, "hidden_size", where) // size(hf, "num_attention_heads", where))
     return _read_shared(hf, where, positions=32768, qkv_bias=True, output_bias=False, **_qwen_window(hf, where))
 
@@ -247,7 +246,7 @@ def _read_qwen3(hf: dict, where: str) -> ModelConfig:
 
 
 def _read_gemma(hf: dict, where: str, **fields: Any) -> ModelConfig:
-    """Gemma 1; configs as old as the model say hidden_act "gelu" and mean the tanh form that it was trained with."""
+    """Gemma 1. Configs as old as the model say hidden_act "gelu" but mean the tanh form it was trained with."""
     if hf.get("use_bidirectional_attention"):
         refuse(hf, where, use_bidirectional_attention=False)
     key = "hidden_activation" if hf.get("hidden_activation") is not None else "hidden_act"
@@ -263,7 +262,7 @@ def _write_gemma(config: ModelConfig) -> dict:
 
 
 def _read_gemma2(hf: dict, where: str, pattern: int = 2, softcaps: tuple[float, float] = (50.0, 30.0), **fields: Any) -> ModelConfig:
-    """Gemma 2 and, with qk_norm and without the caps, Gemma 3; every pattern-th layer sees everything."""
+    """Gemma 2, or Gemma 3 with qk_norm and without the caps. Every pattern-th layer sees everything."""
     layers = size(hf, "num_hidden_layers", where)
     windowed = layer_types(hf, where, layers, [bool((index + 1) % pattern) for index in range(layers)])
     caps = {}
@@ -287,7 +286,7 @@ def _write_gemma2(config: ModelConfig) -> dict:
 
 
 def _read_gemma3(hf: dict, where: str) -> ModelConfig:
-    """Gemma 3's text model: windowed layers have a rotary base of their own, and only the others' is scaled."""
+    """Gemma 3's text model. Windowed layers have their own rotary base; only the other layers' is scaled."""
     both = fields_of(hf, "rope_parameters", where)
     nested = both if "full_attention" in both or "sliding_attention" in both else {"full_attention": both}
     whole = rope(hf | {"rope_parameters": nested.get("full_attention")}, where, 1e6)
@@ -320,7 +319,7 @@ FAMILIES: dict[str, Family] = {  # by model_type
 
 
 def family(config: ModelConfig) -> str:
-    """The family that holds this architecture: its own, or the first in FAMILIES that can; ValueError where none can."""
+    """The family of this architecture: its own, or the first in FAMILIES that can hold it. ValueError if none can."""
     if config.family:
         return config.family
     for name in FAMILIES:
@@ -334,20 +333,19 @@ def family(config: ModelConfig) -> str:
 
 
 def _architecture(config: ModelConfig) -> ModelConfig:
-    """Without how it is computed, and by which name."""
+    """The config without its family and how it is computed."""
     return dataclasses.replace(config, dtype="float32", scan_layers=False, remat="none", loss_chunk=0, adapter_scale=0.0, family="",
                                vocab_multiple=1, query_scalar=config.query_scalar or float(config.head_dim))
 
 
 def from_size(model: Any, vocab_size: int, max_positions: int) -> ModelConfig:
-    """The architecture that the config's section `model` describes, for training from scratch; embeddings are tied.
+    """The architecture that the config's `model` section describes, for training from scratch. Embeddings are tied.
 
     Args:
-      model: config.model (architecture, num_layers, width, num_heads, num_kv_heads, mlp_width, dtype, scan_layers,
-        remat, loss_chunk).
+      model: config.model (architecture, num_layers, width, num_heads, num_kv_heads, mlp_width, dtype, scan_layers, remat, loss_chunk).
       vocab_size: entries of the vocabulary.
-      max_positions: tokens of the longest prompt and response together.
-    Raises: UserError for sizes that do not fit together.
+      max_positions: tokens of the longest prompt plus response.
+    Raises: UserError for sizes that don't fit together.
     """
     if model.architecture not in FAMILIES:
         raise UserError(f"config.model.architecture: {model.architecture!r} is none of {', '.join(FAMILIES)}")
@@ -380,7 +378,7 @@ def from_hf_config(hf: dict, where: str = "config.json") -> ModelConfig:
       hf: the parsed config.json.
       where: the file's name, for errors.
     Returns: the architecture, computed in float32.
-    Raises: UserError naming the field that is missing, malformed or beyond what this decoder does.
+    Raises: UserError naming the field that is missing, malformed or unsupported by this decoder.
     """
     kind = hf.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:

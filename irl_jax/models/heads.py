@@ -10,10 +10,10 @@ from irl_jax.types import Array, PyTree
 
 
 def init_head(rng, config: ModelConfig, hidden: int = 0) -> PyTree:
-    """A head that is zero everywhere, so that the first logit is 0 and the first discriminator 1/2.
+    """Initialises a head that outputs zero, so the first logit is 0 and the first discriminator is 1/2.
 
     Args:
-      rng: a PRNG key, of the hidden layer's kernel (nothing is drawn without one).
+      rng: a PRNG key for the hidden layer's kernel (unused without one).
       config: the architecture.
       hidden: units M of the hidden layer; 0 makes a linear head.
     Returns: {"kernel": [D, 1], "bias": [1]}, or {"hidden": {"kernel": [D, M] ~ N(0, 1 / D), "bias": [M]}, "kernel": [M, 1],
@@ -28,7 +28,7 @@ def init_head(rng, config: ModelConfig, hidden: int = 0) -> PyTree:
 
 
 def scalar(head: PyTree, hidden) -> Array:
-    """h = w . z + b with z the hidden state, or gelu(hidden W + c) where the head has a layer of its own; in float32.
+    """h = w . z + b in float32. z is the hidden state, or gelu(hidden W + c) if the head has a hidden layer.
 
     Args:
       head: from `init_head`.

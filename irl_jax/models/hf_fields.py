@@ -1,4 +1,4 @@
-"""Reading and writing the fields of a Hugging Face config.json, shared by the families."""
+"""Reads and writes the fields of a Hugging Face config.json, for all families."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 HF_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "gelu": "gelu", "silu": "silu"}
-_LARGEST = {  # far beyond any model: a larger size would cost time or memory before it is compared with the weights
+_LARGEST = {  # far beyond any model; a larger size would cost time or memory before it is checked against the weights
     **dict.fromkeys(("num_hidden_layers", "n_layer", "num_attention_heads", "num_key_value_heads", "n_head"), 2**10),
     **dict.fromkeys(("hidden_size", "n_embd", "head_dim"), 2**20),
 }
@@ -24,7 +24,7 @@ _LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_p
 
 
 def size(hf: dict, key: str, where: str, default: int | None = None) -> int:
-    """A positive integer of 31 bits, at most _LARGEST. Raises: UserError where it is none, or missing without a default."""
+    """A positive 31-bit integer, at most _LARGEST. Raises: UserError if it isn't one, or is missing without a default."""
     value = hf.get(key)
     value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
@@ -35,7 +35,7 @@ def size(hf: dict, key: str, where: str, default: int | None = None) -> int:
 
 
 def number(hf: dict, key: str, where: str, default: float | None = None) -> float:
-    """A number, positive. Raises: UserError where it is none, or missing without a default."""
+    """A positive number. Raises: UserError if it isn't one, or is missing without a default."""
     value = hf.get(key)
     value = default if value is None else value
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e38:
@@ -48,7 +48,7 @@ def _short(value: Any) -> str:
 
 
 def switch(hf: dict, key: str, where: str, default: bool) -> bool:
-    """True or false. Raises: UserError where it is neither."""
+    """True or false. Raises: UserError if it is neither."""
     value = hf.get(key, default)
     if not isinstance(value, bool):
         raise UserError(f"{where}: {key} must be true or false, not {value!r}")
@@ -56,7 +56,7 @@ def switch(hf: dict, key: str, where: str, default: bool) -> bool:
 
 
 def activation(hf: dict, key: str, default: str, where: str) -> str:
-    """Ours of their name. Raises: UserError where we have none of it."""
+    """Our name for their activation. Raises: UserError if we don't have it."""
     name = hf.get(key, default)
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise UserError(f"{where}: {key} {name!r} is not supported, only {', '.join(ACTIVATIONS)}")
@@ -64,14 +64,14 @@ def activation(hf: dict, key: str, default: str, where: str) -> str:
 
 
 def refuse(hf: dict, where: str, **supported: Any) -> None:
-    """Raises: UserError where a field is there and says anything else than what is supported."""
+    """Raises: UserError if a field is there with any value but the supported one."""
     for key, value in supported.items():
         if hf.get(key, value) != value:
             raise UserError(f"{where}: {key} = {hf[key]!r} is not supported, only {value!r}")
 
 
 def fields_of(hf: dict, key: str, where: str) -> dict:
-    """An object; {} where there is none. Raises: UserError where it is something else."""
+    """An object; {} if there is none. Raises: UserError if it is something else."""
     value = hf.get(key) or {}
     if not isinstance(value, dict):
         raise UserError(f"{where}: {key} must be an object, not {_short(value)}")
@@ -81,8 +81,8 @@ def fields_of(hf: dict, key: str, where: str) -> dict:
 def rope(hf: dict, where: str, default_theta: float = 1e4) -> dict:
     """The fields rope_theta, rope_scaling and rotary_share of ModelConfig.
 
-    Older configs have the base at the top level and the scaling in rope_scaling, newer ones both in rope_parameters.
-    Raises: UserError for a scaling that this decoder lacks.
+    Older configs have the base at the top level and the scaling in rope_scaling. Newer ones have both in rope_parameters.
+    Raises: UserError for a scaling that this decoder doesn't support.
     """
     newer = fields_of(hf, "rope_parameters", where)
     fields = fields_of(hf, "rope_scaling", where) or newer
@@ -107,7 +107,7 @@ def rope(hf: dict, where: str, default_theta: float = 1e4) -> dict:
 
 
 def rope_to_hf(config: ModelConfig) -> dict:
-    """The inverse of `rope`, in the older fields, which all versions of transformers and vLLM read."""
+    """The inverse of `rope`, in the older fields. All versions of transformers and vLLM read them."""
     scaling = config.rope_scaling
     fields: dict[str, Any] | None = None
     if scaling is not None:
@@ -118,7 +118,7 @@ def rope_to_hf(config: ModelConfig) -> dict:
 
 
 def layer_types(hf: dict, where: str, layers: int, windowed: list[bool]) -> tuple[bool, ...]:
-    """Which layers see a window: what layer_types says, or `windowed`; () where none does."""
+    """Which layers see a window: from layer_types if present, else `windowed`; () if none does."""
     kinds = hf.get("layer_types")
     if kinds is not None:
         names = {"sliding_attention": True, "full_attention": False}

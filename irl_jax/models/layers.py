@@ -21,10 +21,10 @@ from irl_jax.types import Array
 
 
 class RopeScaling(NamedTuple):
-    """How rotary frequencies were stretched for longer contexts.
+    """How rotary frequencies are scaled for longer contexts.
 
-    kind: "linear" divides every frequency by `factor`; "llama3" (Llama 3.1) those alone whose wavelength is above
-    original_positions / low_freq_factor, none below original_positions / high_freq_factor, and in between a mixture.
+    kind: "linear" divides every frequency by `factor`. "llama3" (Llama 3.1) divides only those with wavelengths above
+    original_positions / low_freq_factor, keeps those below original_positions / high_freq_factor, and mixes both in between.
     """
 
     kind: str
@@ -38,18 +38,17 @@ class RopeScaling(NamedTuple):
 class ModelConfig:
     """The architecture and how it is computed.
 
-    family: whose checkpoints it came from (`models.families`), "" where it may be any that fits. mlp_width counts the hidden
-    units; max_positions, tokens. qkv_bias, output_bias, mlp_bias: which kernels have a bias (layer norms always do, RMS norms
-    never). rotary_share of a head's dimensions are rotated. windowed says which layers see only the last `window` tokens, the
-    token itself among them; those layers may rotate by a base of their own, local_rope_theta, unscaled (0: as the others).
-    attention_softcap c > 0: scores are c tanh(score / c); logit_softcap: the vocabulary's logits likewise. query_scalar: scores are
-    divided by its square root (0: head_dim's). qk_norm: queries and keys are normalised head by head before they are rotated.
-    post_norms: what attention and MLP give is normalised too before it is added. Gemma's: unit_offset, norms multiply by
-    1 + scale; embed_scale, the token embeddings are multiplied by sqrt(width). dtype is that of the computation. scan_layers,
-    remat and loss_chunk do not change the function:
-    lax.scan over the layers; what the backward pass recomputes ("none", "full", or "dots": all but the products with
-    parameters); tokens, over all rows, whose vocabulary logits exist at one time (0: `logprobs` chooses). adapter_scale: alpha / rank.
-    vocab_multiple does not either: the embedding table and the unembedding are padded by zeros to `padded_vocab` entries, a multiple of it.
+    family: whose checkpoints it came from (`models.families`); "" means any that fits. mlp_width: hidden units. max_positions: tokens.
+    qkv_bias, output_bias, mlp_bias: which kernels have a bias (layer norms always do, RMS norms never). rotary_share: share of a head's
+    dimensions that is rotated. windowed: which layers see only the last `window` tokens, including the token itself.
+    local_rope_theta: the unscaled rotary base of those layers (0: same as the others). attention_softcap c > 0: scores are
+    c tanh(score / c). logit_softcap: the same for vocabulary logits. query_scalar: scores are divided by its square root (0: by
+    head_dim's). qk_norm: queries and keys are normalised per head before rotation. post_norms: outputs of attention and MLP are
+    normalised too before they are added. Gemma's unit_offset: norms multiply by 1 + scale. Gemma's embed_scale: token embeddings are
+    multiplied by sqrt(width). dtype: of the computation. adapter_scale: alpha / rank.
+    The rest doesn't change the function. scan_layers: lax.scan over the layers. remat: what the backward pass recomputes ("none",
+    "full", or "dots": all but the products with parameters). loss_chunk: tokens, over all rows, whose vocabulary logits exist at once
+    (0: `logprobs` chooses). vocab_multiple: zeros pad the embedding table and the unembedding to `padded_vocab` entries, a multiple of it.
     """
 
     vocab_size: int
@@ -92,7 +91,7 @@ class ModelConfig:
 
     @property
     def padded_vocab(self) -> int:
-        """Entries of the embedding table: vocab_size, and those above it that are zero and never drawn."""
+        """Entries of the embedding table: vocab_size, plus padding that is zero and never sampled."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     def __post_init__(self):
@@ -115,7 +114,7 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class Dense(nn.Module):
-    """y = x W + b + adapter_scale (x A) B, the last term where the "adapter" collection has A and B for this kernel."""
+    """y = x W + b + adapter_scale (x A) B, the last term only if the "adapter" collection has A and B for this kernel."""
 
     config: ModelConfig
     features: int
@@ -126,7 +125,7 @@ class Dense(nn.Module):
     def __call__(self, x):
         dtype = jnp.dtype(self.config.dtype)
         kernel = self.param("kernel", nn.initializers.normal(self.init_std), (x.shape[-1], self.features), jnp.float32)
-        # Two axes: the gradient of a kernel then contracts one axis, which on CPU is several times faster than two.
+        # Two axes: a kernel's gradient then contracts one axis, several times faster on CPU than two.
         leading, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
         if self.has_variable("adapter", "a"):
             a: Array = self.get_variable("adapter", "a")
@@ -142,7 +141,7 @@ class Dense(nn.Module):
 def adapted(config: ModelConfig, x_NxI, kernel_IxO, a_IxR, b_RxO) -> Array:
     """x W + adapter_scale (x A) B.
 
-    In float32 as x (W + adapter_scale A B), which passes over [N, O] once instead of three times; bfloat16 would round the
+    float32 computes x (W + adapter_scale A B), which passes over [N, O] once instead of three times. bfloat16 would round the
     adapter away in that sum.
     """
     if config.dtype == "float32":
@@ -152,7 +151,7 @@ def adapted(config: ModelConfig, x_NxI, kernel_IxO, a_IxR, b_RxO) -> Array:
 
 
 def merged_kernel(scale: float, kernel, a, b) -> Array:
-    """W + scale A B; any axes in front, such as the layers', are those of all three."""
+    """W + scale A B; all three share any leading axes, such as the layers."""
     return kernel + jnp.matmul(scale * a, b, precision="highest")
 
 
@@ -166,10 +165,10 @@ def _merged_forward(scale, x, kernel, a, b):
 
 
 def _merged_backward(scale, residuals, gradient_NxO):
-    """Through A and B apart, so that no gradient as large as the kernel is formed on the way to theirs."""
+    """Goes through A and B separately, so their gradients need none as large as the kernel."""
     x, kernel, a, b = residuals
     gradient_NxR = gradient_NxO @ (scale * b).T
-    return (gradient_NxO @ merged_kernel(scale, kernel, a, b).T, x.T @ gradient_NxO,  # the latter is dropped where the kernel is frozen
+    return (gradient_NxO @ merged_kernel(scale, kernel, a, b).T, x.T @ gradient_NxO,  # the latter is dropped if the kernel is frozen
             x.T @ gradient_NxR, (scale * (x @ a)).T @ gradient_NxO)
 
 
@@ -196,7 +195,7 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
-    """The projections of attention; the caller attends between `qkv` and `output`."""
+    """Attention's projections; the caller attends between `qkv` and `output`."""
 
     config: ModelConfig
 
@@ -223,7 +222,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """down(f(up(x))), or down(f(gate(x)) * up(x)) where gated (SwiGLU with f = SiLU, GeGLU with f = GELU)."""
+    """down(f(up(x))), or down(f(gate(x)) * up(x)) if gated (SwiGLU with f = SiLU, GeGLU with f = GELU)."""
 
     config: ModelConfig
 
@@ -253,7 +252,7 @@ class Block(nn.Module):
             self.attention_post_norm, self.mlp_post_norm = Norm(self.config), Norm(self.config)
 
     def __call__(self, x_BxTxD, rotation, segments_BxT, window=None):
-        """Returns the layer's output and its keys and values [B, T, G, E]; `attention.attend` says what segments and window are."""
+        """Returns the layer's output and its keys and values [B, T, G, E]; see `attention.attend` for segments and window."""
         q, k, v = self.qkv(x_BxTxD, rotation)
         scores = Scores(attention_scale(self.config), self.config.attention_softcap)
         return self.finish(x_BxTxD, attend(scores, q, k, v, segments_BxT, window)), (k, v)
@@ -269,16 +268,16 @@ class Block(nn.Module):
 
 
 def attention_scale(config: ModelConfig) -> float:
-    """What scores of queries and keys are multiplied with."""
+    """The factor of scores of queries and keys."""
     return (config.query_scalar or config.head_dim) ** -0.5
 
 
 def by_rows(x: Array) -> Array:
-    """Holds the first axis of an activation, its rows, to the mesh axes `data` and `fsdp`; the other axes are the compiler's choice.
+    """Splits an activation's first axis, its rows, over the mesh axes `data` and `fsdp`. The compiler chooses the other axes.
 
-    Parameters are split over `fsdp` too. Left alone, the compiler may then split activations along their width instead, sum
-    partial products of all rows on every device, and need the memory and the network of the whole batch. Without a mesh in
-    context (`sharding.compile_step` sets one), or where the rows do not divide, x comes back as it is.
+    Parameters are split over `fsdp` too. Left alone, the compiler may split activations along their width instead. Every device
+    then sums partial products of all rows, with the memory and network traffic of the whole batch. Returns x unchanged if there
+    is no mesh in context (`sharding.compile_step` sets one) or the rows don't divide.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
@@ -295,7 +294,7 @@ def kernel_std(config: ModelConfig) -> float:
 def rotation_of(config: ModelConfig, positions, local: bool = False) -> tuple[Array, Array] | None:
     """Cosine and sine of the rotary angles, float32 [..., 1, rotated dimensions / 2]; None for learned positions.
 
-    local: those of windowed layers, where they have a base of their own.
+    local: those of windowed layers, if they have their own base.
     """
     if config.positions != "rotary":
         return None
@@ -304,7 +303,7 @@ def rotation_of(config: ModelConfig, positions, local: bool = False) -> tuple[Ar
 
 
 def _frequencies(config: ModelConfig, local: bool) -> np.ndarray:
-    """Radians a token of each pair of dimensions, float32."""
+    """Radians per token of each pair of dimensions, float32."""
     rotated = int(config.head_dim * config.rotary_share)
     local = local and config.local_rope_theta > 0
     theta = np.float32(config.local_rope_theta if local else config.rope_theta)
@@ -314,13 +313,13 @@ def _frequencies(config: ModelConfig, local: bool) -> np.ndarray:
         return frequency
     if scaling.kind == "linear":
         return frequency / np.float32(scaling.factor)
-    turns = scaling.original_positions * frequency / (2 * math.pi)  # within the context that the model was first trained on
+    turns = scaling.original_positions * frequency / (2 * math.pi)  # within the original training context
     kept = np.clip((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor), 0, 1)
     return ((1 - kept) * frequency / scaling.factor + kept * frequency).astype(np.float32)
 
 
 def _rotate(x, rotation):
-    """Rotary positions on [..., heads, E]: dimension i is paired with i + half of those rotated, as Llama checkpoints of the hub are."""
+    """Rotary positions on [..., heads, E]. Dimension i is paired with i + half of those rotated, as in the hub's Llama checkpoints."""
     if rotation is None:
         return x
     cos, sin = rotation

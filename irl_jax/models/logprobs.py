@@ -1,8 +1,8 @@
-"""Log-probabilities of tokens, by chunks of the vocabulary's logits: [B, T, V] never exists, in the backward pass neither.
+"""Log-probabilities of tokens, in chunks of vocabulary logits: [B, T, V] never exists, not even in the backward pass.
 
 The gradient of log softmax(logits)[y] with respect to the logits is onehot(y) - softmax(logits), known as soon as the logits are. So
-the forward pass of a derivative multiplies it with the unembedding while the chunk is there, and keeps [B, T, D] of it:
-no chunk's logits are computed again, but for the gradient of the unembedding itself where weights are not known in advance.
+the forward pass of a derivative multiplies it with the unembedding while the chunk exists, and keeps the product [B, T, D]. Logits
+are recomputed only for the gradient of the unembedding itself, if the weights aren't known in advance.
 
 Axes: B rows, T tokens, D width, V vocabulary; C chunks.
 """
@@ -19,7 +19,7 @@ from irl_jax.models.layers import ModelConfig
 from irl_jax.models.transformer import hidden_states, vocab_logits
 from irl_jax.types import Array, PyTree
 
-CHUNK_TOKENS, CHUNK_LOGITS = 1024, 1 << 22  # a device's automatic chunk: so many tokens, or more while their logits are fewer than this
+CHUNK_TOKENS, CHUNK_LOGITS = 1024, 1 << 22  # automatic chunk per device: this many tokens, or more up to this many logits
 
 
 def token_logprobs(config: ModelConfig, variables: PyTree, tokens, positions, segments, with_entropy: bool = False):
@@ -28,7 +28,7 @@ def token_logprobs(config: ModelConfig, variables: PyTree, tokens, positions, se
     Args:
       config, variables: the model; vocabulary logits exist for about config.loss_chunk tokens at a time.
       tokens, positions, segments: int32 [B, T].
-      with_entropy: also gives the entropy of the distribution that each token was drawn from.
+      with_entropy: also returns the entropy of the distribution each token was drawn from.
     Returns: float32 [B, T], nats; 0 at the first token of a segment and at padding. With entropies, a pair of such arrays.
     """
     hidden = hidden_states(config, variables, tokens, positions, segments)
@@ -39,7 +39,7 @@ def token_logprobs(config: ModelConfig, variables: PyTree, tokens, positions, se
 
 
 def weighted_logprob(config: ModelConfig, variables: PyTree, tokens, positions, segments, weights_BxT) -> Array:
-    """sum of weights * token_logprobs, with the gradient of every parameter computed while the logits are there: no chunk twice.
+    """sum of weights * token_logprobs. Computes every parameter's gradient while the logits exist, so no chunk twice.
 
     Args:
       config, variables, tokens, positions, segments: as for `token_logprobs`. weights_BxT: float32; not differentiated.
@@ -57,16 +57,16 @@ def _head(config: ModelConfig, variables: PyTree) -> PyTree:
 
 
 def _next(tokens_BxT) -> Array:
-    """Each state's target; the last one's, which means nothing, is there so that rows keep a length that chunks divide."""
+    """Each state's target. The last one is meaningless; it keeps the row length divisible into chunks."""
     return jnp.roll(tokens_BxT, -1, axis=1)
 
 
 def _continues(segments_BxT) -> Array:
-    """Whether a token goes on with the segment of the one before it."""
+    """Whether a token continues the segment of the one before it."""
     return (segments_BxT == jnp.roll(segments_BxT, 1, axis=1)).at[:, 0].set(False) & (segments_BxT > 0)
 
 
-# ------------------------------------------------------------------------------------------------- any function of them
+# ------------------------------------------------------------------------------------------- any function of log-probs
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _picked(config, with_entropy: bool, head, hidden, targets) -> tuple[Array, ...]:
     def one(chunk):
@@ -97,7 +97,7 @@ def _picked_backward(config, with_entropy, residuals, gradients):
         (more,) = pull(sum(slope * gradient[..., None] for slope, gradient in zip(slopes, gradients, strict=True)))
         return jax.tree.map(jnp.add, total, more), None
 
-    # where the unembedding is frozen nobody reads this sum, and the compiler drops the loop
+    # if the unembedding is frozen, nobody reads this sum and the compiler drops the loop
     head_gradient, _ = _over_chunks(config, one, jax.tree.map(jnp.zeros_like, head), hidden, targets, *gradients)
     hidden_gradient = sum(slope * gradient[..., None].astype(slope.dtype) for slope, gradient in zip(slopes, gradients, strict=True))
     return head_gradient, hidden_gradient, None
@@ -139,7 +139,7 @@ def _logits(config, head, hidden) -> Array:
 
 
 def _values(logits, targets, with_entropy: bool) -> tuple[Array, ...]:
-    """(log-probabilities of the targets,) or, with their entropies, a pair."""
+    """(log-probs of the targets,), or with entropies a pair."""
     log_sum = jax.nn.logsumexp(logits, axis=-1)
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - log_sum
     if not with_entropy:
@@ -157,7 +157,7 @@ def _slopes(logits, targets, values) -> tuple[Array, ...]:
 
 
 def _columns(config: ModelConfig, rows: int) -> int:
-    """Tokens of every row in a chunk."""
+    """Tokens per row in a chunk."""
     tokens = config.loss_chunk
     if not tokens:
         mesh = jax.sharding.get_abstract_mesh()
@@ -167,9 +167,9 @@ def _columns(config: ModelConfig, rows: int) -> int:
 
 
 def _over_chunks(config: ModelConfig, one, carry, *arrays):
-    """lax.scan of `one` over chunks of arrays [B, T, ...]; what it gives beside the carry is joined to [B, T, ...] again.
+    """lax.scan of `one` over chunks of arrays [B, T, ...]; joins its outputs to [B, T, ...] again.
 
-    Chunks are cut along the tokens of a row, so that the batch axis keeps its sharding.
+    Chunks are cut along the token axis, so the batch axis keeps its sharding.
     """
     rows, length = arrays[0].shape[:2]
     count = -(-length // _columns(config, rows))

@@ -1,4 +1,4 @@
-"""LoRA adapters under the names and in the shapes of Hugging Face's peft."""
+"""LoRA adapters with the names and shapes of Hugging Face's peft."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from irl_jax.models.families import FAMILIES, family
 from irl_jax.models.transformer import ModelConfig
 from irl_jax.types import PyTree
 
-PREFIX = "base_model.model."  # what peft puts before the base model's own names
+PREFIX = "base_model.model."  # peft puts this before the base model's names
 
 
 class Lora(NamedTuple):
-    """An adapter as peft keeps it.
+    """An adapter in peft's format.
 
     tensors: "base_model.model.MODULE.lora_A.weight" [rank, in] and "....lora_B.weight" [out, rank], float32.
     settings: the fields of adapter_config.json that follow from them.
@@ -26,10 +26,10 @@ class Lora(NamedTuple):
 
 
 def lora(config: ModelConfig, adapter: PyTree) -> Lora:
-    """An adapter as peft's.
+    """Converts an adapter to peft's format.
 
-    Where the checkpoint holds n of our kernels in one tensor, as GPT-2's c_attn holds q, k and v, one A and B of rank n r do what
-    the n of rank r did: A has theirs below each other, B has theirs on its diagonal, and alpha n over rank n r is the same scale.
+    A checkpoint may hold n of our kernels in one tensor, as GPT-2's c_attn holds q, k and v. One A and B of rank n r then replace
+    the n pairs of rank r: A stacks theirs, B has theirs on its diagonal, and alpha n over rank n r is the same scale.
 
     Args:
       config: the architecture, with the adapter's scale.
@@ -37,7 +37,7 @@ def lora(config: ModelConfig, adapter: PyTree) -> Lora:
     """
     tensors: dict[str, np.ndarray] = {}
     modules: dict[str, bool] = {}  # whether each is stored [out, in]
-    fused: dict[str, int] = {}  # of how many of our kernels, where of several
+    fused: dict[str, int] = {}  # of how many of our kernels, if several
     rules = [rule for rule in FAMILIES[family(config)].tensors if "{}" in rule.name and rule.leaves[0].endswith("/kernel")]
     for rule in rules:
         parts = [_factors(adapter, leaf.removesuffix("/kernel")) for leaf in rule.leaves]
@@ -58,14 +58,14 @@ def lora(config: ModelConfig, adapter: PyTree) -> Lora:
         "r": rank,
         "lora_alpha": alpha,
         "target_modules": sorted({name.rpartition(".")[2] for name in modules}),
-        "fan_in_fan_out": not any(modules.values()),  # kernels stored [in, out], as GPT-2's Conv1D has them
+        "fan_in_fan_out": not any(modules.values()),  # kernels stored [in, out], as in GPT-2's Conv1D
         "rank_pattern": {name: count * rank for name, count in fused.items()},
         "alpha_pattern": {name: _number(count * alpha) for name, count in fused.items()},
     })  # fmt: skip
 
 
 def _factors(adapter: PyTree, path: str):
-    """(a, b) of one kernel, [L, in, r] and [L, r, out]; None where the adapter has none for it."""
+    """(a, b) of one kernel, [L, in, r] and [L, r, out]; None if the adapter has none for it."""
     tree = adapter["blocks"]
     for key in path.split("/"):
         if key not in tree:
@@ -75,6 +75,6 @@ def _factors(adapter: PyTree, path: str):
 
 
 def _number(value: float) -> int | float:
-    """A whole number as an int: that is what peft's config declares alpha to be."""
+    """A whole number as an int: peft's config declares alpha as one."""
     nearest = round(value)
     return nearest if abs(value - nearest) < 1e-9 * max(1.0, abs(value)) else value

@@ -1,4 +1,4 @@
-"""Published shapes of models, by their hub names: the fields of their config.json, so that planning needs neither network nor weights."""
+"""config.json fields of published models, by hub name: with them, planning needs neither network nor weights."""
 
 from __future__ import annotations
 

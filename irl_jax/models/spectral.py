@@ -1,4 +1,4 @@
-"""A cap on the singular values of what a reward trains, so that its logit changes no faster than so much (Lipschitz)."""
+"""A cap on the singular values of what a reward trains. It limits how fast its logit can change (Lipschitz)."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import jax.numpy as jnp
 
 from irl_jax.types import Array, PyTree
 
-# Squarings of the small Gram matrix: the power method's 2 ** 12 iterations from scratch, so that nothing has to be carried from
-# step to step. Its sigma is never too large, and too small by at most about log(n) / 2 ** 14 of itself, however close the next is.
+# Squarings of the small Gram matrix: 2 ** 12 iterations of the power method from scratch, so nothing is carried between steps.
+# Its sigma is never too large, and too small by at most about log(n) / 2 ** 14 of itself, however close the next one is.
 SQUARINGS = 12
 
 
 def cap(leaves: PyTree, limit: float, adapter_scale: float) -> PyTree:
-    """The leaves with every matrix of the head, and the product of every adapter, at most `limit` in spectral norm.
+    """Caps the spectral norm of every matrix of the head and every adapter's product at `limit`.
 
     W -> W / max(1, sigma(W) / limit): spectral normalisation (Miyato et al., arXiv 1802.05957) as a projection (Gouk et al.,
-    arXiv 1804.04368), which leaves a small matrix, and a fresh head of zeros, as it is. sigma is found by the power method, to a
-    thousandth, and its singular vectors are held fixed in the gradient. A whole trunk is left alone: its pretrained kernels are far
-    above any such limit, so there it is the head that is capped.
+    arXiv 1804.04368). It leaves a small matrix, and a fresh head of zeros, unchanged. The power method finds sigma to a thousandth.
+    The gradient holds its singular vectors fixed. A whole trunk is left alone: its pretrained kernels are far above any such limit,
+    so only the head is capped.
 
     Args:
       leaves: of one reward (no members axis). limit: above 0. adapter_scale: alpha / rank; an adapter adds scale * A B to a kernel.
@@ -46,7 +46,7 @@ def _capped(kernel, limit: float):
 
 
 def _cap_pair(pair: PyTree, limit: float, scale: float) -> PyTree:
-    """An adapter's A [L, in, R] and B [L, R, out], B made smaller where scale * A B is too large."""
+    """An adapter's A [L, in, R] and B [L, R, out], B scaled down if scale * A B is too large."""
     sigma_L = scale * jax.vmap(_of_product)(pair["a"], pair["b"])
     return {"a": pair["a"], "b": pair["b"] / jnp.maximum(1.0, sigma_L / limit)[:, None, None]}
 
@@ -64,7 +64,7 @@ def largest_singular_value(kernel) -> Array:
 def _of_product(a, b) -> Array:
     """The spectral norm of A B, which is never formed.
 
-    A y is its left singular vector where y is the dominant eigenvector of B B^T A^T A, which is as small as the rank.
+    A y is its left singular vector if y is the dominant eigenvector of B B^T A^T A, which is only [R, R].
     """
     fixed_a, fixed_b = jax.lax.stop_gradient((a, b))
     y = _dominant(_product(_scaled(_product(fixed_b, fixed_b.T)), _scaled(_product(fixed_a.T, fixed_a))))
@@ -73,11 +73,11 @@ def _of_product(a, b) -> Array:
     return _product(_product(u, a), _product(b, v))
 
 
-_product = functools.partial(jnp.matmul, precision="highest")  # else a GPU takes ten bits of each factor
+_product = functools.partial(jnp.matmul, precision="highest")  # otherwise a GPU uses ten bits of each factor
 
 
 def _divided(x, size):
-    """x / size, and x itself (zeros) where the size is 0: a tiny floor would underflow where XLA joins two divisions."""
+    """x / size, or x itself (zeros) if the size is 0. A tiny floor would underflow if XLA joins two divisions."""
     return x / jnp.where(size > 0, size, 1.0)
 
 
@@ -91,7 +91,7 @@ def _direction(x):
 
 
 def _dominant(square) -> Array:
-    """A multiple of the dominant eigenvector of a matrix whose eigenvalues are not negative: a column of a high power of it."""
+    """A multiple of the dominant eigenvector of a matrix without negative eigenvalues: a column of a high power of it."""
     def twice(_, x):
         x = _scaled(x)
         return _product(x, x)

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors to and from our trunk, by the table of its family."""
+"""Converts a checkpoint's tensors to and from our trunk, by its family's table."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from irl_jax.types import PyTree
 class Piece(NamedTuple):
     """What one leaf takes from one tensor of a checkpoint.
 
-    name: in the checkpoint. layer: which layer of the leaf it is; None where the leaf has no layers. transposed: the tensor is stored
-    [out, in]. shape: of the piece in the leaf, without the layers' axis and without the vocabulary's padding. start: where it begins on
-    the last axis of the tensor (transposed back), for several leaves may lie there side by side.
+    name: in the checkpoint. layer: the leaf's layer; None if the leaf has no layers. transposed: the tensor is stored [out, in].
+    shape: of the piece in the leaf, without the layer axis and the vocabulary's padding. start: where it begins on the tensor's last
+    axis (transposed back), since several leaves may lie there side by side.
     """
 
     name: str
@@ -32,21 +32,21 @@ class Piece(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How a checkpoint becomes a trunk: the pieces of every leaf by its path; two tensors' names, if any, that must be equal."""
+    """How a checkpoint becomes a trunk. pieces: of every leaf, by path. equal: the names of two tensors that must be equal, if any."""
 
     pieces: dict[str, tuple[Piece, ...]]
     equal: tuple[str, str] | None
 
 
 def _flat_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every leaf of the trunk, unpadded; the paths of blocks lack "blocks/", their shapes the layers."""
+    """Path -> shape of every leaf of the trunk, unpadded. Paths of blocks omit "blocks/", their shapes omit the layers."""
     config = dataclasses.replace(config, vocab_multiple=1)
     leaves = _by_path(jax.eval_shape(lambda: init_trunk(jax.random.key(0), config)))
     return {path.removeprefix("blocks/"): leaf.shape[1:] if path.startswith("blocks/") else leaf.shape for path, leaf in leaves.items()}
 
 
 def import_plan(config: ModelConfig, stored_shapes: Mapping[str, tuple[int, ...]], where: str) -> Plan:
-    """Says which tensor goes where, each used exactly once, from names and shapes alone.
+    """Plans where each tensor goes, from names and shapes alone. Each is used exactly once.
 
     Args:
       config: the architecture.
@@ -97,7 +97,7 @@ def _complain(verb: str, names: set[str], where: str) -> None:
 class Stored(NamedTuple):
     """One tensor of a checkpoint, not made yet.
 
-    leaves: the trunk's leaves in it, as in `families.Tensor`. shape: as it is stored. read: makes it, numpy float32.
+    leaves: the trunk's leaves in it, as in `families.Tensor`. shape: as stored. read: makes it, numpy float32.
     """
 
     name: str
@@ -107,12 +107,11 @@ class Stored(NamedTuple):
 
 
 def stored_tensors(config: ModelConfig, variables: PyTree) -> Iterator[Stored]:
-    """The checkpoint's tensors one by one, an adapter merged into them and the vocabulary unpadded, so that no more of a model than one
-    of them need be on the host.
+    """Yields the checkpoint's tensors with the adapter merged and the vocabulary unpadded. Only one at a time needs to be on the host.
 
     Args:
       config: the architecture, with the adapter's scale.
-      variables: {"params": trunk, "adapter": adapter}, blocks stacked; "adapter" may be left out.
+      variables: {"params": trunk, "adapter": adapter}, blocks stacked; "adapter" is optional.
     """
     leaves, adapter, shapes = _by_path(variables["params"]), _by_path(variables.get("adapter") or {}), _flat_shapes(config)
 

@@ -1,9 +1,8 @@
 """One decoder for the GPT-2, Llama, Mistral, Qwen, Gemma and Phi-3 architectures: training, scoring and cached decoding.
 
 Parameters are plain nested dictionaries, float32, kernels [in, out]. The blocks are stored stacked: every leaf under
-trunk["blocks"] (and adapter["blocks"]) has the layer as its first axis. `Block` is a Flax module that is applied layer by
-layer; everything around it is a plain function of `variables = {"params": trunk, "adapter": adapter}`, where "adapter"
-is left out when there is none.
+trunk["blocks"] (and adapter["blocks"]) has the layer as its first axis. `Block` is a Flax module, applied layer by layer.
+Everything around it is a plain function of `variables = {"params": trunk, "adapter": adapter}`; "adapter" is optional.
 
     trunk = {"embed": {"tokens": [V, D], "positions": [P, D] (learned positions only)},
              "blocks": {"attention_norm", "mlp_norm", "attention_post_norm", "mlp_post_norm": {"scale", "bias"},
@@ -12,8 +11,8 @@ is left out when there is none.
              "final_norm": {"scale", "bias"},
              "unembed": {"kernel": [D, V]} (untied embeddings only)}
 
-Axes: B rows, K samples a prompt, S prompt tokens, T tokens of a row or of a response, D width, H heads, G key/value
-heads, R = H / G heads that share one, E head width, V vocabulary (with its padding, `config.padded_vocab`), L layers.
+Axes: B rows, K samples per prompt, S prompt tokens, T tokens of a row or of a response, D width, H heads, G key/value heads,
+R = H / G heads per key/value head, E head width, V vocabulary (with its padding, `config.padded_vocab`), L layers.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from irl_jax.types import Array, PyTree
 
 
 class _View(NamedTuple):
-    """What a layer sees: rotary angles (None for learned positions), the segments [B, T], and how many last tokens (None: all)."""
+    """What a layer sees: rotary angles (None for learned positions), the segments [B, T] and the number of last tokens (None: all)."""
 
     rotation: tuple[Array, Array] | None
     segments: Array
@@ -48,12 +47,12 @@ class LayerCache(NamedTuple):
 
 
 def init_trunk(rng, config: ModelConfig) -> PyTree:
-    """Draws a trunk: N(0, 0.02^2 * 768 / width), residual projections smaller by sqrt(2 L), zero biases, unit scales.
+    """Initialises a trunk: N(0, 0.02^2 * 768 / width), residual projections smaller by sqrt(2 L), zero biases, unit scales.
 
     Args:
       rng: a PRNG key.
       config: the architecture.
-    Returns: the trunk, float32, laid out as the module's docstring says. The vocabulary's padding is 0, the rest the same for any.
+    Returns: the trunk, float32, laid out as the module's docstring says. Vocabulary padding is 0 and doesn't change the rest.
     """
     token_rng, position_rng, block_rng, unembed_rng = jax.random.split(rng, 4)
     normal = nn.initializers.normal(kernel_std(config))
@@ -78,7 +77,7 @@ def init_trunk(rng, config: ModelConfig) -> PyTree:
 
 
 def _layer(variables, index) -> PyTree:
-    """One layer's variables; `index` is an integer, for stacked as for unstacked blocks."""
+    """One layer's variables, from stacked or unstacked blocks; `index` is an integer."""
 
     def pick(blocks):
         return blocks[index] if isinstance(blocks, tuple) else jax.tree.map(lambda leaf: leaf[index], blocks)
@@ -87,7 +86,7 @@ def _layer(variables, index) -> PyTree:
 
 
 def _layers(config: ModelConfig, variables: PyTree) -> list[PyTree]:
-    """Every layer's variables, for functions that are differentiated: each picked by itself would have a gradient as large as all."""
+    """Every layer's variables, for differentiated functions. Picked alone, each layer would have a gradient as large as all."""
 
     def split(leaf):
         return [part[0] for part in lax.split(leaf, (1,) * config.num_layers)]
@@ -103,9 +102,9 @@ def _layers(config: ModelConfig, variables: PyTree) -> list[PyTree]:
 
 
 def unstack(config: ModelConfig, variables: PyTree) -> PyTree:
-    """The same variables with "blocks" a tuple of per-layer trees, which every function here takes as well.
+    """The same variables with "blocks" a tuple of per-layer trees. All functions here take it too, unless they scan over layers.
 
-    For callers of `decode`: done once outside the sampling loop, it spares slicing the stacked parameters at each step.
+    For callers of `decode`: done once outside the sampling loop, it saves slicing the stacked parameters at each step.
     """
     layers = [_layer(variables, index) for index in range(config.num_layers)]
     return {
@@ -134,11 +133,11 @@ def _rematerialised(config: ModelConfig, function):
 
 
 def hidden_states(config: ModelConfig, variables: PyTree, tokens_BxT, positions_BxT, segments_BxT, shift_BxTxD=None) -> Array:
-    """The decoder's states after the final norm; a token sees itself and earlier tokens of its own segment.
+    """The decoder's states after the final norm. A token sees itself and earlier tokens of its own segment.
 
     Args:
       config, variables: the model; blocks stacked or, without scan_layers, unstacked.
-      tokens_BxT, positions_BxT, segments_BxT: int32; segment 0 is padding, whose states are finite and mean nothing.
+      tokens_BxT, positions_BxT, segments_BxT: int32. Segment 0 is padding; its states are finite but meaningless.
       shift_BxTxD: added to the input embeddings, for gradients with respect to them; None adds nothing.
     Returns: [B, T, D] in config.dtype.
     """
@@ -148,7 +147,7 @@ def hidden_states(config: ModelConfig, variables: PyTree, tokens_BxT, positions_
     views = _views(config, positions_BxT, segments_BxT)
 
     if config.scan_layers:
-        # The view is chosen within what is recomputed: outside, every layer's mask would be kept for the backward pass.
+        # The view is chosen in the recomputed function. Outside, every layer's mask would be kept for the backward pass.
         one = _rematerialised(config, lambda x, variables, windowed: _block(config, variables, x, *_view_of(views, windowed))[0])
         stacked = {name: collection["blocks"] for name, collection in variables.items() if collection is not None}
         x_BxTxD, _ = lax.scan(lambda x, xs: (one(x, *xs), None), x_BxTxD, (stacked, _windowed(config)))
@@ -171,7 +170,7 @@ def _traced_block(*arguments):
 
 
 def _block_once(config: ModelConfig, variables, x_BxTxD, view: _View):
-    """`_block`, traced and lowered once for all layers that see alike: in models of many layers most of a program is layers."""
+    """`_block`, traced and lowered once for all layers with the same view. In deep models, layers are most of a program."""
     return _traced_block(config, variables, x_BxTxD, *view)
 
 
@@ -181,7 +180,7 @@ def _windowed(config: ModelConfig) -> np.ndarray:
 
 
 def _views(config: ModelConfig, positions_BxT, segments_BxT) -> tuple[_View, _View]:
-    """What layers see that see everything, and those that see a window; the same object where the latter do not exist."""
+    """The views of layers that see everything and of windowed layers; the same object if there are none of the latter."""
     whole = _View(rotation_of(config, positions_BxT), segments_BxT, None)
     if not any(config.windowed):
         return whole, whole
@@ -189,7 +188,7 @@ def _views(config: ModelConfig, positions_BxT, segments_BxT) -> tuple[_View, _Vi
 
 
 def _view_of(views: tuple[_View, _View], windowed) -> _View:
-    """The one of the two that a layer has, `windowed` being traced."""
+    """A layer's view of the two; `windowed` is traced."""
     if views[0] is views[1]:
         return views[0]
     whole, near = (view._replace(window=jnp.int32(view.window or view.segments.shape[1])) for view in views)
@@ -197,24 +196,24 @@ def _view_of(views: tuple[_View, _View], windowed) -> _View:
 
 
 def vocab_logits(config: ModelConfig, variables: PyTree, hidden) -> Array:
-    """Vocabulary logits of states after the final norm: [..., D] -> float32 [..., V]; of its padding MASKED, whose exponential is 0."""
+    """Vocabulary logits of states after the final norm: [..., D] -> float32 [..., V]. Padding is MASKED, whose exponential is 0."""
     trunk = variables["params"]
     kernel = trunk["embed"]["tokens"].T if config.tie_embeddings else trunk["unembed"]["kernel"]
     rows_NxD = by_rows(hidden).reshape(-1, config.width).astype(config.dtype)
     logits_NxV = jnp.matmul(rows_NxD, kernel.astype(config.dtype), preferred_element_type=jnp.float32)
     logits_NxV = softcap(logits_NxV, config.logit_softcap)
-    if config.padded_vocab > config.vocab_size:  # after the softcap, which would lift it; finite, for 0 times -inf in entropies is NaN
+    if config.padded_vocab > config.vocab_size:  # after the softcap, which would raise it; finite, as 0 times -inf in entropies is NaN
         logits_NxV = jnp.where(jnp.arange(config.padded_vocab) < config.vocab_size, logits_NxV, MASKED)
     return by_rows(logits_NxV.reshape(*hidden.shape[:-1], config.padded_vocab))
 
 
 def prefill(config: ModelConfig, variables: PyTree, tokens_BxS, lengths_B) -> tuple[Array, tuple[LayerCache, ...]]:
-    """Reads the prompts once.
+    """Runs the prompts once.
 
     Args:
       config, variables: the model; blocks stacked or unstacked.
       tokens_BxS: int32, padded on the right. lengths_B: int32, tokens of each prompt, at least 1.
-    Returns: float32 logits [B, V] of the first response token, and the prompt cache, one LayerCache a layer.
+    Returns: float32 logits [B, V] of the first response token, and the prompt cache, one LayerCache per layer.
     """
     index_S = jnp.arange(tokens_BxS.shape[1])
     segments_BxS = (index_S < lengths_B[:, None]).astype(jnp.int32)
@@ -231,7 +230,7 @@ def prefill(config: ModelConfig, variables: PyTree, tokens_BxS, lengths_B) -> tu
 
 
 def init_response_cache(config: ModelConfig, batch: int, samples: int, length: int) -> tuple[LayerCache, ...]:
-    """An empty response cache: for each of B = batch prompts K = samples rows, which see their last `length` tokens."""
+    """An empty response cache: K = samples rows for each of B = batch prompts. Rows see their last `length` tokens."""
     shape = (batch, samples, config.num_kv_heads, length, config.head_dim)
     return tuple(LayerCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)) for _ in range(config.num_layers))
 
@@ -239,18 +238,18 @@ def init_response_cache(config: ModelConfig, batch: int, samples: int, length: i
 def decode(
     config: ModelConfig, variables: PyTree, token_BxR, t_BxR, slot, lengths_B, prompt_cache, response_cache
 ) -> tuple[Array, tuple[LayerCache, ...]]:
-    """Feeds token number t (from 0) of the response in every row and gives the logits of number t + 1.
+    """Feeds response token t (from 0) in every row and returns the logits of token t + 1.
 
-    The token stands at position lengths + t; its keys and values go to index `slot` of the response cache. That index is one for
-    all rows, so that the cache is updated in place, and goes round: calls give 0, 1, ... modulo the cache's length. A row sees
-    this index and the t written before it: those of its own response, whenever that began.
+    The token has position lengths + t. Its keys and values go to index `slot` of the response cache. All rows share this index, so
+    the cache is updated in place. It wraps around: calls give 0, 1, ... modulo the cache's length. A row sees this index and the t
+    written before it: those of its own response, whenever that began.
 
     Args:
-      config, variables: the model; inside a loop, give what `unstack` returned outside of it.
-      token_BxR: int32, R rows a prompt. t_BxR: int32, below the cache's length. slot: int32 scalar. lengths_B: int32, tokens of
+      config, variables: the model; inside a loop, pass what `unstack` returned outside it.
+      token_BxR: int32, R rows per prompt. t_BxR: int32, below the cache's length. slot: int32 scalar. lengths_B: int32, tokens of
         each prompt.
       prompt_cache: from `prefill`; shared by a prompt's rows and never copied.
-      response_cache: from `init_response_cache` or the last call; updated in place where it is donated or a loop's carry.
+      response_cache: from `init_response_cache` or the last call; updated in place if donated or a loop's carry.
     Returns: float32 logits [B, R, V] and the response cache.
     """
     position_BxR = lengths_B[:, None] + t_BxR
@@ -270,8 +269,8 @@ def decode(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decode_layer(config: ModelConfig, variables, x_BxRxD, rotation, slot, prompt: LayerCache, response: LayerCache, seen):
-    """One layer of `decode`: its output and its response cache. Traced once for all layers, as `_block_once`."""
-    q_k_v: Any = Block(config).apply(variables, x_BxRxD, rotation, method="qkv")  # Flax's type allows for changed collections beside
+    """One layer of `decode`: its output and its response cache. Traced once for all layers, like `_block_once`."""
+    q_k_v: Any = Block(config).apply(variables, x_BxRxD, rotation, method="qkv")  # Flax's type also allows changed collections
     q, k, v = q_k_v
     response = LayerCache(
         lax.dynamic_update_slice_in_dim(response.k, k[:, :, :, None], slot, axis=3),
@@ -284,7 +283,7 @@ def _decode_layer(config: ModelConfig, variables, x_BxRxD, rotation, slot, promp
 def _seen(position_BxR, t_BxR, slot, lengths_B, prompt_tokens: int, response_tokens: int, window: int | None = None):
     """What a row's query sees: prompt tokens [B, R or 1, S], and indices of the response cache [B, R, T], by when they were written.
 
-    window: only the last so many tokens, the query's own among them.
+    window: number of last tokens, including the query's own.
     """
     index_S, ago_T = jnp.arange(prompt_tokens), slot - jnp.arange(response_tokens)
     ago_T = jnp.where(ago_T < 0, ago_T + response_tokens, ago_T)
@@ -296,7 +295,7 @@ def _seen(position_BxR, t_BxR, slot, lengths_B, prompt_tokens: int, response_tok
 
 
 def _attend_prompt_and_response(config, q_BxRxHxE, prompt: LayerCache, response: LayerCache, prompt_seen, response_seen) -> Array:
-    """Attention of one query a row over [its prompt | its own response so far], with one softmax: [B, R, H, E]; masks by `_seen`."""
+    """Attention of one query per row over [its prompt | its own response so far], with one softmax: [B, R, H, E]; masks by `_seen`."""
     B, R, H, E = q_BxRxHxE.shape
     G = prompt.k.shape[1]
     q = q_BxRxHxE.reshape(B, R, G, H // G, E) * attention_scale(config)
@@ -305,7 +304,7 @@ def _attend_prompt_and_response(config, q_BxRxHxE, prompt: LayerCache, response:
     prompt_scores, response_scores = (softcap(x, config.attention_softcap) for x in (prompt_scores, response_scores))
     prompt_scores = jnp.where(prompt_seen[:, :, None, None], prompt_scores, MASKED)
     response_scores = jnp.where(response_seen[:, :, None, None], response_scores, MASKED)
-    # One softmax over both parts, divided by its sum at the end, so that the parts are never concatenated.
+    # One softmax over both parts, divided by its sum at the end, so the parts are never concatenated.
     largest = jnp.maximum(prompt_scores.max(-1, keepdims=True), response_scores.max(-1, keepdims=True))
     prompt_weights, response_weights = jnp.exp(prompt_scores - largest), jnp.exp(response_scores - largest)
     total = prompt_weights.sum(-1, keepdims=True) + response_weights.sum(-1, keepdims=True)

@@ -9,13 +9,13 @@ from irl_jax.types import Array
 
 
 def reinforce(rewards_BxK: Array, weights_BxK: Array | None = None) -> Array:
-    """Reward less the mean of the whole batch (Williams 1992, with a batch baseline).
+    """Reward minus the mean of the whole batch (Williams 1992, with a batch baseline).
 
     A_bk = r_bk - mean(r). The baseline contains r_bk itself, so the gradient estimate is (BK - 1)/BK of the exact one in
-    expectation: the direction is right, the size short by one part in BK.
+    expectation: the right direction, too small by one part in BK.
 
     Args:
-        rewards_BxK: rewards per sequence, any unit. weights_BxK: 0 where a sequence is not in the mean; None has all in it.
+        rewards_BxK: rewards per sequence, any unit. weights_BxK: 0 leaves a sequence out of the mean; None includes all.
 
     Returns:
         [B, K], per sequence, the unit of the rewards.
@@ -25,7 +25,7 @@ def reinforce(rewards_BxK: Array, weights_BxK: Array | None = None) -> Array:
 
 
 def rloo(rewards_BxK: Array) -> Array:
-    """Reward less the mean of the other K - 1 samples of the same prompt: unbiased (Kool et al. 2019; Ahmadian et al. 2024).
+    """Reward minus the mean of the other K - 1 samples of the same prompt: unbiased (Kool et al. 2019; Ahmadian et al. 2024).
 
     A_bk = r_bk - sum_{j != k} r_bj / (K - 1) = K/(K - 1) (r_bk - mean_j r_bj)
 
@@ -36,7 +36,7 @@ def rloo(rewards_BxK: Array) -> Array:
         [B, K], per sequence, the unit of the rewards.
 
     Raises:
-        ValueError: one sample a prompt, which leaves nobody to compare with.
+        ValueError: one sample per prompt, which leaves nothing to compare with.
     """
     rewards_BxK = jax.lax.stop_gradient(jnp.asarray(rewards_BxK))
     samples = _samples(rewards_BxK)
@@ -52,10 +52,10 @@ def grpo(rewards_BxK: Array, epsilon: float = 1e-6) -> Array:
         rewards_BxK: rewards per sequence, any unit, K at least 2. epsilon: keeps ties at 0, same unit.
 
     Returns:
-        [B, K], per sequence, without unit.
+        [B, K], per sequence, unitless.
 
     Raises:
-        ValueError: one sample a prompt.
+        ValueError: one sample per prompt.
     """
     rewards_BxK = jax.lax.stop_gradient(jnp.asarray(rewards_BxK))
     _samples(rewards_BxK)
@@ -64,10 +64,10 @@ def grpo(rewards_BxK: Array, epsilon: float = 1e-6) -> Array:
 
 
 def terminal(rewards_B: Array, mask_BxT: Array) -> Array:
-    """A reward for each whole response, put at its last token: [B, T], 0 elsewhere.
+    """Puts each response's reward at its last token: [B, T], 0 elsewhere.
 
     Args:
-        rewards_B: per sequence. mask_BxT: 1 at response tokens, which are contiguous.
+        rewards_B: per sequence. mask_BxT: 1 at response tokens (contiguous).
     """
     following_BxT = jnp.pad(mask_BxT[:, 1:], ((0, 0), (0, 1)))
     return jnp.where((mask_BxT > 0) & (following_BxT == 0), rewards_B[:, None], 0.0)
@@ -77,7 +77,7 @@ def returns_to_go(rewards_BxT: Array, mask_BxT: Array, gamma: float) -> Array:
     """Discounted sum of the rewards from each token on: G_t = sum_{s >= t} gamma^{s - t} r_s over the response's tokens.
 
     Args:
-        rewards_BxT: per token. mask_BxT: 1 at response tokens, which are contiguous. gamma: discount a token, 0 to 1.
+        rewards_BxT: per token. mask_BxT: 1 at response tokens (contiguous). gamma: discount per token, 0 to 1.
 
     Returns:
         [B, T], reward units, 0 outside the mask.
@@ -87,14 +87,14 @@ def returns_to_go(rewards_BxT: Array, mask_BxT: Array, gamma: float) -> Array:
 
 
 def token_advantages(kind: str, returns_BxKxT: Array, mask_BxKxT: Array, epsilon: float = 1e-6) -> Array:
-    """Returns-to-go less a baseline, where rewards come token by token.
+    """Returns-to-go minus a baseline, for rewards per token.
 
-    - "rloo": the mean of the other K - 1 samples' returns from the same token on, 0 for those that have ended; it depends on
-      nothing that this sample did, so the gradient stays unbiased.
-    - "grpo": the mean of all K there, over the standard deviation of the K whole returns, with 1/K.
+    - "rloo": the mean of the other K - 1 samples' returns from the same token on, 0 for those that have ended. It depends on
+      nothing this sample did, so the gradient stays unbiased.
+    - "grpo": the mean of all K there. The result is divided by the standard deviation of the K whole returns, with 1/K.
     - "reinforce": one number, the mean over all response tokens of the batch.
 
-    The baselines of the last two hold this sample's own return, which biases the gradient, the less the more samples there are.
+    The last two baselines include this sample's own return. This biases the gradient, less so with more samples.
 
     Args:
         kind: see above. returns_BxKxT: from `returns_to_go`; a prompt's K samples begin in the same column.
@@ -104,7 +104,7 @@ def token_advantages(kind: str, returns_BxKxT: Array, mask_BxKxT: Array, epsilon
         [B, K, T], 0 outside the mask; no gradient flows.
 
     Raises:
-        ValueError: another kind, or one sample a prompt for a baseline within the prompt.
+        ValueError: another kind, or one sample per prompt for a baseline within the prompt.
     """
     inside_BxKxT = mask_BxKxT > 0
     returns_BxKxT = jax.lax.stop_gradient(jnp.where(inside_BxKxT, returns_BxKxT, 0.0))
@@ -130,11 +130,11 @@ def gae(rewards_BxT: Array, values_BxT: Array, mask_BxT: Array, gamma: float, la
     A_t = sum_l (gamma lambda)^l delta_{t+l}, delta_t = r_t + gamma V_{t+1} - V_t, V = 0 after the response's last token.
 
     Args:
-        rewards_BxT: per token. values_BxT: V of the state before each token, reward units. mask_BxT: 1 at response tokens, which
-            are contiguous. gamma: discount a token. lam: lambda, 0 (one step) to 1 (whole returns).
+        rewards_BxT: per token. values_BxT: V of the state before each token, reward units. mask_BxT: 1 at response tokens
+            (contiguous). gamma: discount per token. lam: lambda, 0 (one step) to 1 (whole returns).
 
     Returns:
-        (advantages [B, T], targets of the value A_t + V_t [B, T]), 0 outside the mask; no gradient flows.
+        (advantages [B, T], value targets A_t + V_t [B, T]), 0 outside the mask; no gradient flows.
     """
     inside_BxT = mask_BxT > 0
     rewards_BxT, values_BxT = (jax.lax.stop_gradient(jnp.where(inside_BxT, x, 0.0)) for x in (rewards_BxT, values_BxT))

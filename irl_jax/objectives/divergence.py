@@ -4,9 +4,9 @@ D_f(demo || policy) = E_{y ~ policy}[f(u(y))] with u = demo(y) / policy(y), f co
 
     grad D_f = E_{y ~ policy}[(f(u) - u f'(u)) grad log policy(y)],
 
-so the policy gradient with the reward u f'(u) - f(u) descends it, u held fixed at the present policy (Ghasemipour et al. 2019,
-"A divergence minimization perspective on imitation learning methods"; Nowozin et al. 2016 for the generators). With the logit h
-of a discriminator of demonstrations against the present policy's samples, u = e^h at its optimum. A reward that is fixed once
+so the policy gradient with reward u f'(u) - f(u) descends it, with u held fixed at the current policy (Ghasemipour et al. 2019,
+"A divergence minimization perspective on imitation learning methods"; Nowozin et al. 2016 for the generators). If h is the logit
+of a discriminator of demonstrations against the current policy's samples, u = e^h at its optimum. A reward that stays fixed
 minimises no divergence, whatever its shape.
 
 | divergence       | f(u)                                | reward, up to constants | known as                        |
@@ -47,7 +47,7 @@ DIVERGENCES = tuple(_GENERATORS)
 
 
 def generator(name: str, u: Array) -> Array:
-    """f(u) of a divergence, so that D_f(demo || policy) = E_policy[f(demo / policy)].
+    """f(u) of a divergence: D_f(demo || policy) = E_policy[f(demo / policy)].
 
     Raises:
         ValueError: no such divergence.
@@ -59,12 +59,12 @@ def reward(name: str, logits: Array, clip: float) -> Array:
     """The policy-gradient reward of a divergence, u f'(u) - f(u) up to a constant, with u = e^h.
 
     Args:
-        name: one of DIVERGENCES. logits: h, nats, any shape. clip: h is cut to [-clip, clip] where exponentials of it stand
-            (forward_kl, pearson, neyman, hellinger), for one confident logit would outweigh a batch; a clipped reward is no
-            longer exactly the divergence's.
+        name: one of DIVERGENCES. logits: h, nats, any shape. clip: h is clipped to [-clip, clip] in rewards with
+            exponentials (forward_kl, pearson, neyman, hellinger), since one confident logit would outweigh a batch. A clipped
+            reward is no longer exactly the divergence's.
 
     Returns:
-        The reward, the logits' shape, without unit (nats for reverse_kl and jensen_shannon).
+        The reward, in the logits' shape, unitless (nats for reverse_kl and jensen_shannon).
 
     Raises:
         ValueError: no such divergence.

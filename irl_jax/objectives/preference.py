@@ -9,7 +9,7 @@ from irl_jax.types import Array
 
 
 def margin(chosen_P: Array, rejected_P: Array, reference_chosen_P: Array, reference_rejected_P: Array) -> Array:
-    """log-ratio to the reference of the chosen response less that of the rejected one, [P], nats."""
+    """Log-ratio to the reference of the chosen response minus that of the rejected one, [P], nats."""
     return (chosen_P - reference_chosen_P) - (rejected_P - reference_rejected_P)
 
 
@@ -26,13 +26,13 @@ def dpo(
 
     sum = -sum_p w_p [(1 - e) log sigmoid(m_p) + e log sigmoid(-m_p)], m = beta * `margin`, weight = sum_p w_p
 
-    SPIN (Chen et al., arXiv 2401.01335) is the same loss with demonstrations as the chosen, the last iterate's samples as the
-    rejected responses, and the last iterate as the reference.
+    SPIN (Chen et al., arXiv 2401.01335) is the same loss with demonstrations as chosen, the last iterate's samples as rejected
+    and the last iterate as reference.
 
     Args:
-        chosen_P, rejected_P: the policy's log-probs of whole responses, nats a sequence (EOS included), differentiated.
-        reference_chosen_P, reference_rejected_P: the reference's. weights_P: 0 at pairs that only pad. beta: reward units a nat.
-        label_smoothing: e, the share of the pairs taken to be swapped.
+        chosen_P, rejected_P: the policy's log-probs of whole responses, nats per sequence (EOS included), differentiated.
+        reference_chosen_P, reference_rejected_P: the reference's. weights_P: 0 at padding pairs. beta: reward units per nat.
+        label_smoothing: e, the share of pairs assumed to be swapped.
 
     Returns:
         (sum in nats, total weight in pairs).

@@ -1,4 +1,4 @@
-"""Losses of the reward: a discriminator whose logit is the reward, positive meaning demonstrator-like."""
+"""Losses of the reward. It is a discriminator's logit; positive means demonstrator-like."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from irl_jax.types import Array
 
 
 def bce(logits_B: Array, labels_B: Array, weights_B: Array, label_smoothing: float = 0.0) -> tuple[Array, Array]:
-    """Binary cross-entropy of single responses, or of single tokens.
+    """Binary cross-entropy per response or per token.
 
     sum = -sum_b w_b [l_b log sigmoid(h_b) + (1 - l_b) log sigmoid(-h_b)], weight = sum_b w_b
 
-    At the optimum, where positives and negatives weigh the same (batches hold equal halves), e^h is the density ratio of
+    If positives and negatives weigh the same (batches hold equal halves), e^h at the optimum is the density ratio of
     positives to negatives (Goodfellow et al. 2014; Sun & van der Schaar, arXiv 2405.15624).
 
-    Label smoothing e puts l (1 - e) + (1 - l) e in the place of l: the optimum is then log((r (1 - e) + e) / (r e + 1 - e)) of the
-    density ratio r, bounded by log((1 - e) / e) on both sides, and the ratio itself no more.
+    Label smoothing e replaces l by l (1 - e) + (1 - l) e. The optimum is then log((r (1 - e) + e) / (r e + 1 - e)) for density
+    ratio r. It is bounded by log((1 - e) / e) on both sides, and e^h is no longer the ratio itself.
 
     Args:
-        logits_B: reward logits h, any shape. labels_B: 1 at positives, 0 at negatives. weights_B: 0 at rows (or tokens) that only
-            pad. label_smoothing: e, share of each label given to the other class.
+        logits_B: reward logits h, any shape. labels_B: 1 at positives, 0 at negatives. weights_B: 0 at padding rows (or
+            tokens). label_smoothing: e, share of each label given to the other class.
 
     Returns:
         (sum in nats, total weight in rows or tokens).
@@ -35,12 +35,12 @@ def bce(logits_B: Array, labels_B: Array, weights_B: Array, label_smoothing: flo
 def bradley_terry(chosen_P: Array, rejected_P: Array, weights_P: Array, label_smoothing: float = 0.0) -> tuple[Array, Array]:
     """Negative log-likelihood of pairwise preferences on the same prompt.
 
-    sum = -sum_p w_p [(1 - e) log sigmoid(d_p) + e log sigmoid(-d_p)], d = h(x, y+) - h(x, y-), weight = sum_p w_p   (Bradley &
-    Terry 1952; e, the share of the pairs taken to be swapped, is 0 unless labels are smoothed)
+    sum = -sum_p w_p [(1 - e) log sigmoid(d_p) + e log sigmoid(-d_p)], d = h(x, y+) - h(x, y-), weight = sum_p w_p
+    (Bradley & Terry 1952)
 
     Args:
-        chosen_P, rejected_P: reward logits of the preferred and of the other response. weights_P: 0 at pairs that
-            pad. label_smoothing: e.
+        chosen_P, rejected_P: reward logits of the preferred and of the other response. weights_P: 0 at padding pairs.
+        label_smoothing: e, the share of pairs assumed to be swapped.
 
     Returns:
         (sum in nats, total weight in pairs).
@@ -51,5 +51,5 @@ def bradley_terry(chosen_P: Array, rejected_P: Array, weights_P: Array, label_sm
 
 
 def correct(margin: Array) -> Array:
-    """1 where a margin is positive, 0 where negative, 1/2 at a tie (a fresh head gives 0 everywhere)."""
+    """1 if a margin is positive, 0 if negative, 1/2 at a tie (a fresh head's margins are all 0)."""
     return 0.5 * (1.0 + jnp.sign(margin))

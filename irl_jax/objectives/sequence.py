@@ -13,7 +13,7 @@ def sequence_logprobs(logprobs_BxT: Array, mask_BxT: Array) -> Array:
     log pi(y|x) = sum_t mask_t log pi(y_t | x, y_<t)
 
     Args:
-        logprobs_BxT: per-token log-probs, nats; what stands where the mask is 0 is ignored, NaN and infinities included.
+        logprobs_BxT: per-token log-probs, nats; values where the mask is 0 are ignored, NaN and infinities included.
         mask_BxT: 1 at response tokens, 0 elsewhere.
 
     Returns:
@@ -23,7 +23,7 @@ def sequence_logprobs(logprobs_BxT: Array, mask_BxT: Array) -> Array:
 
 
 def negative_logprob(logprobs_BxT: Array, mask_BxT: Array) -> tuple[Array, Array]:
-    """The SFT loss: cross-entropy of the response tokens; on a policy's own samples, the estimate of its entropy.
+    """The SFT loss: cross-entropy of the response tokens. On a policy's own samples, it estimates the policy's entropy.
 
     (sum, weight) = (-sum_{b,t} mask log pi(y_t | x, y_<t), sum_{b,t} mask)
 
@@ -31,10 +31,10 @@ def negative_logprob(logprobs_BxT: Array, mask_BxT: Array) -> tuple[Array, Array
     arXiv 2405.15624).
 
     Args:
-        logprobs_BxT: per-token log-probs, nats; what stands where the mask is 0 is ignored.
+        logprobs_BxT: per-token log-probs, nats; values where the mask is 0 are ignored.
         mask_BxT: 1 at response tokens (EOS included), 0 at prompt and padding.
 
     Returns:
-        (sum in nats, number of response tokens); both 0 where nothing is masked in.
+        (sum in nats, number of response tokens); both 0 if the mask is all 0.
     """
     return -jnp.sum(sequence_logprobs(logprobs_BxT, mask_BxT)), jnp.sum(mask_BxT)

@@ -1,4 +1,4 @@
-"""Running mean and variance as a small pytree: what normalises rewards over a whole training."""
+"""Running mean and variance as a small pytree, to normalise rewards over a whole training."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def start() -> Running:
 
 
 def update(running: Running, values: Array, weights: Array) -> Running:
-    """The statistics with more values in them (Chan, Golub & LeVeque 1983: exact, whatever the parts).
+    """Adds values to the statistics (Chan, Golub & LeVeque 1983: exact for any split into parts).
 
     Args:
-        running: before. values: any shape. weights: the same shape; where 0, the value is ignored, NaN included.
+        running: before. values: any shape. weights: the same shape; values with weight 0 are ignored, NaN included.
     """
     values = jnp.where(weights > 0, values, 0.0)
     count = jnp.sum(weights)
@@ -42,6 +42,6 @@ def update(running: Running, values: Array, weights: Array) -> Running:
 
 
 def normalise(running: Running, values: Array, epsilon: float = 1e-8) -> Array:
-    """(values - mean) / sqrt(variance + epsilon), the variance with 1/count; the values themselves while nothing was seen."""
+    """(values - mean) / sqrt(variance + epsilon), the variance with 1/count; the values unchanged if nothing was seen yet."""
     deviation = jnp.sqrt(running.m2 / jnp.maximum(running.count, 1e-30) + epsilon)
     return jnp.where(running.count > 0, (values - running.mean) / deviation, values)
