@@ -26,11 +26,11 @@ from irl_jax.tracking import Tracker
 from irl_jax.types import Array, PyTree
 
 State = TypeVar("State")  # a TrainState, or any pytree of arrays
-Evaluate = Callable[[Any], Mapping[str, Any]]  # of the state
+Evaluate = Callable[[Any], Mapping[str, Any]]  # state -> metrics
 Stop = Callable[[dict[str, float]], str | None]  # a step's metrics -> the reason to stop
 
 CHECKPOINTS, TRACE = "checkpoints", "trace"
-COMPILING = (  # jax's own names of what happens before a new shape runs
+COMPILING = (  # jax's names for the work before a new shape runs
     "/jax/core/compile/jaxpr_trace_duration",
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
     "/jax/core/compile/backend_compile_duration",
@@ -38,10 +38,10 @@ COMPILING = (  # jax's own names of what happens before a new shape runs
 
 
 class Book(NamedTuple):
-    """What a resumed run must know beside the state: numpy scalars, saved in every checkpoint.
+    """What a resumed run needs besides the state: numpy scalars, saved in every checkpoint.
 
-    stop_at: the step after which training ends. best_loss, best_step: of the best leaves (infinity, 0: none yet).
-    looks: evaluations since then. seconds, compile_seconds, tokens: spent so far, over all sessions.
+    stop_at: the step after which training ends. best_loss, best_step: of the best leaves (infinity and 0 if there are none yet). looks:
+    evaluations since then. seconds, compile_seconds, tokens: totals so far, over all sessions.
     """
 
     stop_at: np.ndarray
@@ -71,37 +71,37 @@ def train(
     profile: ConfigDict | None = None,
     log: ConfigDict | None = None,
 ) -> tuple[State, dict]:
-    """Runs `step` until `steps` updates are done or there is reason to stop; resumes from `directory` if it was there before.
+    """Runs `step` until `steps` updates are done or there is a reason to stop. Resumes from `directory` if it holds a checkpoint.
 
-    A run killed at any moment and started again gives bitwise the state of one that was not. Metrics are fetched one step late,
-    so that the host never waits for the step in flight; `stop` therefore acts one step after the metrics that it saw.
+    A run killed at any moment and restarted gives bitwise the state of an uninterrupted run. Metrics are fetched one step late, so
+    the host never waits for the step in flight. `stop` therefore acts one step after the metrics it saw.
 
     Args:
-      step: step(state, trunk, batch, rng) -> (state, metrics), compiled or made of compiled parts; `state` may be donated.
-      state: the state before the first update (with `evaluate`, a TrainState; else any pytree of arrays).
+      step: step(state, trunk, batch, rng) -> (state, metrics), compiled or made of compiled parts. `state` may be donated.
+      state: the state before the first update: a TrainState with `evaluate`, else any pytree of arrays.
       trunk: the frozen trunk.
-      feed: feed(number) -> the batch of update `number` (from 0), on device; or the plain tuple (batch, extra metrics to log with
-        it). Must depend on its argument alone; called in order, in a thread of its own, ahead of the update (see `feeding.Ahead`).
-      steps: updates in all, over resumes.
+      feed: feed(number) -> the batch of update `number` (from 0), on device; or a plain tuple (batch, extra metrics to log). Must depend
+        only on its argument. Called in order, in its own thread, ahead of the update (see `feeding.Ahead`).
+      steps: total updates, over all resumes.
       key: PRNG key; update i gets fold_in(key, i).
       directory: the stage's folder, for metrics.jsonl, events and checkpoints/.
       checkpoint: config.checkpoint: every_seconds, every_steps, keep.
       name: the stage's name, for messages.
-      evaluate: evaluate(state) -> dict with "heldout_loss" (nats; lower is better), every `eval_every` steps and at the
-        end. The leaves with the lowest are returned; without it, the last.
-      eval_every: steps between evaluations; 0 is only the end.
+      evaluate: evaluate(state) -> dict with "heldout_loss" (nats; lower is better), called every `eval_every` steps and at the end. The
+        leaves with the lowest loss are returned; without `evaluate`, the last ones.
+      eval_every: steps between evaluations; 0 evaluates only at the end.
       patience: evaluations without improvement before stopping; 0 never stops early.
-      stop: stop(metrics of a step as floats) -> the reason to stop, or None.
-      profile: config.profile: which updates to trace into `directory`/trace; None traces nothing.
-      log: config.log: where metrics go beside metrics.jsonl; None: nowhere.
+      stop: stop(metrics of one step as floats) -> the reason to stop, or None.
+      profile: config.profile: which updates to trace into `directory`/trace. None traces nothing.
+      log: config.log: where metrics go besides metrics.jsonl. None: nowhere.
 
     Returns:
-      (state, info): info has seconds, compile_seconds, tokens_per_second (tokens that the loss counts; compilation left
-      out), steps, and with `evaluate` best_step and heldout_loss.
+      (state, info). info has seconds, compile_seconds, tokens_per_second (tokens counted by the loss, compile time excluded), steps, and
+      with `evaluate` best_step and heldout_loss.
 
     Raises:
-      UserError: a loss or a gradient's norm is not finite (nothing is saved after it), or a checkpoint of another structure is there.
-      SystemExit: SIGTERM or SIGINT came: the step was finished and a checkpoint saved; status 128 + the signal.
+      UserError: a loss or gradient norm is not finite (nothing is saved after it), or the checkpoint has another structure.
+      SystemExit: on SIGTERM or SIGINT, after finishing the step and saving a checkpoint. The status is 128 + the signal.
     """
     if steps < 1:
         raise ValueError(f"{name}: steps must be at least 1, not {steps}")
@@ -143,7 +143,7 @@ class _Run(NamedTuple):
 
 
 def _updates(run: _Run, done: int, state, best, book: Book, signals, bar) -> tuple:
-    """The updates from `done` on; returns (state, best leaves or None, book)."""
+    """Runs the updates from `done` on; returns (state, best leaves or None, book)."""
     saved_at, saved_step, pending = time.monotonic(), done, None
     while done < book.stop_at:
         distributed.at(run.name, done + 1)
@@ -185,12 +185,12 @@ def _leave(name: str, done: int, number: int) -> None:
 
 
 def _split(fed) -> tuple:
-    """(batch, extra metrics): batches are named tuples, so a plain tuple is the pair."""
+    """(batch, extra metrics). Batches are named tuples, so a plain tuple is this pair."""
     return fed if type(fed) is tuple else (fed, {})
 
 
 def _record(run: _Run, pending, book: Book, bar) -> Book:
-    """Fetches and writes the metrics of a finished step; refuses numbers that are not finite; asks `stop`."""
+    """Fetches and writes the metrics of a finished step, refuses non-finite numbers, and asks `stop`."""
     if pending is None:
         return book
     done, metrics, extra = pending
@@ -211,7 +211,7 @@ def _record(run: _Run, pending, book: Book, bar) -> Book:
 
 
 def _diverged(run: _Run, key: str, value: float, done: int) -> str:
-    """What to say of a number that is not finite; nothing after the last good checkpoint is kept."""
+    """The message for a non-finite number. Nothing after the last good checkpoint is kept."""
     run.saver.wait()
     section = run.name.split("/")[0]
     last = checkpoints.latest_step(run.directory / CHECKPOINTS)
@@ -221,8 +221,8 @@ def _diverged(run: _Run, key: str, value: float, done: int) -> str:
 
 
 def _look(run: _Run, done: int, state, best, book: Book) -> tuple:
-    """Evaluates, keeps the best leaves, and ends the run where patience is out."""
-    assert run.evaluate is not None  # it is what asks for a look
+    """Evaluates, keeps the best leaves, and ends the run if patience runs out."""
+    assert run.evaluate is not None  # only called if set
     values = {key: float(value) for key, value in jax.device_get(dict(run.evaluate(state))).items()}
     run.tracker.add(done, values)
     loss = values["heldout_loss"]
@@ -244,7 +244,7 @@ def _copy(leaves: PyTree) -> PyTree:
 
 
 def _restore(directory: pathlib.Path, state, steps: int, with_best: bool) -> tuple:
-    """(steps done, state, best leaves or None, book) of the newest checkpoint, or of the start."""
+    """(steps done, state, best leaves or None, book), from the newest checkpoint or for a fresh start."""
     zero, number = np.asarray(0.0), np.asarray(0)
     book = Book(np.asarray(steps), np.asarray(np.inf), number, number, zero, zero, zero)
     best = _copy(state.leaves) if with_best else None
@@ -278,9 +278,9 @@ def _summary(name: str, info: dict) -> str:
 
 
 class CompileTime:
-    """Measures, while entered, the wall-clock seconds in which jax traces, lowers or compiles.
+    """While entered, measures the wall-clock seconds in which jax traces, lowers or compiles.
 
-    The spans of nested traces overlap, so it is their union that `seconds()` gives, from jax.monitoring's events.
+    Spans of nested traces overlap, so `seconds()` gives their union, from jax.monitoring's events.
     """
 
     def __init__(self):
@@ -293,7 +293,7 @@ class CompileTime:
     def __exit__(self, *_) -> None:
         jax.monitoring.unregister_event_time_span_listener(self._listen)
 
-    def _listen(self, event: str, start_time: float, end_time: float, **_: str | int) -> None:  # named as jax names them
+    def _listen(self, event: str, start_time: float, end_time: float, **_: str | int) -> None:  # jax's argument names
         if event in COMPILING:
             self._spans.append((start_time, end_time))
 
@@ -307,7 +307,7 @@ class CompileTime:
 
 
 class _Clock:
-    """Seconds, compile seconds and tokens of a stage, over the sessions it took."""
+    """Seconds, compile seconds and tokens of a stage, over all its sessions."""
 
     def __init__(self, book: Book):
         self.compiling = CompileTime()
@@ -321,13 +321,13 @@ class _Clock:
         return self._compile_seconds + self.compiling.seconds()
 
     def into(self, book: Book) -> Book:
-        """The book with what was spent so far."""
+        """The book with the totals so far."""
         seconds, compile_seconds, tokens = map(np.asarray, (self.seconds(), self.compile_seconds(), self.tokens))
         return book._replace(seconds=seconds, compile_seconds=compile_seconds, tokens=tokens)
 
 
 class _Signals:
-    """While entered (in the main thread), notes SIGTERM and SIGINT instead of dying in mid-step; a second one kills as usual."""
+    """While entered (in the main thread), records SIGTERM and SIGINT instead of dying mid-step. A second one kills as usual."""
 
     def __init__(self):
         self.seen = 0

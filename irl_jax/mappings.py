@@ -1,4 +1,4 @@
-"""Memory mappings: Linux grants a process so many, and every program that XLA compiles for a CPU takes some."""
+"""Memory mappings: Linux limits them per process, and every program that XLA compiles for a CPU takes some."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ LIMIT, OWN = pathlib.Path("/proc/sys/vm/max_map_count"), pathlib.Path("/proc/sel
 
 
 def spare(share: float = 0.5) -> bool:
-    """Drops jax's compiled programs where this process has more than `share` of the memory mappings that it may have.
+    """Drops jax's compiled programs if this process uses more than `share` of the memory mappings it may have.
 
-    XLA crashes where no more are to be had. What is dropped is compiled again, or read from the compilation cache, when it is next called.
+    XLA crashes if none are left. A dropped program is recompiled, or read from the compilation cache, on its next call.
 
-    Returns: whether it did; never where the system does not tell (it is no Linux).
+    Returns: whether they were dropped; False if the system doesn't report mappings (it isn't Linux).
     """
     try:
         limit, own = int(LIMIT.read_text()), OWN.read_bytes().count(b"\n")

@@ -1,4 +1,4 @@
-"""Where a verb may write: never into a run, a model or what a run reads, and only where the system lets it. Asked before any work."""
+"""Where a command may write: never into a run, a model or the inputs, and only if the system allows it. Checked before any work."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from irl_jax import paths
 from irl_jax.errors import UserError
 
 _READ = ("data.source", "data.eval_source", "data.prompts_source", "data.preference_source", "data.tfds_data_dir", "model.path",
-         "golden.source", "golden.model", "reward.start")  # keys of a config that name files or folders
-_STREAMS = ("/dev/std", "/dev/fd/", "/proc/self/")  # links to what the shell has opened, perhaps to append to it
+         "golden.source", "golden.model", "reward.start")  # config keys that name files or folders
+_STREAMS = ("/dev/std", "/dev/fd/", "/proc/self/")  # links to files the shell opened, perhaps for appending
 _OF_MODELS = ("model.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "adapter_config.json")
 
 
 def check_file(out: str, inputs: Mapping[str, str]) -> str:
-    """Checks an --out that is one file in a folder that is there.
+    """Checks an --out that is one file in an existing folder.
 
     Args:
-      out: the flag's value. inputs: {what it is: path} of what the verb reads; "" names nothing.
+      out: the flag's value. inputs: {description: path} of what the command reads; an empty path is skipped.
 
     Returns:
-      The file's path, links followed.
+      The file's path, with links resolved.
 
     Raises:
-      UserError: it is no plain file, lies where nothing may be written, or cannot be written.
+      UserError: it isn't a plain file, lies where nothing may be written, or cannot be written.
     """
     target = os.path.abspath(paths.here(out))
     if os.path.isdir(target):
@@ -44,7 +44,7 @@ def check_file(out: str, inputs: Mapping[str, str]) -> str:
 
 
 def check_in_folder(out: str, name: str, inputs: Mapping[str, str]) -> None:
-    """Checks an --out that is a folder, made where missing, in which `name` is written; of object stores nothing is asked.
+    """Checks an --out that is a folder, created if missing, in which `name` is written. Object stores are not checked.
 
     Raises: as `check_file`.
     """
@@ -62,7 +62,7 @@ def check(out: str, target: str | os.PathLike[str], inputs: Mapping[str, str]) -
     """Refuses a target that lies in a run, in a model or among the inputs, or that cannot be written.
 
     Args:
-      out: the flag's value, for the message. target: the file or folder that is to be written. inputs: as in `check_file`.
+      out: the flag's value, for the message. target: the file or folder to write. inputs: as in `check_file`.
 
     Raises: UserError.
     """
@@ -80,14 +80,14 @@ def check(out: str, target: str | os.PathLike[str], inputs: Mapping[str, str]) -
 
 
 def inputs_of(workdir: str) -> dict[str, str]:
-    """`named` of the config that a run's folder holds; {} where its config.json cannot be read."""
+    """`named` for the config in a run's folder; {} if its config.json cannot be read."""
     stored = _json(os.path.join(os.path.expanduser(workdir), "config.json"))
     config = stored.get("config") if isinstance(stored, dict) else None
     return named(config, f" of {workdir}") if isinstance(config, dict) else {}
 
 
 def named(config: dict, where: str = "") -> dict[str, str]:
-    """{what it is: path} of the files and folders that a config, as plain JSON has it, names."""
+    """{description: path} of the files and folders that a config, as plain JSON, names."""
     found = {}
     for section, name in (key.split(".") for key in _READ):
         value = config[section].get(name) if isinstance(config.get(section), dict) else None
@@ -98,7 +98,7 @@ def named(config: dict, where: str = "") -> dict[str, str]:
 
 
 def _kind(folder: pathlib.Path) -> str:
-    """What a folder is where nothing else may be written into it, or ""."""
+    """The kind of a folder that nothing else may be written into, else ""."""
     if os.path.isfile(folder / "sweep.json"):
         return "the sweep"
     config = _json(folder / "config.json")
@@ -111,7 +111,7 @@ def _kind(folder: pathlib.Path) -> str:
 
 
 def _json(path: str | os.PathLike[str]):
-    """A JSON file's value; None where there is no file, {} where it cannot be read."""
+    """A JSON file's value; None if there is no file, {} if it cannot be read."""
     if not os.path.isfile(path):
         return None
     try:
@@ -122,7 +122,7 @@ def _json(path: str | os.PathLike[str]):
 
 
 def _same(one: str, other: str | os.PathLike[str]) -> bool:
-    """Whether two names are of one file, hard links and names in another case included."""
+    """Whether two names are of the same file, including hard links and names in another case."""
     try:
         return os.path.samefile(one, other)
     except (OSError, ValueError):
@@ -130,7 +130,7 @@ def _same(one: str, other: str | os.PathLike[str]) -> bool:
 
 
 def _try(out: str, target: pathlib.Path) -> None:
-    """Writes an empty file as `paths.write` would, of a name as long as each that is to be made, and removes it."""
+    """For each name to create, writes an empty file with a name of that length, as `paths.write` would, and removes it."""
     folder, names = target.parent, [target.name]
     while not os.path.lexists(folder):
         folder, names = folder.parent, [*names, folder.name]

@@ -1,4 +1,4 @@
-"""Setting one key of a config from text, in the type that the key has."""
+"""Sets one config key from text, in the key's type."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from irl_jax.errors import UserError
 
 
 def override(config: ConfigDict, key: str, text: str, flag: str = "--config.") -> None:
-    """Sets config.`key` from its text, in the type that the key has.
+    """Sets config.`key` from text, in the key's type.
 
-    `flag` is what stands before the key in messages.
+    `flag` precedes the key in messages.
 
     Raises:
-      UserError: no such key (the nearest one is named), or the text is not of its type.
+      UserError: the key doesn't exist (the nearest one is named), or the text is not of its type.
     """
     keys = keys_of(config)
     if key not in keys:
@@ -34,7 +34,7 @@ def override(config: ConfigDict, key: str, text: str, flag: str = "--config.") -
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """; did you mean ...", or nothing where nothing is near: by the whole word, or by its last part."""
+    """"; did you mean '...'?" with the known name nearest to the word or to its last part; "" if none is near."""
     known = list(known)
     near = difflib.get_close_matches(word, known, 1, 0.75)
     if not near:
@@ -60,10 +60,10 @@ def keys_of(config: ConfigDict) -> list[str]:
 
 
 def split(text: str) -> list[str]:
-    """The parts between a text's commas, spaces around them dropped; commas within brackets or quotes divide nothing.
+    """The parts between a text's commas, without surrounding spaces. Commas inside brackets or quotes don't split.
 
     Raises:
-      ValueError: a bracket or a quote that is not closed, or closes nothing.
+      ValueError: a bracket or a quote is not closed, or closes nothing.
     """
     parts, depth, quote, start = [], 0, "", 0
     for at, letter in enumerate(text):
@@ -86,7 +86,7 @@ def split(text: str) -> list[str]:
 
 
 def unquoted(text: str) -> str:
-    """A text without the quotes around it."""
+    """The text without surrounding quotes."""
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
@@ -116,7 +116,7 @@ def _convert(flag: str, text: str, old):
 
 
 def _number(flag: str, text: str, kind: type):
-    """A finite number; a whole one may be written as 1e3."""
+    """A finite number; an integer may be written as 1e3."""
     try:
         value = float(text)
         if kind is int:
@@ -131,7 +131,7 @@ def _number(flag: str, text: str, kind: type):
 
 
 def _convert_tuple(flag: str, text: str, old: tuple) -> tuple:
-    """a,b,c, (1, 2) or ["a", "b"], each in the type of the old elements (text where there were none)."""
+    """Reads a,b,c, (1, 2) or ["a", "b"], each element in the type of the old ones (text if there were none)."""
     inner = text.strip()
     if inner[:1] in ("(", "["):
         try:
@@ -147,7 +147,7 @@ def _convert_tuple(flag: str, text: str, old: tuple) -> tuple:
 
 
 def _words(flag: str, text: str, bracketed: str) -> list[str]:
-    """The words of "(a,b,c)", one comma at the end allowed."""
+    """The words of "(a,b,c)"; one trailing comma is allowed."""
     closing = {"(": ")", "[": "]"}[bracketed[0]]
     words = [unquoted(word.strip()) for word in bracketed[1:-1].split(",")]
     words = words[:-1] if words[-1] == "" else words

@@ -1,11 +1,11 @@
-"""Paths of this machine and of object stores (`gs://bucket/folder`), which etils and fsspec reach where gcsfs is installed.
+"""Paths on this machine and in object stores (`gs://bucket/folder`), which etils and fsspec reach if gcsfs is installed.
 
-A store has no folders, no locks and no renaming in one stroke, and an object appears whole when it is written. What is written to one
-therefore goes straight to its name, and what marks a thing as finished is written last.
+A store has no folders, locks or atomic renames, and an object appears whole once it is written. So files in a store are written directly
+under their final name. Whatever marks something as finished is written last.
 
 On this machine there is one way to write: `write` for a file and `new_folder` for a folder. Both fill a new file or folder beside the
-target, under a random name. Its writer locks it while it lives, so that whoever writes there next can tell what a kill has left behind
-from what is being written, and removes only the first.
+target, under a random name, and lock it while the writer lives. So the next writer there can tell the leftovers of a killed process from a
+write in progress. It removes only the leftovers.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import numpy as np
 
 from irl_jax.errors import UserError
 
-UNFINISHED = re.compile(r"\.irl_jax\.[0-9a-f]{16}\.tmp")  # names of what is being written
-_CAREFUL = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no link is followed, no pipe is waited for
+UNFINISHED = re.compile(r"\.irl_jax\.[0-9a-f]{16}\.tmp")  # names of files and folders being written
+_CAREFUL = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # follow no link, wait for no pipe
 
 
 def of(path):
@@ -35,7 +35,7 @@ def of(path):
       path: str or path object; "~" is the home folder.
 
     Returns:
-      pathlib.Path, or etils' epath.Path of an object store.
+      pathlib.Path, or etils' epath.Path for an object store.
 
     Raises:
       UserError: an object store that nothing installed can reach, or a name that no file can have.
@@ -44,7 +44,7 @@ def of(path):
     if "://" not in text:
         return _local(text) if isinstance(path, str) else pathlib.Path(os.path.expanduser(text))
     if not isinstance(path, str):
-        return path  # of an object store, and looked at when it was a str
+        return path  # in an object store, checked when it was a str
     if not text.startswith("gs://"):
         raise UserError(f"{text}: no way to reach {text.partition('://')[0]}://; the object store that is known is gs://")
     from etils import epath
@@ -61,27 +61,27 @@ def of(path):
 
 
 def _local(text: str) -> pathlib.Path:
-    """A path of this machine's; "~somebody" stays as it is where there is no such person."""
+    """A path on this machine; "~somebody" stays as it is if there is no such user."""
     path = pathlib.Path(os.path.expanduser(text))
     try:
         path.lstat()
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise UserError(f"{text[:100]}...: a name of {len(text)} letters is too long for the file system") from None
-    except ValueError:  # a NUL, or half of a surrogate pair: no file of that name is there
+    except ValueError:  # a NUL, or half of a surrogate pair: no file has that name
         pass
     return path
 
 
 def is_local(path) -> bool:
-    """Whether the path is of this machine's file system."""
+    """Whether the path is on this machine's file system."""
     return "://" not in os.fspath(path)
 
 
 def files(folder) -> list:
-    """Every file in a folder and the folders below it, linked ones included, sorted.
+    """Every file in a folder and its subfolders, linked ones included, sorted.
 
-    Raises: OSError: a folder that cannot be read.
+    Raises: OSError: a folder cannot be read.
     """
     return list(_files(folder, set()))
 
@@ -90,15 +90,15 @@ def _files(folder, seen: set):
     real = os.path.realpath(folder) if is_local(folder) else str(folder)
     try:
         entries = [] if real in seen else sorted(folder.iterdir())
-    except FileNotFoundError:  # stores have no empty folders, and others may go meanwhile
+    except FileNotFoundError:  # stores have no empty folders, and others may vanish meanwhile
         entries = []
-    seen.add(real)  # links may lead in a circle
+    seen.add(real)  # links may form a cycle
     for entry in entries:
         yield from _files(entry, seen) if entry.is_dir() else [entry]
 
 
 def numbered(folder, suffix: str = "") -> list[int]:
-    """The numbers N of a folder's entries "N<suffix>", ascending; entries of other names are not ours. [] where there is no folder.
+    """The numbers N of a folder's entries "N<suffix>", ascending; other entries are ignored. [] if there is no folder.
 
     Raises: UserError: it cannot be read.
     """
@@ -113,7 +113,7 @@ def numbered(folder, suffix: str = "") -> list[int]:
 
 
 def here(name) -> pathlib.Path:
-    """The path of a name that is this machine's, whatever it looks like: of something that is not read from object stores.
+    """The path of a name on this machine, whatever the name looks like. For things that are not read from object stores.
 
     Raises: as `of`.
     """
@@ -122,9 +122,9 @@ def here(name) -> pathlib.Path:
 
 
 def absolute(path):
-    """The path from the root on; those of an object store are."""
+    """The absolute path. Paths in object stores already are absolute."""
     path = of(path)
-    return path.absolute() if is_local(path) else path  # etils would put this machine's folder before the store's
+    return path.absolute() if is_local(path) else path  # etils would prepend this machine's folder
 
 
 def size(path) -> int:
@@ -133,7 +133,7 @@ def size(path) -> int:
 
 
 def changed(path) -> float:
-    """When a file or object was last written, seconds since 1970; 0 of a store that does not say."""
+    """When a file or object was last written, in seconds since 1970; 0 if a store does not say."""
     return path.stat().st_mtime if is_local(path) else path.stat().mtime
 
 
@@ -141,10 +141,10 @@ def write(path, fill) -> None:
     """Writes a file, whole or not at all.
 
     Args:
-      path: the file; its folder is made where missing. fill: fill(binary file) writes the content.
+      path: the file; its folder is created if missing. fill: fill(binary file) writes the content.
 
     Raises:
-      UserError: there is no room or no right; what was there before is as it was.
+      UserError: there is no space or no permission. The previous content stays as it was.
     """
     if not is_local(path):
         content = io.BytesIO()
@@ -159,13 +159,13 @@ def write(path, fill) -> None:
 
 @contextlib.contextmanager
 def new_folder(path):
-    """A folder beside `path` to fill. It takes that name where all went well, and is removed where not.
+    """A folder beside `path` to fill. It takes that name on success and is removed on failure.
 
     Args:
-      path: a path of this machine, where nothing or an empty folder is.
+      path: a path on this machine, where there is nothing or an empty folder.
 
     Raises:
-      UserError: the system refuses to write.
+      UserError: `path` is the root of a file system, or the system refuses to write.
     """
     if path.is_mount():
         raise UserError(f"{path}: is the root of a file system, which cannot be replaced; name a folder in it")
@@ -181,7 +181,7 @@ def _make_folder(path) -> int:
 
 @contextlib.contextmanager
 def _beside(path, make):
-    """(name, descriptor) of a new file or folder beside `path`, which takes its place in the end; after a failure all is as it was."""
+    """(name, descriptor) of a new file or folder beside `path`, which replaces it in the end. A failure leaves everything as it was."""
     missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -195,7 +195,7 @@ def _beside(path, make):
             os.close(descriptor)
     except BaseException:
         for folder in missing:
-            with contextlib.suppress(OSError):  # somebody else is writing there
+            with contextlib.suppress(OSError):  # another process writes there
                 folder.rmdir()
         raise
 
@@ -212,11 +212,11 @@ def _reserved(folder, make):
 
 
 def publish(new, path) -> None:
-    """Gives a finished file or folder its name in one stroke. Its content is on the disk before, and its name after."""
+    """Renames a finished file or folder to `path` atomically. Its content is synced to disk before, and its name after."""
     for folder, _, names in os.walk(new):
         for name in names:
             _sync(os.path.join(folder, name))
-        with contextlib.suppress(OSError):  # some file systems cannot do that with folders
+        with contextlib.suppress(OSError):  # some file systems cannot sync folders
             _sync(folder)
     if not new.is_dir():
         _sync(new)
@@ -234,10 +234,10 @@ def _sync(path) -> None:
 
 
 def open_own(path, flags: int) -> int:
-    """The descriptor of a file of ours, opened with `flags`; one that is made gets the rights that the umask leaves.
+    """Opens a file of ours with `flags` and returns the descriptor. A new file gets the permissions that the umask leaves.
 
     Raises:
-      UserError: it is a link, a folder or a device: what it stands for is not ours. OSError: as os.open.
+      UserError: it is a link, a folder or a device, so its target isn't ours. OSError: as os.open.
     """
     try:
         descriptor = os.open(path, flags | _CAREFUL, 0o666)
@@ -252,7 +252,7 @@ def open_own(path, flags: int) -> int:
 
 
 def lock(descriptor: int) -> bool:
-    """Takes the lock of an open file or folder, until it is closed; False where another process has it.
+    """Locks an open file or folder until it is closed; False if another process holds the lock.
 
     Raises:
       OSError: the file system, or the system, has no locks.
@@ -263,16 +263,16 @@ def lock(descriptor: int) -> bool:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # the second, on file systems that stand on fcntl's locks
+    except (BlockingIOError, PermissionError):  # PermissionError: file systems that use fcntl's locks
         return False
     return True
 
 
 def read_arrays(path) -> dict:
-    """The arrays of an .npz; none of them may be of objects, which would be pickles.
+    """The arrays of an .npz. Arrays of objects are refused, since they would be pickles.
 
     Raises:
-      OSError: it cannot be read. ValueError: it is damaged, or no .npz.
+      OSError: it cannot be read. ValueError: it is damaged, or not an .npz.
     """
     content = path if is_local(path) else io.BytesIO(of(path).read_bytes())
     try:
@@ -283,12 +283,12 @@ def read_arrays(path) -> dict:
             return dict(stored)
     except OSError:
         raise
-    except Exception as error:  # damaged archives end in a dozen types, zlib's and struct's among them
+    except Exception as error:  # damaged archives raise a dozen types, such as zlib's and struct's
         raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from error
 
 
 def append(path, content: bytes) -> None:
-    """Adds bytes to the end of a file, made where missing; an object of a store is written anew.
+    """Appends bytes to a file, created if missing. An object in a store is rewritten.
 
     Raises: as `write`.
     """
@@ -301,10 +301,10 @@ def append(path, content: bytes) -> None:
 
 
 def remove_unfinished(folder) -> None:
-    """Removes from a folder what `write` and `new_folder` leave where the process is killed: it has a name of ours, and nobody's lock."""
+    """Removes what killed calls of `write` and `new_folder` left in a folder: entries with a name of ours that nobody has locked."""
     with contextlib.suppress(OSError):  # a folder that cannot be listed
         for entry in [entry for entry in os.scandir(folder) if UNFINISHED.fullmatch(entry.name)]:
-            flags = os.O_RDONLY if entry.is_dir(follow_symlinks=False) else os.O_RDWR  # NFS locks what can be written
+            flags = os.O_RDONLY if entry.is_dir(follow_symlinks=False) else os.O_RDWR  # NFS locks only writable files
             with contextlib.suppress(OSError):
                 descriptor = os.open(entry.path, flags | _CAREFUL)
                 try:
@@ -316,17 +316,17 @@ def remove_unfinished(folder) -> None:
 
 @contextlib.contextmanager
 def refusals(path):
-    """Turns the system's refusal to write into the user's one line."""
+    """Turns the system's refusal to write into a one-line UserError."""
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # None: a library's own error, mostly of a full disk
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # None: a library's own error, mostly a full disk
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); what was there before is whole: "
                         f"{'make room' if full else 'let it be written there'} and start the same command again") from None
 
 
 def remove(path) -> None:
-    """Removes a file, or a folder with all that is in it, if it is there."""
+    """Removes a file, or a folder with its contents, if it exists."""
     if not is_local(path):
         if path.exists():
             path.rmtree()

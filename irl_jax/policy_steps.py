@@ -1,4 +1,4 @@
-"""The policy gradient's step on a batch of samples, and the state that it carries from batch to batch."""
+"""The policy gradient step on a batch of samples, and the state it carries from batch to batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from irl_jax.types import Array, PolicyBatch, PyTree, TokenBatch, TrainState
 
 
 class PolicySettings(NamedTuple):
-    """What of config.policy changes the computation; the keys are explained in irl_jax/config.py."""
+    """The keys of config.policy that change the computation; irl_jax/config.py explains them."""
 
     divergence: str = "reverse_kl"
     clip_logit: float = 5.0
@@ -38,13 +38,13 @@ class PolicySettings(NamedTuple):
 
     @classmethod
     def of(cls, policy_config) -> PolicySettings:
-        """Those of config.policy."""
+        """The settings in config.policy."""
         return cls(*(policy_config[name] for name in cls._fields))
 
 
 class Control(NamedTuple):
-    """beta: the KL coefficient, float32. rewards: running statistics of the rewards seen so far. signs: where policy.stop is "gate",
-    smoothed_<sign>: those of a hacked reward (see `rollouts.signs`), means over the last batches, float32."""
+    """beta: the KL coefficient, float32. rewards: running statistics of the rewards seen so far. signs: if policy.stop is "gate",
+    smoothed_<sign>: the signs of a hacked reward (see `rollouts.signs`), averaged over the last batches, float32."""
 
     beta: Array
     rewards: statistics.Running
@@ -52,27 +52,27 @@ class Control(NamedTuple):
 
 
 def init_control(beta: float, signs: Mapping[str, Array] = {}) -> Control:
-    """The control before the first batch; `signs`: those of the policy that the training starts from."""
+    """The control before the first batch; `signs`: those of the starting policy."""
     return Control(jnp.asarray(beta, jnp.float32), statistics.start(), {**signs})
 
 
 def make_policy_step(model: ModelConfig, optimizer, settings: PolicySettings, accumulate: int = 1):
     """The policy gradient on one batch of samples: `epochs` passes of `minibatches` updates each.
 
-    loss = surrogate (`objectives.policy.score_function` or `ppo_clip`) + beta KL (`k2`, `k3` or `k3_weighted`, where
-    settings.kl puts it into the loss) - entropy * exact entropy of the tokens + value_coefficient * squared error of the
-    value head (where settings.advantage is "gae"; it reads V of the state before each token). Minibatches are drawn anew each
-    epoch; under the score function there is one, for its gradient holds for samples of the present policy only.
+    loss = surrogate (`objectives.policy.score_function` or `ppo_clip`) + beta KL (`k2`, `k3` or `k3_weighted`, if settings.kl puts it into
+    the loss) - entropy * exact entropy of the tokens + value_coefficient * squared error of the value head (if settings.advantage is
+    "gae"). The value head reads V of the state before each token. Minibatches are redrawn each epoch. The score function uses a single one,
+    since its gradient holds only for samples of the current policy.
 
     Args:
         model: the architecture. optimizer: from `steps.make_optimizer`, for steps * epochs * minibatches updates.
-        settings: see PolicySettings. accumulate: micro-batches an update; minibatches * accumulate divides the rows.
+        settings: see PolicySettings. accumulate: micro-batches per update; minibatches * accumulate must divide the rows.
 
     Returns:
-        step(state, trunk, batch: PolicyBatch, rng) -> (state, metrics), means over the updates: loss (per sequence), grad_norm,
-        tokens (response tokens of the batch), entropy (nats per token, exact where it is rewarded and estimated by the samples
-        elsewhere), behaviour_gap (mean |log policy - log behaviour|, nats per token: 0 up to rounding in the first update); clipped
-        (share of tokens, ppo_clip), value_loss (gae). The KL to the reference is not among them: later updates see old samples, so
+        step(state, trunk, batch: PolicyBatch, rng) -> (state, metrics). Metrics are means over the updates: loss (per sequence), grad_norm,
+        tokens (response tokens of the batch), entropy (nats per token, exact if it is rewarded, else estimated from the samples),
+        behaviour_gap (mean |log policy - log behaviour|, nats per token; 0 up to rounding in the first update), clipped (share of tokens,
+        ppo_clip), value_loss (gae). They don't include the KL to the reference, because later updates see old samples.
         `rollouts.make_advantages` measures it when the samples are drawn.
     """
 
@@ -117,16 +117,16 @@ def make_policy_step(model: ModelConfig, optimizer, settings: PolicySettings, ac
 
 
 def minibatches(batch: PolicyBatch, count: int, key) -> PolicyBatch:
-    """[N, ...] -> [count, N / count, ...], the rows in an order drawn by `key`."""
+    """[N, ...] -> [count, N / count, ...], with the rows shuffled by `key`."""
     order = jax.random.permutation(key, batch.weight.shape[0])
     return jax.tree.map(lambda leaf: leaf[order].reshape(count, -1, *leaf.shape[1:]), batch)
 
 
 def token_values(model: ModelConfig, trunk: PyTree | None, leaves: PyTree, rows: TokenBatch) -> Array:
-    """The value head's V of the state before each token: the head on the hidden state one token earlier.
+    """V of the state before each token: the value head on the hidden state one token earlier.
 
     Args:
-        model, trunk: the model. leaves: the value's own (policy leaves["value"]). rows: one sequence a row.
+        model, trunk: the model. leaves: the value's own (policy leaves["value"]). rows: one sequence per row.
 
     Returns:
         [B, T] float32, reward units, aligned with rows.tokens, 0 where rows.mask is 0.
@@ -146,7 +146,7 @@ def _surrogate(settings: PolicySettings, logprobs_BxT, batch: PolicyBatch):
 
 
 def _kl_in_loss(settings: PolicySettings, beta, logprobs_BxT, batch: PolicyBatch):
-    """beta times the KL penalty, summed over sequences, where it stands in the loss."""
+    """beta times the KL penalty, summed over sequences, if it is part of the loss."""
     mask, weight_B, reference = batch.rows.mask, batch.weight, batch.reference_logprobs
     if settings.kl == "k2_loss":
         return beta * policy.k2(logprobs_BxT, reference, mask, weight_B)[0]
@@ -154,4 +154,4 @@ def _kl_in_loss(settings: PolicySettings, beta, logprobs_BxT, batch: PolicyBatch
         return beta * policy.k3(logprobs_BxT, reference, mask, weight_B)[0]
     if settings.kl == "k3_weighted_loss":
         return beta * policy.k3_weighted(logprobs_BxT, batch.behaviour_logprobs, reference, mask, weight_B)[0]
-    return 0.0  # k1_reward: the advantages hold it
+    return 0.0  # k1_reward: it is in the advantages

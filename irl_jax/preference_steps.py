@@ -1,4 +1,4 @@
-"""The step of preference optimisation: pairs of responses, a policy and the log-probs of its reference, no reward model."""
+"""The preference optimisation step: pairs of responses, a policy and the log-probs of its reference, no reward model."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from irl_jax.types import Array, TokenBatch
 class PreferenceBatch(NamedTuple):
     """Pairs of responses to the same prompts, in single rows (never packed).
 
-    Rows 0 .. B/2-1 are chosen and rows B/2 .. B-1 the rejected ones of the same prompts in the same order. reference_logprobs:
-    float32 [B], log reference(y|x) of each whole response, nats per sequence, EOS included where it was drawn. weight:
-    float32 [B], the same in both halves; 0 at pairs that only pad the batch.
+    Rows 0 .. B/2-1 are chosen. Rows B/2 .. B-1 are the rejected ones of the same prompts in the same order. reference_logprobs: float32
+    [B], log reference(y|x) of each whole response, nats per sequence, EOS included if it was drawn. weight: float32 [B], the same in both
+    halves; 0 for pairs that only pad the batch.
     """
 
     rows: TokenBatch
@@ -38,15 +38,15 @@ def make_preference_step(
     Micro-batches are strided (see `steps.micro_batches`), so both responses of a pair are in the same one.
 
     Args:
-        model: the architecture. optimizer: from `steps.make_optimizer`. accumulate: micro-batches a step; divides the pairs.
-        beta: of the implicit reward beta log(policy / reference), reward units per nat. label_smoothing: share of the pairs
-            taken to be swapped.
+        model: the architecture. optimizer: from `steps.make_optimizer`. accumulate: micro-batches per step; must divide the pairs.
+        beta: of the implicit reward beta log(policy / reference), reward units per nat. label_smoothing: share of pairs taken to be
+            swapped.
 
     Returns:
-        step(state, trunk, batch: PreferenceBatch, rng) -> (state, metrics): loss (nats per pair), accuracy (share of pairs
-        whose implicit rewards differ in the right direction, ties half), margin (of the implicit rewards, chosen less
-        rejected), chosen_logprob and rejected_logprob (the policy's, nats per sequence), grad_norm, tokens (response tokens
-        of both sides). rng is not used: the loss draws nothing.
+        step(state, trunk, batch: PreferenceBatch, rng) -> (state, metrics): loss (nats per pair), accuracy (share of pairs whose implicit
+        rewards differ in the right direction, ties count half), margin (implicit reward of chosen minus rejected), chosen_logprob and
+        rejected_logprob (the policy's, nats per sequence), grad_norm, tokens (response tokens of both sides). rng is not used: the loss
+        draws nothing.
     """
 
     def loss(leaves, trunk, batch: PreferenceBatch, rng):

@@ -8,7 +8,7 @@ from irl_jax import distributed
 
 
 def bar(items=None, **how):
-    """tqdm over `items` (or by its `update`); it shows nothing but in process 0 on a terminal, and leaves nothing behind."""
+    """tqdm over `items` (or via its `update`). Shown only in process 0 on a terminal, and cleared at the end."""
     from tqdm import tqdm
 
     return tqdm(items, disable=not (distributed.is_primary() and sys.stderr.isatty()), leave=False, dynamic_ncols=True, **how)

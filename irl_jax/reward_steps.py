@@ -1,4 +1,4 @@
-"""The reward's training step and its scores: one logit a response, or one a token; one discriminator, or an ensemble."""
+"""The reward's training step and scores: one logit per response or per token, from one discriminator or an ensemble."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOSSES = ("bce", "bradley_terry")
 
 
 class RewardSettings(NamedTuple):
-    """What of config.reward changes the loss; the keys are explained in irl_jax/config.py. eos_ids: tokens that end a response."""
+    """The keys of config.reward that change the loss; irl_jax/config.py explains them. eos_ids: tokens that end a response."""
 
     granularity: str = "response"
     label_smoothing: float = 0.0
@@ -30,37 +30,36 @@ class RewardSettings(NamedTuple):
 
     @classmethod
     def of(cls, reward_config, eos_ids: Iterable[int] = ()) -> RewardSettings:
-        """Those of config.reward, for a tokenizer with these ids."""
+        """The settings in config.reward, for a tokenizer with these EOS ids."""
         return cls(**{name: reward_config[name] for name in cls._fields[:-1]}, eos_ids=tuple(eos_ids))
 
 
 def make_reward_step(model: ModelConfig, optimizer, accumulate: int = 1, loss: str = "bce", settings: RewardSettings | None = None):
-    """The reward step: `objectives.reward.bce`, or `bradley_terry` where the batch holds pairs (see RewardBatch).
+    """The reward step: `objectives.reward.bce`, or `bradley_terry` if the batch holds pairs (see RewardBatch).
 
-    Positives stand in the first half of the rows and a negative on the same prompt half a batch below each. With granularity
-    "token" the loss is the mean over token logits, and of each pair only the common prefix counts: as many tokens of both as
-    the shorter has before its EOS, so that at every index there are as many positives as negatives, and neither EOS nor
-    length tells them apart. gradient_penalty adds half of it times the mean squared norm of the gradient of the logit (of
-    the sum of the counted token logits) with respect to the input embeddings, of positives and negatives alike (Mescheder
-    et al., arXiv 1801.04406).
+    Positives are in the first half of the rows, each with a negative for the same prompt half a batch below. With granularity "token" the
+    loss is the mean over token logits, and only the common prefix of each pair counts: as many tokens of both as the shorter has before its
+    EOS. So every index has as many positives as negatives, and neither EOS nor length tells them apart. gradient_penalty adds half of it
+    times the mean squared norm of the gradient of the logit (of the sum of the counted token logits) with respect to the input embeddings,
+    for positives and negatives alike (Mescheder et al., arXiv 1801.04406).
 
-    An ensemble's members (leaves under "members") are trained in one vmapped pass over the shared trunk, each on its own
-    bootstrap: a Poisson(1) weight for each pair. The gradient of each is that of its own loss alone, but they share the
-    clipping norm, as they share the optimizer: it bounds all members' gradients together. Micro-batches weigh a member's loss
-    by the pairs that the members drew on average, and token by token the penalty by the tokens that count in them.
+    An ensemble's members (leaves under "members") train in one vmapped pass over the shared trunk, each on its own bootstrap: a Poisson(1)
+    weight per pair. Each member's gradient is that of its own loss alone. They share the optimizer and its clipping norm, which bounds all
+    members' gradients together. Micro-batches weight a member's loss by the mean number of pairs that the members drew. With granularity
+    "token" they weight the penalty by their counted tokens.
 
     Args:
-        model: the architecture. optimizer: from `steps.make_optimizer`. accumulate: micro-batches a step; divides the rows, or
-            the pairs. loss: "bce" or "bradley_terry". settings: see RewardSettings.
+        model: the architecture. optimizer: from `steps.make_optimizer`. accumulate: micro-batches per step; must divide the rows or pairs.
+            loss: "bce" or "bradley_terry". settings: see RewardSettings.
 
     Returns:
-        step(state, trunk, batch: RewardBatch, rng) -> (state, metrics): loss (nats per row, pair or token, penalty included, the
-        mean over members), grad_norm, tokens (response tokens), accuracy (of rows or tokens by the logit's sign, or of pairs by
-        the difference's), by source accuracy_positive, accuracy_negative, logit_positive, logit_negative, and where it is asked
-        for gradient_penalty (mean squared norm). rng draws the bootstrap and nothing else.
+        step(state, trunk, batch: RewardBatch, rng) -> (state, metrics): loss (nats per row, pair or token, penalty included, mean over
+        members), grad_norm, tokens (response tokens), accuracy (of rows or tokens by the logit's sign, of pairs by the difference's), by
+        source accuracy_positive, accuracy_negative, logit_positive, logit_negative, and if enabled gradient_penalty (mean squared norm).
+        rng draws only the bootstrap.
 
     Raises:
-        UserError: unknown loss, or Bradley-Terry token by token.
+        UserError: unknown loss, or Bradley-Terry per token.
     """
     settings = settings or RewardSettings()
     if loss not in LOSSES:
@@ -81,7 +80,7 @@ def make_reward_step(model: ModelConfig, optimizer, accumulate: int = 1, loss: s
             rows_B = batch.weight if counted_BxT is None else batch.weight * jnp.any(counted_BxT > 0, axis=-1)
             penalty = (jnp.sum(jnp.where(rows_B > 0, rows_B * squares_B, 0.0)), jnp.sum(rows_B))
             mean = penalty[0] / jnp.maximum(penalty[1], 1e-30)
-            total += 0.5 * settings.gradient_penalty * mean * weight  # so that it counts once in the mean, whatever the weight is
+            total += 0.5 * settings.gradient_penalty * mean * weight  # counts once in the mean, whatever the weight is
             metrics["gradient_penalty"] = penalty
         return total, weight, metrics
 
@@ -92,11 +91,11 @@ def make_reward_step(model: ModelConfig, optimizer, accumulate: int = 1, loss: s
         bootstrap_ExB = _bootstrap(rng, count, batch.weight)
         totals, weights, metrics = jax.vmap(lambda member, weight_B: one(member, trunk, batch._replace(weight=weight_B)))(
             leaves["members"], bootstrap_ExB)
-        # every member's loss is its own mean: weighted to the batch's weight, so that a lucky draw does not count for more
+        # each member's loss is its own mean, scaled to the batch's weight: a lucky draw does not count for more
         weight = jnp.mean(weights)
         means = totals / jnp.maximum(weights, 1e-30)
         total = jnp.mean(means) * weight
-        rest = (count - 1) * total  # what is reported is the members' mean, but each follows the whole gradient of its own loss
+        rest = (count - 1) * total  # reports the members' mean, but each follows the full gradient of its own loss
         total += rest - jax.lax.stop_gradient(rest)
         metrics = jax.tree.map(jnp.sum, metrics)
         return _with_tokens((total, weight, metrics), batch)
@@ -105,7 +104,7 @@ def make_reward_step(model: ModelConfig, optimizer, accumulate: int = 1, loss: s
 
 
 def effective(leaves: PyTree, settings: RewardSettings, model: ModelConfig) -> PyTree:
-    """The leaves that score: with the spectral cap in them, where there is one. A trained reward is kept like this."""
+    """The leaves that score, with the spectral cap applied if there is one. A trained reward is kept like this."""
     if not settings.spectral_norm:
         return leaves
     cap = lambda one: spectral.cap(one, settings.spectral_norm, model.adapter_scale)
@@ -118,15 +117,14 @@ def score_member_rewards(
 ) -> Array:
     """Each member's reward of whole responses.
 
-    granularity "response": the logit at the last response token. "token": the mean of the token logits but the last, which is the EOS
-    of most responses, so that length gives nothing away. A "length" leaf takes slope (tokens - centre) off.
+    granularity "response": the logit at the last response token. "token": the mean of the token logits except the last. The last token is
+    the EOS of most responses, so length gives nothing away. A "length" leaf subtracts slope (tokens - centre).
 
     Args:
-        model, trunk, leaves: the reward role. batch: one sequence a row; label is not read. granularity: as it was trained.
+        model, trunk, leaves: the reward role. batch: one sequence per row; label is not read. granularity: as in training.
 
     Returns:
-        [E, B] float32 logits (E = 1 without members), nats of log density ratio at the optimum; what rows of weight 0 give
-        means nothing.
+        [E, B] float32 logits (E = 1 without members), nats of log density ratio at the optimum. Values of rows with weight 0 mean nothing.
     """
 
     def one(member):
@@ -148,21 +146,21 @@ def score_member_rewards(
 def score_rewards(
     model: ModelConfig, trunk: PyTree | None, leaves: PyTree, batch: RewardBatch, granularity: str = "response", combine: str = "mean"
 ) -> Array:
-    """The reward of whole responses: `score_member_rewards`, the members made one by `combine`. Returns: [B] float32."""
+    """The reward of whole responses: `score_member_rewards`, merged over members by `combine`. Returns: [B] float32."""
     return combined(score_member_rewards(model, trunk, leaves, batch, granularity), combine)
 
 
 def score_token_rewards(
     model: ModelConfig, trunk: PyTree | None, leaves: PyTree, rows: TokenBatch, ended_B: Array, combine: str = "mean"
 ) -> Array:
-    """The reward of each token, a state and its action.
+    """The reward of each token, a state-action pair.
 
     Args:
-        model, trunk, leaves: the reward role. rows: one sequence a row. ended_B: whether the last response token is an EOS.
-        combine: "mean", "min" or "mean_minus_std" over the members, token by token.
+        model, trunk, leaves: the reward role. rows: one sequence per row. ended_B: whether the last response token is an EOS.
+        combine: "mean", "min" or "mean_minus_std" over the members, per token.
 
     Returns:
-        [B, T] float32 logits, 0 outside the response and at the EOS, of which no token reward has learnt.
+        [B, T] float32 logits, 0 outside the response and at the EOS, which no token reward was trained on.
     """
     following_BxT = jnp.pad(rows.mask[:, 1:], ((0, 0), (0, 1)))
     at_eos_BxT = (rows.mask > 0) & (following_BxT == 0) & ended_B[:, None]
@@ -172,7 +170,7 @@ def score_token_rewards(
 
 
 def combined(logits_ExB: Array, combine: str, xp=jnp) -> Array:
-    """One reward of the members': their "mean", their "min", or "mean_minus_std" (the deviation with 1/E); `xp` computes it."""
+    """The members' rewards merged into one: "mean", "min", or "mean_minus_std" (std with 1/E). `xp` is numpy or jax.numpy."""
     if combine == "min":
         return xp.min(logits_ExB, axis=0)
     mean = xp.mean(logits_ExB, axis=0)
@@ -180,7 +178,7 @@ def combined(logits_ExB: Array, combine: str, xp=jnp) -> Array:
 
 
 def token_logits(model: ModelConfig, trunk: PyTree | None, leaves: PyTree, rows: TokenBatch, shift_BxTxD=None) -> Array:
-    """One member's logit at every token: the head on the hidden state there, which knows the state and the action. [B, T]."""
+    """One member's logit at every token: the head on the hidden state there, which has seen the state and the action. [B, T]."""
     hidden_BxTxD = hidden_states(model, variables(trunk, leaves), rows.tokens, rows.positions, rows.segments, shift_BxTxD)
     return heads.scalar(leaves["head"], hidden_BxTxD)
 
@@ -194,7 +192,7 @@ def _last_logits(model, trunk, leaves, batch: RewardBatch, shift_BxTxD=None):
 
 
 def _logits(model, trunk, leaves, batch: RewardBatch, counted_BxT, shift_BxTxD=None):
-    """[B], or [B, T] where tokens are counted."""
+    """[B], or [B, T] if tokens are counted."""
     if counted_BxT is None:
         return _last_logits(model, trunk, leaves, batch, shift_BxTxD)
     return token_logits(model, trunk, leaves, batch.rows, shift_BxTxD)
@@ -213,7 +211,7 @@ def _logits_and_squared_gradient(model, trunk, leaves, batch: RewardBatch, count
 
 
 def _counted(batch: RewardBatch, settings: RewardSettings):
-    """Tokens that count, [B, T]: the common prefix of each pair, EOS left out; None for response logits."""
+    """Tokens that count, [B, T]: the common prefix of each pair without the EOS; None for response logits."""
     if settings.granularity == "response":
         return None
     rows = batch.rows
@@ -226,7 +224,7 @@ def _counted(batch: RewardBatch, settings: RewardSettings):
 
 
 def _before_last(rows: TokenBatch, last_B):
-    """The response tokens but the last, for a response of more than one; the last one is mostly the EOS."""
+    """The response tokens except the last, which is mostly the EOS. A response of one token keeps it."""
     alone_B = jnp.sum(rows.mask, axis=-1) <= 1
     return rows.mask * ((jnp.arange(rows.mask.shape[1]) < last_B[:, None]) | alone_B[:, None])
 
@@ -234,7 +232,7 @@ def _before_last(rows: TokenBatch, last_B):
 def _bce(logits, batch: RewardBatch, counted_BxT, settings: RewardSettings):
     labels, weights = batch.label, batch.weight
     if counted_BxT is not None:
-        weights_P = jnp.minimum(*jnp.split(weights, 2))  # a token without its counterpart would say something of the index
+        weights_P = jnp.minimum(*jnp.split(weights, 2))  # a token without its counterpart would make the index informative
         labels, weights = jnp.broadcast_to(labels[:, None], logits.shape), jnp.tile(weights_P, 2)[:, None] * counted_BxT
     total, weight = reward.bce(logits, labels, weights, settings.label_smoothing)
     sources, right = _by_source(logits, labels, weights)
@@ -252,7 +250,7 @@ def _bradley_terry(logits_B, batch: RewardBatch, settings: RewardSettings):
 
 
 def _by_source(logits, labels, weights):
-    """Statistics of positives and negatives apart, and of both: (sum, weight) each."""
+    """Statistics of positives, of negatives and of both, as (sum, weight) each."""
     right = reward.correct(jnp.where(labels > 0.5, logits, -logits))
     out = {}
     for name, own in (("positive", weights * labels), ("negative", weights * (1 - labels))):
@@ -262,7 +260,7 @@ def _by_source(logits, labels, weights):
 
 
 def _bootstrap(rng, members: int, weights_B):
-    """[E, B]: a Poisson(1) weight for each member and pair, the same for the pair's two rows, on top of the rows' own weights."""
+    """[E, B]: a Poisson(1) weight per member and pair, the same for the pair's two rows, times the rows' own weights."""
     draws_ExP = jax.random.poisson(rng, 1.0, (members, weights_B.shape[0] // 2)).astype(jnp.float32)
     return jnp.tile(draws_ExP, (1, 2)) * weights_B
 

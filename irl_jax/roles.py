@@ -1,18 +1,18 @@
 """Roles: one shared trunk, plus the small leaves that each role owns.
 
-| role   | own leaves where adapter.rank > 0 | where rank = 0    | starts from                                          |
+| role   | own leaves if adapter.rank > 0    | if rank = 0       | starts from                                          |
 |--------|-----------------------------------|-------------------|------------------------------------------------------|
 | init   | {"trunk"}, only while pretrained  | {"trunk"}         | the trunk it is given                                |
 | sft    | {"adapter"}                       | {"trunk"}         | init: a fresh adapter is the trunk itself            |
 | policy | {"adapter"}                       | {"trunk"}         | sft's leaves (`start`)                               |
 | value  | {"adapter", "head"}               | {"trunk", "head"} | init with a zero head; kept as the policy's "value"  |
-| reward | {"adapter", "head"}               | {"trunk", "head"} | init with a zero head, or a reward it goes on from   |
+| reward | {"adapter", "head"}               | {"trunk", "head"} | init with a zero head, or an earlier reward          |
 
-A reward may also own a whole trunk beside the adapters of others, or a head alone ("frozen"); an ensemble keeps its members'
-leaves stacked under "members"; a reward freed of length has "length": {"slope", "centre"}, which no step trains.
+A reward may also own a whole trunk while others own adapters, or a head alone ("frozen"). An ensemble stacks its members' leaves under
+"members". A reward freed of length has "length": {"slope", "centre"}, which no step trains.
 
-Init is the trunk, so that once it is pretrained or imported it needs no leaves: `variables(trunk, None)`. A role that owns
-a whole trunk owns a copy, for its training state is donated and the shared trunk never is.
+Init is the trunk. Once pretrained or imported, it needs no leaves: `variables(trunk, None)`. A role that owns a whole trunk owns a copy,
+because its training state is donated and the shared trunk never is.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROLES = ("init", "sft", "policy", "reward")
 
 
 class RewardSpec(NamedTuple):
-    """What a reward's leaves are; the keys of config.reward say more.
+    """The structure of a reward's leaves; the keys of config.reward say more.
 
     body: "adapter", "trunk" or "frozen". head: "linear" or "mlp" with mlp_width hidden units. ensemble: members.
     length_residual: whether the finished reward has a "length" leaf.
@@ -44,7 +44,7 @@ class RewardSpec(NamedTuple):
 
     @classmethod
     def of(cls, reward_config) -> RewardSpec:
-        """That of config.reward."""
+        """The spec in config.reward."""
         return cls(*(reward_config[name] for name in cls._fields))
 
 
@@ -59,20 +59,20 @@ def init_leaves(
     reward: RewardSpec | None = None,
     value: bool = False,
 ) -> PyTree:
-    """The leaves a role trains, at their start.
+    """A role's trainable leaves, at their start.
 
     Args:
-        rng: key of the draws. role: "init", "sft", "policy" or "reward". model: the architecture.
+        rng: PRNG key. role: "init", "sft", "policy" or "reward". model: the architecture.
         rank: of the LoRA adapter; 0 gives the role a whole trunk. Init, which is being pretrained, always has one.
-        trunk: the shared trunk, copied where the role owns one. start: leaves of another role, or of an earlier state of
-            this one, to copy (policy from sft; each member of an ensemble from its own, or all from one reward); what it does not
-            have, such as a reward's head, is fresh.
-        reward: of a reward; None is the default one. value: give the policy a value head of its own.
+        trunk: the shared trunk, copied if the role owns one. start: leaves to copy, of another role or of an earlier state of this one. A
+            policy starts from sft. Ensemble members start each from their own, or all from one reward. What `start` lacks, such as a
+            reward's head, is fresh.
+        reward: the reward's spec; None is the default one. value: whether the policy gets its own value head.
 
     Returns:
-        {"adapter": ...} or {"trunk": ...}; with "head" (and all stacked under "members") for a reward; with "value": {...} for
-        a policy where asked. "length" is not trained and not among them. No buffer is shared with `trunk` or `start`, so
-        that the leaves may be donated.
+        {"adapter": ...} or {"trunk": ...}; with "head" for a reward (all stacked under "members" for an ensemble); with "value": {...} for
+        a policy if asked. "length" is not trained and not included. No buffer is shared with `trunk` or `start`, so the leaves may be
+        donated.
 
     Raises:
         ValueError: no such role, or a start without the leaf that this role continues.
@@ -90,7 +90,7 @@ def init_leaves(
 
 
 def finished_leaves(rng, role: str, model: ModelConfig, rank: int, trunk: PyTree, *, reward: RewardSpec | None = None) -> PyTree:
-    """Leaves of the structure that a finished role is kept with: those it trains, and a reward's "length" where it has one."""
+    """Leaves with the structure of a finished role: those it trains, plus a reward's "length" if it has one."""
     leaves = init_leaves(rng, role, model, rank, trunk, reward=reward)
     if role == "reward" and reward and reward.length_residual:
         shape = (reward.ensemble,) if reward.ensemble > 1 else ()
@@ -121,26 +121,26 @@ def _reward_leaves(rng, model, rank, trunk, start, spec: RewardSpec) -> PyTree:
 
 
 def _body(rng, body: str, model, rank, trunk, start, role) -> PyTree:
-    """{"trunk": ...} or {"adapter": ...}, copied from `start` where there is one."""
+    """{"trunk": ...} or {"adapter": ...}, copied from `start` if given."""
     if start is not None and body not in start:
         raise ValueError(f"role {role!r} has a whole {body}, but starts from leaves that have {', '.join(sorted(start))}")
     if start is not None:
         return {body: _copy(start[body])}
     if body == "trunk":
-        # The shared trunk may be bfloat16; what is trained is not.
+        # The shared trunk may be bfloat16; trained leaves are float32.
         return {body: jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), trunk)}
     return {body: adapters.init_adapter(rng, model, rank)}
 
 
 def variables(trunk: PyTree | None, leaves: PyTree | None) -> PyTree:
-    """What the model is applied with: the role's own trunk or the shared one, and its adapter if it has one.
+    """The variables to apply the model with: the role's own trunk or the shared one, and its adapter if it has one.
 
     Args:
-        trunk: the shared trunk; unused, and may be None, where the leaves hold a whole one.
-        leaves: the role's (one member's, of an ensemble); None or {} is init.
+        trunk: the shared trunk; unused, and may be None, if the leaves hold a whole one.
+        leaves: the role's (for an ensemble, one member's); None or {} is init.
 
     Returns:
-        {"params": trunk, "adapter": adapter}, "adapter" left out where there is none.
+        {"params": trunk, "adapter": adapter}, without "adapter" if there is none.
     """
     leaves = leaves or {}
     out = {"params": leaves.get("trunk", trunk)}

@@ -17,15 +17,15 @@ from irl_jax.policy_steps import Control, PolicySettings, token_values
 from irl_jax.types import Array, PolicyBatch, PromptBatch, RewardBatch, SampleBatch, TokenBatch
 
 SMOOTHING = 0.2  # weight of the newest batch in the smoothed signs
-SMOOTHED = "smoothed_"  # what their names begin with
+SMOOTHED = "smoothed_"  # prefix of their names
 
 
 class Drawn(NamedTuple):
     """N = B * K samples of the policy, sample k of prompt b in row b * K + k.
 
     rows: [N, T]. last: int32 [N], index of the last response token. ended: bool [N], whether that is an EOS.
-    behaviour_logprobs, reference_logprobs: float32 [N, T], nats a token, 0 outside the mask. weight: float32 [N], 0 for rows
-    that only fill the batch: they have no response and count nowhere.
+    behaviour_logprobs, reference_logprobs: float32 [N, T], nats per token, 0 outside the mask. weight: float32 [N], 0 for rows that only
+    fill the batch. Those have no response and count nowhere.
     """
 
     rows: TokenBatch
@@ -37,13 +37,13 @@ class Drawn(NamedTuple):
 
 
 def join_rows(prompts: PromptBatch, samples: SampleBatch, pad_id: int) -> tuple[TokenBatch, jax.Array, jax.Array]:
-    """Prompt and response of every sample in one row, without re-tokenising.
+    """Joins prompt and response of every sample in one row, without re-tokenising.
 
     Args:
-      prompts: B prompts of at most S tokens. samples: K responses each of at most T tokens.
+      prompts: B prompts of at most S tokens. samples: K responses per prompt of at most T tokens.
     Returns:
-      rows [B*K, S+T] (sample k of prompt b is row b*K + k), last [B*K] (index of the last response token), and the
-      behaviour log-probs [B*K, S+T] aligned with the rows' tokens.
+      rows [B*K, S+T] (sample k of prompt b is row b*K + k), last [B*K] (index of the last response token), and the behaviour log-probs
+      [B*K, S+T] aligned with the rows' tokens.
     """
     b, k, t = samples.tokens.shape
     s = prompts.tokens.shape[1]
@@ -66,7 +66,7 @@ def join_rows(prompts: PromptBatch, samples: SampleBatch, pad_id: int) -> tuple[
 
 
 def make_draw(model, sampler, pad_id: int):
-    """`draw(policy, reference, trunk, prompts, key) -> Drawn`: K samples a prompt, with the reference's log-probs."""
+    """`draw(policy, reference, trunk, prompts, key) -> Drawn`: K samples per prompt, with the reference's log-probs."""
 
     def draw(policy, reference, trunk, prompts, key):
         samples = sampler(roles.variables(trunk, policy), prompts, key)
@@ -78,17 +78,17 @@ def make_draw(model, sampler, pad_id: int):
 
 
 def is_dense(recipe: str, granularity: str) -> bool:
-    """Whether a reward comes token by token."""
+    """Whether a recipe's reward is per token."""
     return recipe == "log_ratio_dense" or granularity == "token" and recipe != "robust"
 
 
 def make_judge(model, recipe: str, granularity: str = "response", combine: str = "mean"):
-    """The reward a policy is trained on, `judge(trunk, leaves, drawn) -> logits`: [N], or [N, T] where it is dense.
+    """The reward a policy is trained on, `judge(trunk, leaves, drawn) -> logits`: [N], or [N, T] if it is dense.
 
-    A learnt recipe reads the discriminator's logit, at the response's end or token by token (0 outside the response and at
-    the EOS, which no token reward has seen). The closed forms log pi_sft(y|x) - log pi_init(y|x), whose leaves are sft's,
-    need no training: `log_ratio` for the whole response, `log_ratio_dense` its terms token by token, EOS included. `robust` is
-    weights[0] h + weights[1] log pi_sft(y|x) / |y|, of leaves {"reward", "sft", "weights": float32 [2]}.
+    A learnt recipe reads the discriminator's logit, at the response's end or per token (0 outside the response and at the EOS, which no
+    token reward has seen). The closed forms log pi_sft(y|x) - log pi_init(y|x) use sft's leaves and need no training. `log_ratio` is for
+    the whole response; `log_ratio_dense` gives its terms per token, EOS included. `robust` is weights[0] h + weights[1] log pi_sft(y|x) /
+    |y|, with leaves {"reward", "sft", "weights": float32 [2]}.
     """
 
     def learnt(trunk, leaves, drawn):
@@ -117,11 +117,11 @@ def make_judge(model, recipe: str, granularity: str = "response", combine: str =
 
 
 def signs(drawn: Drawn) -> dict[str, Array]:
-    """What tells a hacked reward by the samples alone (`evaluation.hacking.reason`), scalars over the rows that count.
+    """Signs of a hacked reward that need only the samples (`evaluation.hacking.reason`), scalars over the rows that count.
 
-    length (tokens), ended (share), distinct_2 (distinct pairs of neighbouring response tokens over all pairs, as
-    `evaluation.metrics.distinct_n` has it), mean_logprob (nats a token under the reference: the mean of the responses' own means), kl (k1,
-    nats a sequence).
+    length (tokens), ended (share), distinct_2 (distinct pairs of neighbouring response tokens over all pairs, as in
+    `evaluation.metrics.distinct_n`), mean_logprob (nats per token under the reference: the mean of the responses' own means), kl (k1, nats
+    per sequence).
     """
     mask, weight = drawn.rows.mask, drawn.weight
     lengths = mask.sum(-1)
@@ -133,10 +133,10 @@ def signs(drawn: Drawn) -> dict[str, Array]:
 
 
 def _distinct_2(tokens_NxT: Array, mask_NxT: Array) -> Array:
-    """Distinct pairs of neighbouring tokens over all pairs; 1 where there is no pair."""
+    """Distinct pairs of neighbouring tokens over all pairs; 1 if there is no pair."""
     counts = (mask_NxT[:, :-1] * mask_NxT[:, 1:] > 0).ravel()
     pairs = (jnp.where(counts, part.ravel(), -1) for part in (tokens_NxT[:, :-1], tokens_NxT[:, 1:]))
-    first, second = jax.lax.sort(tuple(pairs), num_keys=2)  # equal pairs stand together, those that do not count before all others
+    first, second = jax.lax.sort(tuple(pairs), num_keys=2)  # groups equal pairs; pairs that do not count come first
     new = (jnp.diff(first, prepend=-1) != 0) | (jnp.diff(second, prepend=-1) != 0)
     return jnp.where(counts.any(), (new & (first >= 0)).sum() / jnp.maximum(counts.sum(), 1), 1.0)
 
@@ -144,17 +144,17 @@ def _distinct_2(tokens_NxT: Array, mask_NxT: Array) -> Array:
 def make_advantages(model, settings: PolicySettings, samples: int, eos_counts: bool = True):
     """`advantages(leaves, trunk, drawn, logits, control) -> (PolicyBatch, control, metrics)`.
 
-    logits -> f-divergence reward (`objectives.divergence`) -> normalised by the running statistics, this batch included
-    -> less beta k1 (settings.kl = "k1_reward") -> advantages, one for a whole response where the reward is, and per token
-    from the discounted returns where rewards are dense or the advantage is "gae".
+    logits -> f-divergence reward (`objectives.divergence`) -> normalised by the running statistics, this batch included -> minus beta k1
+    (settings.kl = "k1_reward") -> advantages. They are per response if the reward is. They are per token, from the discounted returns, if
+    rewards are dense or the advantage is "gae".
 
     Args:
-      settings: of the policy. samples: K. eos_counts: whether a dense reward has something to say of the EOS.
+      settings: of the policy. samples: K. eos_counts: whether a dense reward covers the EOS.
     Returns:
-      the function. leaves: the policy's, with "value" where the advantage is "gae". control: from
-      `policy_steps.init_control`; comes back with the statistics of this batch and the next beta. metrics: reward
-      (mean logit, summed over tokens where dense), kl (k1, nats per sequence), length, ended, and beta where it is steered; where
-      settings.stop is "gate", the batch's `signs` and, as smoothed_<sign>, their exponential means over about the last five batches.
+      the function. leaves: the policy's, with "value" if the advantage is "gae". control: from `policy_steps.init_control`; returned with
+      the statistics of this batch and the next beta. metrics: reward (mean logit, summed over tokens if dense), kl (k1, nats per sequence),
+      length, ended, and beta if it is steered. If settings.stop is "gate", also the batch's `signs` and, as smoothed_<sign>, their
+      exponential means over about the last five batches.
     """
 
     def shaped(logits, drawn):
@@ -191,7 +191,7 @@ def make_advantages(model, settings: PolicySettings, samples: int, eos_counts: b
 
 
 def _reward_mask(drawn: Drawn, axes: int, eos_counts: bool):
-    """1 where there is a reward: every response, or every token of it (without the EOS where rewards know nothing of it)."""
+    """1 where there is a reward: every response, or every token of it (without the EOS if rewards don't cover it)."""
     if axes == 1:
         return drawn.weight
     at_eos = (jnp.arange(drawn.rows.mask.shape[1]) == drawn.last[:, None]) & drawn.ended[:, None]

@@ -1,8 +1,8 @@
-"""The generation loop: K responses a prompt from one prefill, and their exact log-probs.
+"""The generation loop: K responses per prompt from one prefill, and their exact log-probs.
 
-What trains on its own samples draws at temperature 1, unfiltered; reward data and evaluation do unless the config's
-sample.temperature and sample.top_p say otherwise, and `generate` as its flags say. The log-probs of the distribution drawn
-from (behaviour) and those of the model are then two things.
+Training on a policy's own samples draws at temperature 1, unfiltered. Reward data and evaluation do too, unless the config's
+sample.temperature and sample.top_p say otherwise. `generate` follows its flags. The log-probs of the distribution drawn from (behaviour)
+and those of the model then differ.
 """
 
 from __future__ import annotations
@@ -57,35 +57,34 @@ def make_sampler(
     top_p: float = 1.0,
     with_logprobs: bool = False,
 ) -> Sampler:
-    """Makes sample(variables, prompts, key, wanted, temperature) -> SampleBatch: pure, to be jitted once and called with any shapes of
-    prompts.
+    """Makes sample(variables, prompts, key, wanted, temperature) -> SampleBatch: pure, to be jitted once and called with any prompt shapes.
 
-    Token t of sample k of prompt i is drawn by the first word of fold_in(fold_in(fold_in(key, i), k), t) through the
-    inverse of the cumulative distribution, so it depends on neither its row, its neighbours, K, R, nor the mesh.
+    Token t of sample k of prompt i is drawn with the first word of fold_in(fold_in(fold_in(key, i), k), t) through the inverse of the
+    cumulative distribution. So it does not depend on its row, its neighbours, K, R or the mesh.
 
-    A prompt's K samples go through R rows: after every step, rows whose response has ended take the next samples waiting for
-    the same prompt. Decoding stops when every response has ended, after as many steps as the prompt with the most to do needs.
+    A prompt's K samples go through R rows. After every step, rows whose response has ended take the next samples waiting for the same
+    prompt. Decoding stops when every response has ended, after as many steps as the prompt with the most work needs.
 
     Args:
         config: the model's.
-        samples: K, responses a prompt.
-        max_tokens: T, tokens a response, EOS included.
+        samples: K, responses per prompt.
+        max_tokens: T, tokens per response, EOS included.
         eos_ids: tokens that end a response; each is part of it.
         pad_id: fills the tokens after the end.
-        rows: R, responses of a prompt that are decoded at one time; None decodes all K.
-        temperature: logits are divided by it; 0 takes the likeliest token. None: `sample` is told, so that one compiled sampler serves
-            all temperatures.
-        top_k: draw among the k likeliest tokens (ties with the last included); 0 among all.
-        top_p: draw among the fewest likeliest tokens whose probability reaches this (ties included); 1 among all. Applied
-            after the temperature and top_k.
+        rows: R, responses per prompt decoded at one time; None decodes all K.
+        temperature: divides the logits; 0 takes the likeliest token. None: `sample` takes it, so one compiled sampler serves all
+            temperatures.
+        top_k: draw among the k likeliest tokens (ties with the last included); 0 draws among all.
+        top_p: draw among the fewest likeliest tokens whose probability reaches this (ties included); 1 draws among all. Applied after the
+            temperature and top_k.
         with_logprobs: also return the model's own log-probs (temperature 1, unfiltered).
 
     Returns:
-        sample. wanted: int32 scalar, samples to draw of the K, the others get no tokens; left out, all. temperature: float32 scalar,
-        where make_sampler was given None. Prompts with id PADDING_ID get no tokens.
+        sample. wanted: int32 scalar, how many of the K samples to draw (default: all); the others get no tokens. temperature: float32
+        scalar, if make_sampler was given None. Prompts with id PADDING_ID get no tokens.
 
     Raises:
-        UserError: a setting out of its range.
+        UserError: a setting is out of range.
     """
     rows = samples if rows is None else min(rows, samples)
     if samples < 1 or rows < 1 or max_tokens < 1 or not 0 <= (temperature or 0) < float("inf") or top_k < 0 or not 0 < top_p <= 1:
@@ -100,7 +99,7 @@ def make_sampler(
 class _Drawn(NamedTuple):
     """One token of each of some distributions: int32, and float32 log-probs of the distribution drawn from and of the model.
 
-    The latter is None where not asked for, or where it is the former.
+    The latter is None if not asked for, or if both are the same.
     """
 
     tokens: Array
@@ -109,7 +108,7 @@ class _Drawn(NamedTuple):
 
 
 class _Queue(NamedTuple):
-    """A prompt's samples in the order in which they get rows: those that their first token did not end, by number.
+    """A prompt's samples in the order in which they get rows. Samples that ended with their first token are left out.
 
     order: int32 [B, K], sample numbers. length: int32 [B], samples in it. begun: int32 [B], how many have had a row.
     row, start: int32 [B, K], by place in the queue: the row, and the step that drew the sample's second token.
@@ -123,7 +122,7 @@ class _Queue(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """What is decoded. sample, drawn, token: int32 [B, R], a row's sample, how many tokens that has, and the last of them.
+    """What is decoded. sample, drawn, token: int32 [B, R], a row's sample, its number of tokens so far, and the last of them.
 
     live: bool [B, R], whether the sample has not ended.
     """
@@ -136,7 +135,7 @@ class _Rows(NamedTuple):
 
 def _sample(config: ModelConfig, settings: _Settings, variables: PyTree, prompts: PromptBatch, key, wanted=None,
             temperature=None) -> SampleBatch:
-    """The first token of every sample, at once from the prompts' logits; then the others, row by row, into a log; last the log in order."""
+    """Draws every sample's first token at once from the prompts' logits, then the others row by row into a log, and puts it in order."""
     B, K, R, T = prompts.ids.shape[0], settings.samples, settings.rows, settings.max_tokens
     variables = unstack(config, _merged(config, variables))
     draw_one = functools.partial(_draw, settings, temperature)
@@ -150,7 +149,7 @@ def _sample(config: ModelConfig, settings: _Settings, variables: PyTree, prompts
     rows = _Rows(*(by_rows(jnp.zeros((B, R), kind)) for kind in (jnp.int32, jnp.int32, jnp.int32, bool)))
     queue, rows = _refill(queue, rows, first.tokens, 0)
     cache = init_response_cache(config, B, R, T - 1)  # the last token is never fed back
-    steps = -(-K // R) * (T - 1)  # at most: the sample at place p of the queue begins after p // R * (T - 1) steps or sooner
+    steps = -(-K // R) * (T - 1)  # upper bound: place p of the queue begins after at most p // R * (T - 1) steps
     log = jax.tree.map(lambda leaf: by_rows(jnp.zeros((B, R, steps), leaf.dtype)), first)
 
     def unfinished(carry):
@@ -172,12 +171,12 @@ def _sample(config: ModelConfig, settings: _Settings, variables: PyTree, prompts
 
 
 def _merged(config: ModelConfig, variables: PyTree) -> PyTree:
-    """The adapter within the kernels, which spares two products a kernel and step, where rounding the sum to the dtype loses none of it."""
+    """Merges the adapter into the kernels if rounding the sum to the dtype loses none of it. Saves two products per kernel and step."""
     return {"params": merge(config, variables)} if config.dtype == "float32" else variables
 
 
 def _draw(settings: _Settings, temperature, logits, uniform) -> _Drawn:
-    """The next token by logits [..., V] and uniform numbers [...]."""
+    """The next token from logits [..., V] and uniform numbers [...]."""
     if settings.temperature is None:
         greedy, own = temperature == 0, None
         token, behaviour = draw(filter_logits(logits / jnp.where(greedy, 1.0, temperature), 1.0, settings.top_k, settings.top_p), uniform)
@@ -202,20 +201,20 @@ def _is_eos(settings: _Settings, tokens) -> Array:
 
 
 def _at(whole_BxKxT, k_BxR, t_BxR) -> Array:
-    """whole[b, k, t] of each row: [B, R]."""
+    """whole[b, k, t] for each row: [B, R]."""
     flat_BxKT = whole_BxKxT.reshape(whole_BxKxT.shape[0], -1)
     return jnp.take_along_axis(flat_BxKT, k_BxR * whole_BxKxT.shape[2] + t_BxR, axis=1)
 
 
 def _queue(waiting_BxK) -> _Queue:
-    """All that wait, none of them begun."""
+    """A queue of all waiting samples, none of them begun."""
     order = jnp.argsort(~waiting_BxK, axis=1, stable=True).astype(jnp.int32)
     nothing = jnp.zeros(waiting_BxK.shape, jnp.int32)
     return _Queue(order, waiting_BxK.sum(axis=1, dtype=jnp.int32), nothing[:, 0], nothing, nothing)
 
 
 def _refill(queue: _Queue, rows: _Rows, first_BxK, step) -> tuple[_Queue, _Rows]:
-    """Gives rows that are not live to the samples next in the queue, each with its first token, to be fed at `step`."""
+    """Gives free rows to the next samples in the queue, each with its first token, which is fed at `step`."""
     K = first_BxK.shape[1]
     free_BxR = ~rows.live
     place_BxR = queue.begun[:, None] + jnp.cumsum(free_BxR, axis=1, dtype=jnp.int32) - 1
@@ -234,7 +233,7 @@ def _refill(queue: _Queue, rows: _Rows, first_BxK, step) -> tuple[_Queue, _Rows]
 
 
 def _in_order(settings: _Settings, queue: _Queue, first: _Drawn, log: _Drawn) -> _Drawn:
-    """[B, K, T]: what was drawn first, then each sample's part of the log [B, R, steps], which may end in what is not its own."""
+    """[B, K, T]: each first token, then the sample's part of the log [B, R, steps]. That part may end in tokens that are not its own."""
     place_BxK = jnp.argsort(queue.order, axis=1)  # of each sample in the queue
     row_BxK, start_BxK = (jnp.take_along_axis(part, place_BxK, axis=1) for part in (queue.row, queue.start))
     B, R, steps = log.tokens.shape
@@ -249,7 +248,7 @@ def _in_order(settings: _Settings, queue: _Queue, first: _Drawn, log: _Drawn) ->
 
 
 def _batch(settings: _Settings, asked_BxK, drawn: _Drawn) -> SampleBatch:
-    """Samples [B, K, T] with nothing left after their first EOS, nor where none were asked for."""
+    """Samples [B, K, T], blank after their first EOS and where none were asked for."""
     eos_BxKxT = _is_eos(settings, drawn.tokens)
     over_BxKxT = jnp.cumsum(eos_BxKxT, axis=2) - eos_BxKxT > 0
     inside_BxKxT = asked_BxK[:, :, None] & ~over_BxKxT
@@ -269,8 +268,8 @@ def _batch(settings: _Settings, asked_BxK, drawn: _Drawn) -> SampleBatch:
 def _uniforms(key, ids_B, samples: int, max_tokens: int) -> Array:
     """Uniform numbers in [0, 1), float32 [B, K, T], keyed by (key, prompt id, sample number, token number).
 
-    A folded-in key is itself a hash of all that was folded in: its first word gives the number, without another hash. The
-    three foldings are one loop, for hashes are slow to compile.
+    A folded-in key is itself a hash of all that was folded in, so its first word gives the number without another hash. The three folds are
+    one loop, since hashes are slow to compile.
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
@@ -321,16 +320,16 @@ def sample_batches(
     put: Callable[[PromptBatch], PromptBatch] = lambda batch: batch,
     progress: str = "",
 ) -> Iterator[SampleBatch]:
-    """Samples for the prompts of each batch, fetched while the next batch is computed.
+    """Samples the prompts of each batch. Results are fetched while the next batch is computed.
 
     Args:
         sampler: a jitted `make_sampler` function. variables: the model's.
-        prompts: ids, one array a prompt, none empty. ids: the prompts' numbers, 0 or more, which key their randomness.
-        batches: from `plan_groups`, or some of them. size: prompts a batch; the decoder holds size * R responses. A batch that
-            has fewer is filled with rows for which nothing is sampled.
-        key: of all of them.
-        wanted: samples a prompt, at most the sampler's; None takes those. temperature: where the sampler must be told; give wanted too.
-        put: puts a batch where the sampler wants it (a mesh); size must divide accordingly.
+        prompts: ids, one array per prompt, none empty. ids: the prompts' numbers, 0 or more, which key their randomness.
+        batches: from `plan_groups`, or some of them. size: prompts per batch; the decoder holds size * R responses. Smaller batches are
+            filled with rows for which nothing is sampled.
+        key: for all of them.
+        wanted: samples per prompt, at most the sampler's; None takes all. temperature: if the sampler takes one; give wanted too.
+        put: places a batch where the sampler wants it (a mesh); size must divide accordingly.
         progress: name of a progress bar on a terminal; "" shows none.
 
     Yields:

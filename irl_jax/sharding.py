@@ -1,8 +1,8 @@
 """The mesh, the one rule table from leaf paths to mesh axes, and `compile_step`.
 
-Axes of the mesh: `data` (replicas of the parameters), `fsdp` (parameters sharded, gathered layer by layer) and `tensor`
-(matrix products split). The rows of a batch are split over `data` and `fsdp` together. One device is a mesh of 1 x 1 x 1,
-so that the same code runs on one and on many.
+Axes of the mesh: `data` (replicas of the parameters), `fsdp` (parameters sharded, gathered layer by layer) and `tensor` (matrix products
+split). The rows of a batch are split over `data` and `fsdp` together. One device is a mesh of 1 x 1 x 1, so the same code runs on one and
+on many.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from irl_jax.types import PyTree
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 
-# Path pattern (of the path's end, so that it covers the same leaf in the optimizer's state, the trunk of a role and the
-# shared trunk) -> mesh axis of each dimension; dimensions beyond the tuple are whole. The first axis of a block's leaves is
-# the layer. Every leaf matches exactly one rule. "tensor?" splits where it divides and otherwise leaves the dimension
-# whole: vocabularies have odd sizes (50257) unless model.vocab_multiple pads them, and few key/value heads may be fewer than the devices.
+# Path pattern -> mesh axis of each dimension; dimensions beyond the tuple are whole. Patterns match the path's end, so they cover the same
+# leaf in the optimizer's state, a role's trunk and the shared trunk. Every leaf matches exactly one rule. The first axis of a block's
+# leaves is the layer. "tensor?" splits a dimension if it divides, else leaves it whole: vocabularies have odd sizes (50257) unless
+# model.vocab_multiple pads them, and there may be fewer key/value heads than devices.
 _IN, _OUT = r"(?:attention/[qkv]|mlp/(?:up|gate))", r"(?:attention/o|mlp/down)"  # into the split width, and out of it
 RULES: tuple[tuple[str, tuple], ...] = (
     (r"embed/tokens", ("tensor?", "fsdp")),
@@ -57,8 +57,8 @@ def make_mesh(mesh_config, devices=None) -> Mesh:
     """The device mesh.
 
     Args:
-        mesh_config: `data`, `fsdp` and `tensor`, devices along each axis; data = -1 takes those that are left.
-        devices: all devices unless given.
+        mesh_config: `data`, `fsdp` and `tensor`, devices along each axis; data = -1 takes the rest.
+        devices: all devices by default.
 
     Returns:
         A mesh with axes ("data", "fsdp", "tensor"), all of them automatic (the compiler propagates shardings).
@@ -97,12 +97,12 @@ def make_mesh(mesh_config, devices=None) -> Mesh:
 
 
 def one_device() -> Mesh:
-    """The mesh of the first device alone."""
+    """The mesh of only the first local device."""
     return jax.make_mesh((1, 1, 1), AXES, (AxisType.Auto,) * 3, devices=jax.local_devices()[:1])
 
 
 def _by_slice(devices) -> list[list]:
-    """Devices grouped by what the slow network joins: `data` alone crosses it, for its sums are once a step."""
+    """Devices grouped by slice. Only `data` crosses the slow network between slices, since it sums once per step."""
     slices: dict[int, list] = {}
     for device in devices:
         slices.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
@@ -110,19 +110,19 @@ def _by_slice(devices) -> list[list]:
 
 
 def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """How one leaf is split, by the rule table.
+    """How the rule table splits one leaf.
 
     Args:
         path: names joined by "/", such as "trunk/blocks/attention/q/kernel". shape: the leaf's. mesh: from `make_mesh`.
 
     Returns:
-        The PartitionSpec, with what does not divide and need not ("tensor?") left whole.
+        The PartitionSpec. Optional dimensions ("tensor?") that do not divide stay whole.
 
     Raises:
         UserError: a dimension does not divide over its mesh axis; names the flag to change.
         ValueError: no rule, or several, match the path, or the leaf has too few dimensions for its rule.
     """
-    if re.search(r"(?:^|/)members/", path):  # of an ensemble: one axis more in front, which stays whole
+    if re.search(r"(?:^|/)members/", path):  # an ensemble has one more leading axis, which stays whole
         inner = spec_for(re.sub(r"(^|/)members/", r"\1", path), shape[1:], mesh)
         return PartitionSpec(None, *inner)
     matches = [axes for pattern, axes in RULES if _compiled(pattern).search(path)]
@@ -135,7 +135,7 @@ def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 
 def _axis(path, shape, dimension, axis, mesh):
-    """The mesh axis of one dimension, None where an optional one does not divide."""
+    """The mesh axis of one dimension; None if an optional one does not divide."""
     if axis is None:
         return None
     names = (axis.rstrip("?"),) if isinstance(axis, str) else axis
@@ -181,21 +181,21 @@ def like(make, mesh: Mesh) -> PyTree:
 
 
 def make(make_tree, mesh: Mesh) -> PyTree:
-    """What make_tree() returns, computed as one program, each device its own part by the rule table. Raises: as `spec_for`."""
+    """What make_tree() returns, computed as one program. Each device computes its own part by the rule table. Raises: as `spec_for`."""
     return jax.jit(make_tree, out_shardings=tree_shardings(jax.eval_shape(make_tree), mesh))()
 
 
 def place(tree: PyTree, mesh: Mesh) -> PyTree:
-    """A tree of arrays, put on the mesh by the rule table. Raises: as `spec_for`.
+    """Puts a tree of arrays on the mesh by the rule table. Raises: as `spec_for`.
 
-    With many hosts each gives the same host arrays, of which its own devices take their parts.
+    With many hosts, each gives the same host arrays, and its own devices take their parts.
     """
     shardings = tree_shardings(tree, mesh)
     return jax.tree.map(_put_part, tree, shardings) if mesh.is_multi_process else jax.device_put(tree, shardings)
 
 
 def _put_part(leaf, sharding: NamedSharding):
-    """One leaf of which this host has only some parts."""
+    """Places one leaf of which this host has only some parts."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return jax.device_put(leaf, sharding)
     host = np.asarray(leaf)
@@ -203,7 +203,7 @@ def _put_part(leaf, sharding: NamedSharding):
 
 
 def fetch(tree: PyTree) -> PyTree:
-    """The whole of every array, as numpy, on every host."""
+    """Every array in full, as numpy, on every host."""
 
     def one(leaf):
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
@@ -214,7 +214,7 @@ def fetch(tree: PyTree) -> PyTree:
 
 
 def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
-    """A batch with its rows split over `data` and `fsdp`; see `pad_rows` for rows that do not divide.
+    """Places a batch with its rows split over `data` and `fsdp`; see `pad_rows` for rows that do not divide.
 
     Raises:
         UserError: the rows do not divide.
@@ -223,11 +223,11 @@ def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
 
 
 def put_rows(make, shape: PyTree, mesh: Mesh) -> PyTree:
-    """A batch of which every host makes only the rows that its own devices hold, as `put_batch` places them.
+    """A batch placed as by `put_batch`, of which each host makes only the rows that its own devices hold.
 
     Args:
-        make: make(start, stop) -> rows start to stop - 1, of numpy arrays; called once for each range.
-        shape: the whole batch, as ShapeDtypeStructs whose first axis is the rows'.
+        make: make(start, stop) -> rows start to stop - 1, as numpy arrays; called once per range.
+        shape: the whole batch, as ShapeDtypeStructs whose first axis is the rows.
 
     Raises:
         UserError: the rows do not divide.
@@ -247,19 +247,19 @@ def put_rows(make, shape: PyTree, mesh: Mesh) -> PyTree:
 
 
 def row_multiple(mesh: Mesh) -> int:
-    """The devices that a batch's rows are split over: the multiple that `put_batch` asks for."""
+    """Number of devices that a batch's rows are split over: the multiple that `put_batch` needs."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def pad_rows(batch: PyTree, multiple: int, paired: bool = False) -> PyTree:
-    """A host batch with rows that count nothing added at the end, to a multiple of `multiple`.
+    """Pads a host batch at the end with rows that count nothing, to a multiple of `multiple`.
 
     Args:
-        batch: a batch whose arrays all begin with the rows: TokenBatch, RewardBatch and the like. Zeros are segment, mask and
+        batch: a batch whose arrays all begin with the rows: TokenBatch, RewardBatch and the like. Padding is zeros: segment, mask and
             weight 0. For PromptBatch see `data.batching.prompt_batch`.
-        multiple: rows to be a multiple of, such as `row_multiple(mesh)`.
-        paired: the batch is of pairs, half a batch apart; each half is padded alike, so that the pairs stay pairs (the halves
-            then have a multiple of `multiple` rows each).
+        multiple: the rows become a multiple of it, such as `row_multiple(mesh)`.
+        paired: whether the batch holds pairs, half a batch apart. Each half is then padded to a multiple of `multiple` rows, so the pairs
+            stay pairs.
 
     Returns:
         The batch, numpy.
@@ -285,7 +285,7 @@ def _placed(tree, mesh: Mesh):
 
 
 class CompiledStep:
-    """What `compile_step` returns. traces: how often the function was traced: once a shape."""
+    """What `compile_step` returns. traces: number of times the function was traced: once per shape."""
 
     def __init__(self, fn: Callable[..., Any], mesh: Mesh, donate: tuple[int, ...]):
         self.traces = 0
@@ -297,12 +297,12 @@ class CompiledStep:
         return self._jitted(*args)
 
     def lower(self, *args: Any) -> Any:
-        """`jax.jit`'s lower; takes ShapeDtypeStructs with shardings too."""
+        """`jax.jit`'s lower; also takes ShapeDtypeStructs with shardings."""
         args = self._prepare(args)
         return self._jitted.lower(*args)
 
     def _prepare(self, args: tuple) -> tuple:
-        """The arguments, placed before the first call where they are donated."""
+        """The arguments. Before the first call, those that are donated are placed."""
         if self._jitted is not None:
             return args
 
@@ -321,13 +321,12 @@ class CompiledStep:
 
 
 def compile_step(fn: Callable[..., Any], mesh: Mesh, *, donate: tuple[int, ...] = ()) -> CompiledStep:
-    """`jax.jit` of a step, with shardings kept and a count of traces.
+    """`jax.jit` of a step that keeps shardings and counts traces.
 
-    With `donate`, fn returns a tuple: the donated arguments' successors, in their order, and one tree more: (state, metrics)
-    for donate=(0,). The successors get exactly the shardings of the rule table, which `place` gave their predecessors, so
-    that a step's output feeds the next without a copy or another compilation; the last tree is replicated. Donated
-    arguments are placed before the first call, should they not have been. Without `donate` the compiler chooses the
-    outputs' shardings.
+    With `donate`, fn returns a tuple: the donated arguments' successors, in their order, and one more tree: (state, metrics) for
+    donate=(0,). The successors get exactly the rule table's shardings, like their predecessors from `place`. So a step's output feeds the
+    next without a copy or another compilation. The last tree is replicated. Donated arguments are placed before the first call if they were
+    not yet. Without `donate` the compiler chooses the outputs' shardings.
 
     Args:
         fn: positional arguments, arrays in, arrays out. mesh: from `make_mesh`. donate: arguments whose buffers are reused.

@@ -1,4 +1,4 @@
-"""How far a run or a sweep is: what is done, running and left, by what lies in its folder. Takes no lock and writes nothing."""
+"""Progress of a run or a sweep, read from its folder: what is done, running and left. Takes no lock and writes nothing."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from irl_jax.stages import STAGES
 from irl_jax.sweep import SWEEP, names_in
 from irl_jax.tracking import METRICS, PROGRESS
 
-_NOTE = 1 << 12  # bytes that hold a whole note in .lock
-_TAIL = 1 << 16  # bytes at the end of metrics.jsonl that surely hold a whole line
+_NOTE = 1 << 12  # bytes, enough for a whole note in .lock
+_TAIL = 1 << 16  # bytes at the end of metrics.jsonl, enough for a whole line
 
 
 class Holder(NamedTuple):
-    """Who works on a workdir. stage: what it is at, "" before the first. since: seconds since 1970.
+    """Who works on a workdir. stage: its current stage, "" before the first. since: seconds since 1970.
 
-    where: "here" (a live process of this machine), "elsewhere" (of another machine, and nobody knows whether it lives), "store" (an object
-      store does not say), or "" (nobody).
+    where: "here" (a live process on this machine), "elsewhere" (a process on another machine, which may be dead), "store" (an object store
+    does not say), or "" (nobody).
     """
 
     where: str = ""
@@ -35,7 +35,7 @@ class Holder(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A stage or a method. state: "done", "running", "stopped", "begun" (nobody knows which of these two), or "left"."""
+    """A stage or a method. state: "done", "running", "stopped", "begun" (running or stopped, unknown which), or "left"."""
 
     name: str
     state: str
@@ -43,7 +43,7 @@ class Part(NamedTuple):
 
 
 def lines(text: str) -> list[str]:
-    """What `irl_jax status` prints of the folder.
+    """What `irl_jax status` prints for the folder.
 
     Raises:
       UserError: it is neither a run's workdir nor a sweep's folder.
@@ -72,7 +72,7 @@ def _told(path) -> list[str]:
 
 
 def holder(path) -> Holder:
-    """Who has the lock of the workdir, which is not touched: its holder has written into the file who it is."""
+    """Who holds the workdir's lock. Does not touch the lock: its holder has written into the file who it is."""
     if not paths.is_local(path):
         return Holder("store")
     try:
@@ -85,12 +85,12 @@ def holder(path) -> Holder:
         return found._replace(where="elsewhere")
     if note.get("inode") != inode:  # the folder is a copy
         return Holder()
-    alive = workdir.born(found.pid)  # numbers of dead processes are given to others
+    alive = workdir.born(found.pid)  # process numbers are reused
     return found if alive and note.get("born") == alive else Holder()
 
 
 def _number(value) -> float:
-    """A count or a time, of what a file says. Raises: ValueError, TypeError where it is none."""
+    """A count or a time from a file. Raises: ValueError, TypeError if it is none."""
     if isinstance(value, bool) or not 0 <= value < 2**33:
         raise ValueError(value)
     return float(value)
@@ -100,7 +100,7 @@ def _number(value) -> float:
 
 
 def _parts(path, held: Holder) -> list[tuple[Part, list[Part]]]:
-    """(stage, its methods) of every stage."""
+    """(stage, its methods) for every stage."""
     config = workdir.read_config(path, strict=False)
     parts = []
     for stage in STAGES:
@@ -154,7 +154,7 @@ def _took(folder) -> str:
 
 
 def _pieces(folder) -> str:
-    """Which samples are being drawn: "sft/eval: 2 of 7 batches"."""
+    """Progress of sampling: "sft/eval: 2 of 7 batches"."""
     found: dict[str, int] = {}
     for file in paths.files(folder) if folder.exists() else ():
         piece = re.fullmatch(r"(\w+)\.part\d+-of-(\d+)\.npz", file.name)
@@ -165,7 +165,7 @@ def _pieces(folder) -> str:
 
 
 def _steps(folder, held: Holder, stage: str) -> str:
-    """How far the training in a folder is; "" where it has not begun."""
+    """Progress of the training in a folder; "" if it has not begun."""
     at = _last_step(folder / METRICS)
     if at is None:
         return ""
@@ -182,7 +182,7 @@ def _steps(folder, held: Holder, stage: str) -> str:
 
 
 def _session(path) -> tuple[int, int, float]:
-    """(steps in all, the first one of this session, when it was told) by progress.json; zeros where it does not say."""
+    """(total steps, first step of this session, when that was written) from progress.json; zeros if it does not say."""
     try:
         note = artifacts.read_json(path)
         return int(_number(note["steps"])), int(_number(note["step"])), _number(note["time"])
@@ -191,7 +191,7 @@ def _session(path) -> tuple[int, int, float]:
 
 
 def _last_step(path) -> int | None:
-    """The step of the last whole line of metrics.jsonl; None where there is none."""
+    """The step of the last whole line of metrics.jsonl; None if there is none."""
     if not path.exists():
         return None
     if paths.is_local(path):
@@ -211,7 +211,7 @@ def _last_step(path) -> int | None:
 
 
 def _headline(path) -> str:
-    """One line of a run: finished, running, stopped."""
+    """One line about a run: finished, running or stopped."""
     held = holder(path)
     stages = _parts(path, held)
     done = sum(stage.state == "done" for stage, _ in stages)

@@ -1,8 +1,8 @@
 """Pure training steps and scorers: `step(state, trunk, batch, rng) -> (state, metrics)`.
 
-`state` holds the role's trainable leaves and its optimizer and may be donated; `trunk`, the shared one, is only read (None
-where the leaves hold a whole trunk). Every loss is a (sum, weight) over the batch: sums of gradients and of weights are
-accumulated over micro-batches and devices, and the mean is taken once. A batch of weight 0 leaves the gradient 0.
+`state` holds the role's trainable leaves and optimizer, and may be donated. `trunk` is the shared one and only read (None if the leaves
+hold a whole trunk). Every loss is a (sum, weight) over the batch. Sums of gradients and of weights are accumulated over micro-batches and
+devices, and the mean is taken once. A batch of weight 0 leaves the gradient 0.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from irl_jax.types import Array, PyTree, TokenBatch, TrainState, Weighted
 def learning_rate(stage_config, steps: int) -> optax.Schedule:
     """Linear warm-up to the peak, then decay to `final_fraction` of it at the last step.
 
-    The first of w warm-up steps has peak / (w + 1), the first after them the peak, so that no step has rate 0.
+    The first of w warm-up steps has rate peak / (w + 1) and the first step after them has the peak, so no step has rate 0.
 
     Args:
-        stage_config: learning_rate (peak), warmup_fraction (of the steps), schedule ("cosine", "linear" or "constant"),
-            final_fraction. steps: optimizer updates in all.
+        stage_config: learning_rate (peak), warmup_fraction (of the steps), schedule ("cosine", "linear" or "constant"), final_fraction.
+            steps: total optimizer updates.
 
     Returns:
         The rate of step s, counted from 0.
@@ -52,8 +52,8 @@ def make_optimizer(stage_config, steps: int) -> optax.GradientTransformation:
     """AdamW with clipping by the global norm, warm-up and decay.
 
     Args:
-        stage_config: as for `learning_rate`, and weight_decay (on matrices only), clip_norm (0 does not clip), b2.
-        steps: optimizer updates in all.
+        stage_config: as for `learning_rate`, plus weight_decay (on matrices only), clip_norm (0 does not clip), b2.
+        steps: total optimizer updates.
 
     Returns:
         The optax transformation.
@@ -70,7 +70,7 @@ def make_optimizer(stage_config, steps: int) -> optax.GradientTransformation:
 
 
 def _decayed(leaves: PyTree) -> PyTree:
-    """True at matrices: not at biases and norms, which have the layer (under "blocks") and the member as axes more."""
+    """True for matrices, not for biases and norms. The layer axis (under "blocks") and the member axis do not count."""
 
     def decays(path, leaf):
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
@@ -80,20 +80,20 @@ def _decayed(leaves: PyTree) -> PyTree:
 
 
 def init_state(leaves: PyTree, optimizer: optax.GradientTransformation, control: PyTree = ()) -> TrainState:
-    """The state at step 0, with the leaves as they are (not copied)."""
+    """The state at step 0. The leaves are not copied."""
     return TrainState(leaves, optimizer.init(leaves), jnp.zeros((), jnp.int32), control)
 
 
 # ------------------------------------------------------------------------------------------------------------- steps
 def make_sft_step(model: ModelConfig, optimizer: optax.GradientTransformation, accumulate: int = 1):
-    """The SFT step: the cross-entropy of the response tokens (`objectives.sequence.negative_logprob`), packed rows or not.
+    """The SFT step: cross-entropy of the response tokens (`objectives.sequence.negative_logprob`), packed rows or not.
 
     Args:
-        model: the architecture. optimizer: from `make_optimizer`. accumulate: micro-batches a step; divides the rows.
+        model: the architecture. optimizer: from `make_optimizer`. accumulate: micro-batches per step; must divide the rows.
 
     Returns:
-        step(state, trunk, batch: TokenBatch, rng) -> (state, metrics): loss (nats per token), grad_norm (before
-        clipping), tokens (response tokens in the batch). rng is not used: the loss draws nothing.
+        step(state, trunk, batch: TokenBatch, rng) -> (state, metrics): loss (nats per token), grad_norm (before clipping), tokens (response
+        tokens in the batch). rng is not used: the loss draws nothing.
     """
 
     def loss(leaves, trunk, rows: TokenBatch, rng):
@@ -114,13 +114,13 @@ def make_step(loss, optimizer: optax.GradientTransformation, accumulate: int = 1
     """A training step from a loss.
 
     Args:
-        loss: loss(leaves, trunk, batch, rng) -> (sum, weight, tokens, {metric: (sum, weight)}), differentiated with respect
-            to the leaves. Each micro-batch gets a key of its own.
-        optimizer: from `make_optimizer`. accumulate: micro-batches a step; divides the rows.
+        loss: loss(leaves, trunk, batch, rng) -> (sum, weight, tokens, {metric: (sum, weight)}), differentiated with respect to the leaves.
+            Each micro-batch gets its own key.
+        optimizer: from `make_optimizer`. accumulate: micro-batches per step; must divide the rows.
 
     Returns:
-        step(state, trunk, batch, rng) -> (state, metrics): loss (the mean), grad_norm (before clipping), tokens, and the
-        means of the loss's metrics, all float32.
+        step(state, trunk, batch, rng) -> (state, metrics): loss (the mean), grad_norm (before clipping), tokens, and the means of the
+        loss's metrics, all float32.
     """
 
     def objective(leaves, trunk, batch, rng):
@@ -161,7 +161,7 @@ def _reciprocal(weight):
 def micro_batches(batch: PyTree, accumulate: int) -> PyTree:
     """[B, ...] -> [accumulate, B / accumulate, ...], every accumulate-th row in one micro-batch.
 
-    Strided, so that rows stay on the device they are on, and that Bradley-Terry pairs, half a batch apart, stay together.
+    The stride keeps rows on their device. It also keeps Bradley-Terry pairs, half a batch apart, together.
     """
 
     def split(leaf):

@@ -1,10 +1,10 @@
-"""Sweeps: one run for each combination of some keys' values, each in a folder of its own under the sweep's.
+"""Sweeps: one run for each combination of some keys' values, each in its own folder under the sweep's.
 
-Every member is a process of its own, one after another: its memory is given back whole, what ends it ends nothing else, and it is bitwise
-the run that the same settings give alone, for what a process has compiled before changes roundings. Programs that members share come from
-the compilation cache on disk. A member gets its whole config as overrides above the default, as it was checked before the first began,
-so that a config file that is changed meanwhile changes nothing. The first member that fails ends the sweep with that member's status;
-the same command goes on with it.
+Members run one after another, each in its own process. So a member's memory is freed entirely, and what ends it ends nothing else. A
+member is also bitwise the run that the same settings give alone, since what a process compiled before changes rounding. Programs that
+members share come from the compilation cache on disk. A member gets its whole config as overrides of the default, as checked before the
+first began. So changing a config file meanwhile changes nothing. The first member that fails ends the sweep with its status. The same
+command continues with it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from irl_jax.errors import UserError
 from irl_jax.overrides import keys_of, override, spelled, split, unquoted, value_of
 from irl_jax.stages import refuse
 
-SWEEP, MOST = "sweep.json", 10_000  # members: what makes more is a slip of the finger
+SWEEP, MOST = "sweep.json", 10_000  # members; more is surely a typo
 _PATIENCE = 10.0  # seconds to wait for another sweep, which writes one small file
-_LONGEST = 180  # letters of a folder's name; file systems take 255 bytes
+_LONGEST = 180  # characters of a folder's name; file systems allow 255 bytes
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -44,13 +44,13 @@ class Member(NamedTuple):
 
 
 def members(config: ConfigDict, sweeps: list[str], overrides: dict[str, str]) -> list[Member]:
-    """The product of the values, in order, the last key's changing fastest.
+    """The product of the values, in order; the last key changes fastest.
 
     Args:
-      config: what all share. sweeps: "KEY=V1,V2,...", as given. overrides: the keys that are set for all.
+      config: shared by all. sweeps: "KEY=V1,V2,...", as given. overrides: keys that are set for all.
 
     Raises:
-      UserError: a key that is unknown, given twice or set for all too; a value that is not of its type or given twice.
+      UserError: a key is unknown, given twice or also set for all; a value is not of its type or given twice.
     """
     axes: dict[str, list] = {}
     for text in sweeps:
@@ -92,8 +92,8 @@ def _values(config: ConfigDict, key: str, text: str, given: str) -> list:
 def name_of(chosen: dict) -> str:
     """A member's folder: "seed=0,sft.learning_rate=0.001".
 
-    Only lower-case letters, digits and . _ + - come from text into it: other signs are replaced and the value's hash stands behind, so
-    that two values never share a folder, on no file system. Names that are too long end in a hash.
+    Text adds only lower-case letters, digits and . _ + - to it. Other characters are replaced and the value's hash is appended. So two
+    values never share a folder, on any file system. Names that are too long end in a hash.
     """
     name = ",".join(f"{key}={_safe(value)}" for key, value in chosen.items())
     return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}-{_hash(name)}"
@@ -113,17 +113,17 @@ def _hash(text: str) -> str:
 
 
 def run(found: list[Member], folder: str, flags: list[str], stages: tuple[str, ...]) -> int:
-    """Runs the members that are not finished.
+    """Runs the members, one after another. Finished ones have nothing left to do.
 
     Args:
-      found: from `members`. folder: the sweep's. flags: of `irl_jax run` for every member, beside its config and workdir. stages: which
-        of each; () is all.
+      found: from `members`. folder: the sweep's. flags: of `irl_jax run` for every member, besides its config and workdir. stages: which
+        of each are checked; () is all.
 
     Returns:
       The exit status: 0, or that of the member that ended the sweep.
 
     Raises:
-      UserError: a member's config that no run would take, or a folder that is something else; nothing was begun then.
+      UserError: no run would take a member's config, or the folder is something else. Nothing has begun then.
     """
     for member in found:
         try:
@@ -141,7 +141,7 @@ def run(found: list[Member], folder: str, flags: list[str], stages: tuple[str, .
 
 
 def names_in(folder) -> list[str]:
-    """The members' names, of a sweep's folder.
+    """The members' names in a sweep's folder.
 
     Raises:
       UserError: its sweep.json is not one.
@@ -165,7 +165,7 @@ def _note(folder, names: list[str]) -> None:
         raise UserError(f"{folder}: not empty and not a sweep's folder (no {SWEEP} there); choose another --workdir")
     if set(names) <= set(_noted(folder)):
         return
-    with _alone(folder):  # what another sweep has just noted is read, and kept
+    with _alone(folder):  # reads and keeps what another sweep just noted
         members = {"members": list(dict.fromkeys([*_noted(folder), *names]))}
         paths.write(folder / SWEEP, lambda file: file.write((json.dumps(members, indent=2) + "\n").encode()))
 
@@ -176,7 +176,7 @@ def _noted(folder) -> list[str]:
 
 @contextlib.contextmanager
 def _alone(folder):
-    """While entered, no other sweep writes into the folder, which is made where missing; stores, and some file systems, have no locks."""
+    """While entered, no other sweep writes into the folder, which is created if missing. Stores and some file systems have no locks."""
     if not paths.is_local(folder):
         yield
         return
@@ -196,27 +196,27 @@ def _alone(folder):
         except UserError:
             if fresh:
                 (folder / workdir.LOCK).unlink(missing_ok=True)
-                with contextlib.suppress(OSError):  # somebody else has written into it
+                with contextlib.suppress(OSError):  # another process wrote into it
                     folder.rmdir()
             raise
 
 
 def arguments(config: ConfigDict) -> list[str]:
-    """The overrides that make this config of the default."""
+    """The overrides that turn the default config into this one."""
     plain = default()
     return [f"--config.{key}={spelled(value_of(config, key))}" for key in keys_of(config) if value_of(config, key) != value_of(plain, key)]
 
 
 def _run_apart(flags: list[str]) -> int:
-    """Runs `irl_jax run` with the flags in a process of its own and returns its exit status."""
+    """Runs `irl_jax run` with the flags in its own process and returns the exit status."""
     return apart([sys.executable, "-m", "irl_jax", "run", *flags])
 
 
 def apart(command: list[str], **options) -> int:
-    """Runs a command in a process of its own and returns its exit status; `options` are subprocess.Popen's.
+    """Runs a command in its own process and returns its exit status; `options` go to subprocess.Popen.
 
-    The process stands in a group of its own, for a terminal sends its Ctrl-C to a whole group: what this one is sent is passed on, once,
-    and the member, which saves a checkpoint then, is waited for.
+    The process gets its own group, because a terminal sends Ctrl-C to a whole group. Signals to this process are passed on, so the member
+    gets each once. It then saves a checkpoint, and this process waits for it.
     """
     process, seen = None, []
 
@@ -229,7 +229,7 @@ def apart(command: list[str], **options) -> int:
         for number in _FORWARDED:
             stack.callback(signal.signal, number, signal.signal(number, forward))
         process = subprocess.Popen(command, process_group=0, **options)
-        for number in seen[:1]:  # that came before the process was there
+        for number in seen[:1]:  # arrived before the process started
             process.send_signal(number)
         status = process.wait()
     return 128 - status if status < 0 else status or (128 + seen[0] if seen else 0)

@@ -1,4 +1,4 @@
-"""The standard streams while a verb runs: what cannot be printed ends no work."""
+"""The standard streams while a command runs: output that cannot be printed stops no work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from irl_jax.errors import UserError
 
 
 class _Steady:
-    """A stream to print to. What it cannot take is left out or, of a `needed` one, refused; letters that its encoding lacks are escaped."""
+    """A stream to print to. Output it cannot take is dropped or, if `needed`, refused. Characters that its encoding lacks are escaped."""
 
     def __init__(self, stream, needed: bool):
         self._stream, self._needed = stream, needed
@@ -45,8 +45,7 @@ def steady(needed: bool):
     """While entered, printing to standard output and standard error never fails.
 
     Args:
-      needed: what goes to standard output is all that the verb makes. Then a failure there is a UserError, and nobody's reading it the
-        BrokenPipeError that it is.
+      needed: standard output is all that the command makes. A failure there then raises UserError, or BrokenPipeError if nobody reads it.
     """
     _fill()
     before = sys.stdout, sys.stderr
@@ -63,7 +62,7 @@ def steady(needed: bool):
 
 
 def _fill() -> None:
-    """Puts something that takes nothing where a standard stream was closed, or the next file to be opened would get its number."""
+    """Opens the null device in place of each closed standard stream. Otherwise the next opened file would get its number."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -74,6 +73,6 @@ def _fill() -> None:
 
 
 def _drop(stream) -> None:
-    """Sends what a stream still holds nowhere, or Python complains of it once more as it ends."""
+    """Discards what a stream still holds. Otherwise Python complains about it again at exit."""
     with contextlib.suppress(AttributeError, OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,7 +1,7 @@
-"""What a training stage leaves to be followed: metrics.jsonl, and with the same numbers TensorBoard events and Weights & Biases.
+"""Tracks a training stage in metrics.jsonl, and the same numbers in TensorBoard events and Weights & Biases.
 
-metrics.jsonl is the truth, and the events stand beside it, a record a line. Where a run goes on, lines past its checkpoint are taken out
-and the events made again from those that are left, so that nothing is told twice or in two ways. Only process 0 writes.
+metrics.jsonl is the truth. The events are written beside it, one for each of its lines. When a run resumes, lines past its checkpoint are
+removed and the events are rebuilt from the remaining lines, so nothing appears twice or in two versions. Only process 0 writes.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from irl_jax.errors import UserError, printable
 from irl_jax.workdir import CONFIG
 
 METRICS, PROGRESS, EVENTS, WANDB = "metrics.jsonl", "progress.json", "events.out.tfevents.", "wandb.json"
-_LOCAL, _STORE = 5.0, 30.0  # seconds that events wait in memory: objects of a store cannot grow and are written anew each time
+_LOCAL, _STORE = 5.0, 30.0  # seconds that events wait in memory; objects in a store cannot grow and are rewritten each time
 
 
 def check(settings) -> None:
-    """Refuses what would keep a run from being tracked, before anything trains.
+    """Refuses, before training, settings that cannot be tracked.
 
     Args:
       settings: config.log.
 
     Raises:
-      UserError: Weights & Biases is asked for, and is not installed, not logged in to, or takes no such project.
+      UserError: Weights & Biases is requested, but is not installed, not logged in, or takes no such project.
     """
     if settings.wandb:
         distributed.primary_first(lambda: _check_wandb(settings.wandb))
@@ -42,7 +42,7 @@ def _check_wandb(project: str) -> None:
     if wrong or not project.strip() or len(project) > 128:
         raise UserError(f"config.log.wandb = {project[:128]!r}: a project's name has at most 128 characters and none of / \\ # ? % :")
     found = importlib.util.find_spec("wandb")
-    if found is None or found.origin is None:  # without an origin it is some folder of that name, such as wandb makes for its files
+    if found is None or found.origin is None:  # without an origin it is a folder of that name, such as wandb's own
         raise UserError("config.log.wandb: the package wandb is not installed: pip install 'irl_jax[wandb]', or leave log.wandb empty")
     import wandb
 
@@ -51,11 +51,11 @@ def _check_wandb(project: str) -> None:
 
 
 class Tracker:
-    """What the train loop tells of one stage.
+    """Records what the train loop reports for one stage.
 
     Args:
-      directory: the stage's folder. name: the stage's or method's name: the end of that folder's path. settings: config.log, or None
-        for metrics.jsonl alone. done: updates done before; lines of later ones are taken out. steps: updates in all.
+      directory: the stage's folder. name: the stage's or method's name: the end of that folder's path. settings: config.log, or None for
+        metrics.jsonl alone. done: updates done before; lines of later ones are removed. steps: total updates.
     """
 
     def __init__(self, directory, name: str, settings, done: int, steps: int):
@@ -68,28 +68,28 @@ class Tracker:
         lines = read_jsonl(self._path)
         if settings.tensorboard:
             self._sinks.append(Events(directory, lines))
-        elif events_in(directory):  # which an earlier session left, and which must not contradict the lines
+        elif events_in(directory):  # left by an earlier session; they must not contradict the lines
             Events(directory, lines)
         self._sinks += _wandb(directory, name, settings.wandb) if settings.wandb else []
 
     def add(self, step: int, values: dict[str, float]) -> None:
-        """Tells the metrics of an update (or of a look at the state after it)."""
+        """Records the metrics of an update (or of an evaluation after it)."""
         append_jsonl(self._path, {"step": step, **values})
         if not self._noted and distributed.is_primary():
-            note = {"steps": self._steps, "step": step, "time": time.time()}  # from here on nothing compiles: `irl_jax status` counts
+            note = {"steps": self._steps, "step": step, "time": time.time()}  # nothing compiles from here: `irl_jax status` counts
             paths.write(self._directory / PROGRESS, lambda file: file.write((json.dumps(note) + "\n").encode()))
         self._noted = True
         for sink in self._sinks:
             sink.add(step, values)
 
     def flush(self) -> None:
-        """Writes what waits in memory; called before every checkpoint, so that what a checkpoint follows is there."""
+        """Writes what is buffered. Called before every checkpoint, so the metrics up to the checkpoint are written."""
         flush_jsonl(self._path)
         for sink in self._sinks:
             sink.flush()
 
     def close(self) -> None:
-        """Flushes and leaves."""
+        """Flushes and closes."""
         self.flush()
         for sink in self._sinks:
             sink.close()
@@ -99,13 +99,13 @@ class Tracker:
 
 
 class Events:
-    """TensorBoard's events of a stage, one file a session, of which a resumed session replaces those before.
+    """TensorBoard's events of a stage, one file per session. A resumed session's file replaces those before.
 
     Args:
-      directory: the stage's folder. lines: of its metrics.jsonl, that are kept. Events of these are taken from the files that are there,
-        with the time that they were written at, or made anew.
+      directory: the stage's folder. lines: the kept lines of its metrics.jsonl. Their events are taken from the existing files, with the
+        time they were written at, or made anew.
 
-    A viewer that has read more than is kept is told by the new file's first event to forget what it knows.
+    If a viewer has read more than is kept, the new file's first event tells it to forget what it knows.
     """
 
     def __init__(self, directory, lines: list[dict]):
@@ -132,7 +132,7 @@ class Events:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what waits."""
+        """Writes what is buffered."""
         if self._waiting:
             paths.append(self._path, b"".join(self._waiting))
             self._waiting = []
@@ -143,14 +143,14 @@ class Events:
 
 
 def events_in(directory) -> list:
-    """The event files that stages have left in a folder, oldest first."""
+    """The event files that stages left in a folder, oldest first."""
     names = [path.name for path in directory.iterdir()] if directory.exists() else []  # a store has no empty folders
     return [directory / name for name in sorted(names) if name.startswith(EVENTS) and name.removeprefix(EVENTS).isdecimal()]
 
 
 @functools.cache
 def _tensorboard():
-    """(event_pb2, summary_pb2, masked_crc32c) of tensorboardX, which would import torch where there is one: seconds for nothing."""
+    """(event_pb2, summary_pb2, masked_crc32c) of tensorboardX. Hides torch from it: importing torch would take seconds for nothing."""
     unasked = "torch" not in sys.modules
     if unasked:
         sys.modules["torch"] = None  # type: ignore[assignment]  # any import of it fails, which tensorboardX takes for its absence
@@ -178,7 +178,7 @@ def _event(values: dict[str, float] | None = None, session_log: bool = False, **
 
 
 def _again(lines: list[dict], files: list) -> list[bytes]:
-    """The records of the lines: those of the files, as far as they are of the same steps, and new ones for the others."""
+    """One record per line: from the files, as far as they have the same steps, else a new one."""
     kept = [record for file in files for record in _records(file.read_bytes())]
     records = []
     for number, line in enumerate(lines):
@@ -189,7 +189,7 @@ def _again(lines: list[dict], files: list) -> list[bytes]:
 
 
 def _records(content: bytes) -> list[tuple[int, bytes]]:
-    """(step, record) of every event with metrics, up to a record that a kill cut short."""
+    """(step, record) of every event with metrics, up to a record that a kill truncated."""
     from google.protobuf.message import DecodeError
 
     event_pb2, *_ = _tensorboard()
@@ -212,13 +212,13 @@ def _records(content: bytes) -> list[tuple[int, bytes]]:
 
 
 def _wandb(directory, name: str, project: str) -> list:
-    """The stage's run there, or none; see `_with_wandb`."""
+    """The stage's run, in a list that is empty if there is none; see `_with_wandb`."""
     found = _with_wandb(name, lambda: Wandb(directory, name, project))
     return [found] if found else []
 
 
 def _with_wandb(name: str, what):
-    """what(), or None and one line that says so where the service cannot be had: metrics.jsonl has everything."""
+    """what(); or None, with one line printed, if the service is unavailable: metrics.jsonl has everything."""
     import wandb
 
     try:
@@ -230,9 +230,9 @@ def _with_wandb(name: str, what):
 
 
 class Wandb:
-    """A stage's run at Weights & Biases, in the group of its workdir; a resumed stage goes on with its run.
+    """A stage's run at Weights & Biases, in the group of its workdir. A resumed stage continues its run.
 
-    Steps that were told before a kill come again after it, with the same numbers, and are left out there: its steps only grow.
+    After a kill, steps logged before it come again with the same numbers. The service drops them, since its steps only grow.
     """
 
     def __init__(self, directory, name: str, project: str):
@@ -255,17 +255,17 @@ class Wandb:
             print(f"irl_jax: {name}: {self._run.url}", file=sys.stderr)
 
     def add(self, step: int, values: dict[str, float]) -> None:
-        """One row of its history; looks at a state join the row of the update before."""
+        """One row of its history. Evaluations join the row of the update before."""
         self._ask(lambda: self._run.log(values, step=step))
 
     def flush(self) -> None:
-        """It sends what it has by itself."""
+        """It sends what it has on its own."""
 
     def close(self) -> None:
-        """Waits until it is sent (or, offline, written)."""
+        """Waits until everything is sent (or, offline, written)."""
         self._ask(self._run.finish)
 
     def _ask(self, what) -> None:
-        """what(), until it fails once."""
+        """Calls what(), until it fails once."""
         if not self._lost:
             self._lost = _with_wandb(self._name, lambda: (what(), self)[1]) is None

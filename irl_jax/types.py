@@ -1,10 +1,9 @@
 """Batch structures and the axis glossary.
 
-Axes, as used in array names: B prompts or rows, K samples a prompt, S prompt tokens, T response tokens (or row length),
-V vocabulary, D model width, H heads, L layers, R adapter rank. Log-probs and divergences are in nats.
+Axes, as used in array names: B prompts or rows, K samples per prompt, S prompt tokens, T response tokens (or row length), V vocabulary, D
+model width, H heads, L layers, R adapter rank. Log-probs and divergences are in nats.
 
-The EOS token is an action: it is part of the response, of every mask and of every log-prob. A response that the length
-limit cut carries none.
+The EOS token is an action: it is part of the response, of every mask and of every log-prob. A response cut by the length limit has none.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ PyTree = Any
 class Example(NamedTuple):
     """One tokenised (prompt, response) on the host.
 
-    prompt: int32 ids. response: int32 ids, EOS included where `ended`. source: index of the record it came from.
+    prompt: int32 ids. response: int32 ids, EOS included if `ended`. source: index of the record it came from.
     """
 
     prompt: np.ndarray
@@ -51,7 +50,7 @@ class TokenBatch(NamedTuple):
 
 
 class Weighted(Protocol):
-    """What batches of rows have that are never packed. weight: float32 [B], 0 at rows that only pad the batch."""
+    """Fields of batches that are never packed. weight: float32 [B], 0 for rows that only pad the batch."""
 
     @property
     def rows(self) -> TokenBatch: ...
@@ -63,9 +62,9 @@ class Weighted(Protocol):
 class RewardBatch(NamedTuple):
     """Single sequences (never packed) with labels.
 
-    last: int32 [B], index of the last response token, where the scalar head reads the logit. label: float32 [B], 1 for
-    positives (demonstrator-like), 0 for negatives. weight: float32 [B], 0 at rows that only pad the batch. For
-    Bradley-Terry, rows 0 .. B/2-1 are chosen and rows B/2 .. B-1 the rejected ones of the same prompts in the same order.
+    last: int32 [B], index of the last response token, where the scalar head reads the logit. label: float32 [B], 1 for positives
+    (demonstrator-like), 0 for negatives. weight: float32 [B], 0 for rows that only pad the batch. For Bradley-Terry, rows 0 .. B/2-1 are
+    chosen. Rows B/2 .. B-1 are the rejected ones of the same prompts in the same order.
     """
 
     rows: TokenBatch
@@ -77,10 +76,10 @@ class RewardBatch(NamedTuple):
 class PolicyBatch(NamedTuple):
     """Sampled sequences with what the policy gradient needs.
 
-    advantage: float32 [B, T], of each response token; one for a whole response stands at all of its tokens.
-    reference_logprobs and behaviour_logprobs: float32 [B, T], aligned with rows.tokens. returns: float32 [B, T], what the
-    value head is to predict before each token; 0 without one. All are 0 where rows.mask is 0. reward: float32 [B], the
-    reward of the whole response before penalties and normalisation. weight: float32 [B].
+    advantage: float32 [B, T], per response token; one for a whole response is repeated at all of its tokens. reference_logprobs and
+    behaviour_logprobs: float32 [B, T], aligned with rows.tokens. returns: float32 [B, T], the value head's target before each token; 0
+    without a value head. All are 0 where rows.mask is 0. reward: float32 [B], the reward of the whole response before penalties and
+    normalisation. weight: float32 [B].
     """
 
     rows: TokenBatch
@@ -104,10 +103,10 @@ class PromptBatch(NamedTuple):
 class SampleBatch(NamedTuple):
     """K sampled responses for each of B prompts.
 
-    tokens: int32 [B, K, T], the pad id after the end. mask: float32 [B, K, T], 1 at response tokens, EOS included.
-    ended: bool [B, K], whether EOS was sampled within the limit. behaviour_logprobs: float32 [B, K, T], of the
-    distribution drawn from (after temperature and filters). logprobs: float32 [B, K, T], of the model itself
-    (temperature 1, unfiltered), or None where not asked for. Both are 0 where mask is 0.
+    tokens: int32 [B, K, T], the pad id after the end. mask: float32 [B, K, T], 1 at response tokens, EOS included. ended: bool [B, K],
+    whether EOS was sampled within the limit. behaviour_logprobs: float32 [B, K, T], of the distribution drawn from (after temperature and
+    filters). logprobs: float32 [B, K, T], of the model itself (temperature 1, unfiltered), or None if not asked for. Both are 0 where mask
+    is 0.
     """
 
     tokens: Array
@@ -118,8 +117,8 @@ class SampleBatch(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """leaves: the role's trainable leaves; opt_state: optax's; step: int32 scalar, steps done; control: what else a step
-    carries on to the next (a policy's running reward statistics and its tracked KL coefficient)."""
+    """leaves: the role's trainable leaves; opt_state: optax's; step: int32 scalar, steps done; control: what else a step passes to the next
+    (a policy's running reward statistics and its tracked KL coefficient)."""
 
     leaves: PyTree
     opt_state: PyTree

@@ -1,14 +1,14 @@
-"""Methods: what one run trains beside sft, by default one for each recipe, and more by `config.variants`.
+"""Methods: what one run trains besides sft. By default there is one per recipe; `config.variants` adds more.
 
-A variant is a line "GROUP/NAME = RECIPE key=value key=value": one more method of the group (reward, policy, adversarial, dpo,
-spin, rejection), trained as RECIPE says with some settings of its own. Its role, and its folder in the workdir, is GROUP/NAME.
+A variant is a line "GROUP/NAME = RECIPE key=value key=value". It adds one method to the group (reward, policy, adversarial, dpo, spin,
+rejection), trained as RECIPE says with its own settings. Its role, and its folder in the workdir, is GROUP/NAME.
 
     "policy/clipped = init_sft policy.surrogate=ppo_clip policy.epochs=2"
     "adversarial/gail = demo policy.divergence=jensen_shannon policy.beta=0.0"
     "reward/cheap = init_sft reward.body=frozen reward.head=mlp"      # ... and "policy/cheap = cheap" optimises it
 
 A name means one thing in a run. A variant may not have the name of a reward or source of samples (`RESERVED`), unless that is its own
-recipe. Names that differ by case alone are one name, since they are one folder on some file systems.
+recipe. Names that differ only in case are one name, since they are one folder on some file systems.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Method(NamedTuple):
 
 
 def methods(config: ConfigDict, group: str) -> list[Method]:
-    """The methods of a group: one for each of config.<group>.recipes, then the variants, in order.
+    """The methods of a group: one per entry of config.<group>.recipes, then the variants, in order.
 
     Raises:
-      UserError: a variant that cannot be read, sets an unknown key or one of another section, or has a name that is taken.
+      UserError: a variant cannot be read, sets an unknown key or one of another section, or has a name that is taken.
     """
     found = [Method(f"{group}/{recipe}", recipe, recipe, config) for recipe in config[group].recipes]
     for line in config.variants:
@@ -70,7 +70,7 @@ def find(config: ConfigDict, role: str) -> Method:
     """The method of a role.
 
     Raises:
-      UserError: the run has none of that name.
+      UserError: the run has no method of that name.
     """
     group = role.split("/")[0]
     known = {method.role: method for method in methods(config, group)} if group in GROUPS else {}

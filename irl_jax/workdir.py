@@ -1,4 +1,4 @@
-"""The workdir: one folder a run, opened by one process at a time, belonging to one config, written atomically."""
+"""The workdir: one folder per run, opened by one process at a time, tied to one config, written atomically."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from irl_jax.errors import UserError
 from irl_jax.overrides import leaves
 
 CONFIG, INPUTS, LOCK, DONE = "config.json", "inputs.json", ".lock", "done.json"  # INPUTS: see irl_jax/stages/inputs.py
-FREE = ("checkpoint.", "log.", "mesh.", "profile.")  # a run may go on with others: no result changes, or (mesh) by rounding alone
+FREE = ("checkpoint.", "log.", "mesh.", "profile.")  # a resumed run may change these: results stay the same or (mesh) differ by rounding
 REPLACE = "bring the run's own back, or choose another --workdir"
 WRITTEN: dict = {"config!": {}, "versions": {}}  # of config.json (see `artifacts.read_json`)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "transformers")
 
 
 class Workdir:
-    """A run's folder: opened or made, locked to this process, refused to another config.
+    """A run's folder: opened or created, locked to this process, refused to another config.
 
     Args:
-      path: the folder; made where missing.
+      path: the folder; created if missing.
       config: the resolved config of the run.
 
     Raises:
-      UserError: the folder is somebody else's, belongs to another config, or is in use.
+      UserError: the folder holds something else, belongs to another config, or is in use.
 
-    As a context manager it takes back config.json (and the folder, if it made it) where the user's mistake comes before any result.
+    As a context manager it removes config.json (and the folder, if it made it) if a user error comes before any result.
     """
 
     def __init__(self, path, config: ConfigDict):
@@ -81,7 +81,7 @@ class Workdir:
             raise
 
     def _locked(self) -> io.FileIO:
-        """The lock's file, with its lock where the file system has locks; one line says where it has none."""
+        """The open lock file, locked if the file system has locks. If it has none, prints one line and goes on."""
         file = self.path / LOCK
         while True:
             lock = open(paths.open_own(file, os.O_RDWR | os.O_CREAT), "r+b", buffering=0)
@@ -96,19 +96,19 @@ class Workdir:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(lock.fileno()), os.lstat(file)):
                     return lock
-            lock.close()  # whoever had the lock before made nothing and has removed the file
+            lock.close()  # the previous holder made nothing and removed the file
 
     def note(self, stage: str) -> None:
-        """Writes into the lock's file who has it and what it is at, for `irl_jax status`, which cannot ask for the lock itself."""
-        if self._lock and os.fstat(self._lock.fileno()).st_nlink == 1:  # a file with other names is not ours alone
+        """Writes into the lock file who holds it and which stage runs. `irl_jax status` reads this, as it cannot ask for the lock."""
+        if self._lock and os.fstat(self._lock.fileno()).st_nlink == 1:  # a file with hard links is not ours alone
             self._since = self._since or time.time()
             note = {"pid": os.getpid(), "born": born(os.getpid()), "host": socket.gethostname(), "since": self._since, "stage": stage,
                     "inode": os.fstat(self._lock.fileno()).st_ino}
-            with contextlib.suppress(OSError):  # of a full disk the stage itself speaks
-                os.pwrite(self._lock.fileno(), json.dumps(note).encode().ljust(512) + b"\n", 0)  # always as long, so that it is whole
+            with contextlib.suppress(OSError):  # the stage itself reports a full disk
+                os.pwrite(self._lock.fileno(), json.dumps(note).encode().ljust(512) + b"\n", 0)  # fixed length, so it is always whole
 
     def close(self) -> None:
-        """Releases the lock, in which nobody is noted any more; the process's end releases it too."""
+        """Releases the lock and clears its note. The end of the process releases it too."""
         if self._lock:
             if self._since and not self._lock.closed:
                 with contextlib.suppress(OSError):
@@ -124,9 +124,9 @@ class Workdir:
         self.close()
 
     def _unbind(self) -> None:
-        """Forgets the config of a run that failed on its input before it made anything, so that a corrected one may follow.
+        """Removes the config of a run that failed on its input before it made anything, so that a corrected one may follow.
 
-        A stage that left its done mark and nothing else (an imported model's `pretrain`) has made nothing, nor has a note of the inputs.
+        A stage that left only its done mark (an imported model's `pretrain`) has made nothing. Neither has a note of the inputs.
         """
         made = paths.files(self.path)
         kept = (self.path / CONFIG, self.path / LOCK)
@@ -138,13 +138,13 @@ class Workdir:
         local = paths.is_local(self.path)
         for folder in sorted((path for path in self.path.rglob("*") if path.is_dir()), reverse=True) if local else ():  # inner ones first
             folder.rmdir()
-        (self.path / CONFIG).unlink(missing_ok=True)  # last: a folder with other files and no config.json would be somebody else's
+        (self.path / CONFIG).unlink(missing_ok=True)  # last: a folder with files and no config.json counts as somebody else's
         if self._made_folder and local:
             (self.path / LOCK).unlink()
             self.path.rmdir()
 
     def stage(self, name: str):
-        """The stage's folder (`sft`, `policy/init_sft`), made where missing."""
+        """The stage's folder (`sft`, `policy/init_sft`), created if missing."""
         folder = self.path / name
         with paths.refusals(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ class Workdir:
         return (self.path / stage / DONE).exists()
 
     def mark_done(self, stage: str, timing: dict) -> None:
-        """Marks the stage as finished; `timing` is what results.json says under timing.<stage>."""
+        """Marks the stage as finished; `timing` goes into results.json under timing.<stage>."""
         artifacts.write_json(self.stage(stage) / DONE, {"timing": timing})
 
     def timing(self, stage: str) -> dict:
@@ -167,10 +167,10 @@ def read_config(path, strict: bool = True) -> ConfigDict:
     """The resolved config of an existing workdir.
 
     Args:
-      path: the workdir. strict: refuses another version's keys; otherwise they are left out, and its missing ones at their defaults.
+      path: the workdir. strict: refuses another version's keys; otherwise they are left out, and missing ones get their defaults.
 
     Raises:
-      UserError: no workdir there, or its config.json is unreadable or from another version's keys.
+      UserError: no workdir there, or its config.json is unreadable or has another version's keys.
     """
     path = paths.of(path)
     if not (path / CONFIG).is_file():
@@ -225,13 +225,13 @@ def _describe_run(config: ConfigDict) -> dict:
 
 
 def versions() -> dict[str, str]:
-    """{package: version} of what computes a run's results."""
+    """{package: version} of the packages that compute a run's results."""
     packages = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"irl_jax": irl_jax.__version__, "python": platform.python_version(), **packages}
 
 
 def born(pid: int) -> str:
-    """When a process began, in the system's own words; "" where none of that number lives. Another process of that number has another."""
+    """When a process started, in the system's own words; "" if none of that number lives. Tells apart processes of the same number."""
     try:
         if sys.platform != "linux":
             command, plain = ["ps", "-o", "lstart=", "-p", str(pid)], {**os.environ, "LC_ALL": "C", "TZ": "UTC"}
@@ -244,12 +244,12 @@ def born(pid: int) -> str:
 
 
 def cores() -> int:
-    """How many cores this process may use: on a CPU, how sums are split over them, and so their last bits, follow it."""
+    """How many cores this process may use. On a CPU, they decide how sums are split, and so their last bits."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that this package is run from (with -dirty where files differ), or None."""
+    """The commit of the checkout that this package runs from (with -dirty if files differ), or None."""
     root = pathlib.Path(irl_jax.__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
