@@ -1,4 +1,4 @@
-"""What stages leave in a workdir: JSON, JSON lines and arrays, each written whole or not at all, by process 0 for all hosts."""
+"""JSON, JSON lines and arrays that stages leave in a workdir. Process 0 writes each for all hosts, whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ REMAKE = "remove it and the done.json of the stage that writes it, and start the
 
 
 def read_json(path, shape: Any = None, advice: str = REMAKE) -> dict:
-    """A JSON file's content; NaN and infinities are None.
+    """Reads a JSON file; NaN and infinities become None.
 
     Args:
-      shape: what it must be, where another program may have written it: `float` (any number), `int`, `str`, a list of one shape, or an
-        object of its fields' shapes, with "*" for every other field. A field may be missing or null unless its name ends in "!"; an item of
-        a list may not be null.
-      advice: what to do about a file that is broken.
+      shape: what the file must hold, if another program may have written it: `float` (any number), `int`, `str`, a list of one shape, or an
+        object of its fields' shapes, with "*" for every other field. A field may be missing or null unless its name ends in "!". A list
+        item may not be null.
+      advice: what to do about a broken file.
 
     Raises:
-      UserError: the file is missing or broken, or of another shape.
+      UserError: the file is missing or broken, or has another shape.
     """
     try:
         value = plain(json.loads(_read_text(paths.of(path))))
@@ -47,10 +47,10 @@ _WORDS = {dict: "object", list: "list", float: "number", int: "whole number", st
 
 
 def _misfit(value, shape, where: str) -> str:
-    """The first place of a value that is not of its shape (see `read_json`), and what belongs there; "" where there is none."""
+    """The first part of a value that doesn't fit its shape (see `read_json`): what belongs there, and where. "" if all fits."""
     kind = type(shape) if isinstance(shape, (dict, list)) else shape
     fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-    if not fits or isinstance(value, int) and abs(value) > 1e308:  # which no float holds
+    if not fits or isinstance(value, int) and abs(value) > 1e308:  # no float holds it
         return f"{_WORDS[kind]} '{where}'"
     parts: list[tuple] = []
     if isinstance(shape, list):
@@ -63,20 +63,20 @@ def _misfit(value, shape, where: str) -> str:
 
 
 def write_json(path, obj) -> None:
-    """Writes `obj` as JSON, whole or not at all; numpy numbers become numbers, NaN and infinities null."""
+    """Writes `obj` as JSON, whole or not at all. Numpy numbers become numbers; NaN and infinities become null."""
     _write(paths.of(path), json_of(obj))
 
 
 def json_of(obj):
-    """What fills a file with `obj`."""
+    """Returns a function that writes `obj` as JSON to a binary file."""
     text = json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return lambda file: file.write(text.encode())
 
 
 def append_jsonl(path, *records: dict) -> None:
-    """Appends one line a record (of process 0's; nobody reads them while they are being written).
+    """Appends one line per record. Only process 0 writes, and nobody reads the lines while they are being written.
 
-    Objects of a store cannot grow and may not be rewritten every second: there the lines wait in memory for half a minute or for
+    Objects in a store can't grow and may not be rewritten every second. There, lines wait in memory for half a minute or until
     `flush_jsonl`, which the train loop calls with every checkpoint.
     """
     if not distributed.is_primary():
@@ -90,11 +90,11 @@ def append_jsonl(path, *records: dict) -> None:
     paths.append(path, "".join(_line(record) for record in records).encode())
 
 
-_waiting: dict[str, tuple[list[str], float]] = {}  # of object stores: lines not written yet, and since when
+_waiting: dict[str, tuple[list[str], float]] = {}  # for object stores: lines not written yet, and since when
 
 
 def flush_jsonl(path) -> None:
-    """Writes what `append_jsonl` keeps waiting."""
+    """Writes the lines that `append_jsonl` holds back."""
     lines, _ = _waiting.pop(str(path), ([], 0.0))
     if lines:
         path = paths.of(path)
@@ -104,17 +104,17 @@ def flush_jsonl(path) -> None:
 
 
 def write_jsonl(path, records) -> None:
-    """Writes one line a record, the whole file or nothing.
+    """Writes one line per record, the whole file or nothing.
 
     Args:
-      records: dicts of JSON's own types. Raises: ValueError: a number among them is NaN or infinite.
+      records: dicts of JSON's own types. Raises: ValueError: a number in them is NaN or infinite.
     """
     _write(paths.of(path), lambda file: file.writelines(
         (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode() for record in records))
 
 
 def read_jsonl(path) -> list[dict]:
-    """The records of a file of ours, less a last line that a kill cut short; [] where there is no file."""
+    """The records of a file of ours, without a last line that a kill cut short; [] if there is no file."""
     path = paths.of(path)
     if not path.exists():
         return []
@@ -134,7 +134,7 @@ def read_jsonl(path) -> list[dict]:
 
 
 def _is_number(value) -> bool:
-    """Whether it is a number that JSON lines of ours hold: finite, or null."""
+    """Whether a value is a number allowed in our JSON lines: finite, or null."""
     return value is None or isinstance(value, (int, float)) and abs(value) <= 1e308
 
 
@@ -144,7 +144,7 @@ def save_arrays(path, **arrays) -> None:
 
 
 def load_arrays(path, stage: str = "") -> dict[str, np.ndarray]:
-    """The arrays that `save_arrays` wrote; `stage` is the one that writes them, for the message.
+    """The arrays that `save_arrays` wrote. `stage` is the stage that writes them, for the message.
 
     Raises:
       UserError: the file is missing or broken.
@@ -160,7 +160,7 @@ def load_arrays(path, stage: str = "") -> dict[str, np.ndarray]:
 
 
 def _write(path, fill) -> None:
-    """`paths.write`. With many hosts process 0 does it between two barriers: all have looked before, and find the file after."""
+    """`paths.write` on process 0, between two barriers: all hosts have looked at the path before, and find the file after."""
     distributed.barrier()
     if distributed.is_primary():
         paths.write(path, fill)
@@ -184,7 +184,7 @@ def _line(record: dict) -> str:
 
 
 def plain(obj):
-    """`obj` in JSON's own types: of configs, paths, and arrays; NaN and infinities are null."""
+    """Converts `obj` (including configs, paths and arrays) to JSON's own types. NaN and infinities become None."""
     if isinstance(obj, dict):
         return {str(key): plain(value) for key, value in obj.items()}
     if isinstance(obj, (list, tuple)):

@@ -1,8 +1,8 @@
-"""Checkpoints of any pytree: one folder a step, written by orbax, complete or absent, checked before they are read.
+"""Checkpoints of any pytree: one folder per step, written by orbax, complete or absent, checked before they are read.
 
-A checkpoint is `DIR/<step>/` with `tree/` (orbax) and `manifest.json` (the leaves' shapes and dtypes, and size and CRC-32
-of every file, for orbax reads a flipped byte without a word). The tree is stored flat, by leaf path, so that named tuples
-and optax states come back as what they were: `like` says how.
+A checkpoint is `DIR/<step>/` with `tree/` (orbax) and `manifest.json`. The manifest holds the leaves' shapes and dtypes, and the size and
+CRC-32 of every file, because orbax reads a flipped byte without complaint. The tree is stored flat, by leaf path. Restoring
+takes the structure from `like`, so named tuples and optax states come back as such.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ MANIFEST = "manifest.json"
 
 
 class Saver:
-    """Writes the checkpoints of one folder while the caller goes on: `save` returns once the arrays are copied to the host.
+    """Writes the checkpoints of one folder in the background: `save` returns once the arrays are copied to the host.
 
-    A kill at any moment leaves each checkpoint whole or absent. Checkpoints at or past the step being saved are replaced: they
-    belong to a run that this one overtakes. Of the others the newest `keep` stay, the new one included.
+    A kill at any moment leaves each checkpoint whole or absent. A save replaces checkpoints at or past its step, because they belong to a
+    run that this one overtakes. Of the others the newest `keep` stay, including the new one.
 
     Args:
-      directory: folder of checkpoints, made if missing. keep: checkpoints to leave, at least 1.
+      directory: folder of checkpoints, made if missing. keep: number of checkpoints to keep, at least 1.
     """
 
     def __init__(self, directory, keep: int):
@@ -46,10 +46,10 @@ class Saver:
         self._failure: BaseException | None = None
 
     def save(self, step: int, tree: PyTree) -> None:
-        """Begins to write `tree` (jax or numpy arrays, at least one) as the checkpoint of `step` (updates done).
+        """Starts to write `tree` (jax or numpy arrays, at least one) as the checkpoint of `step` (updates done).
 
         Raises:
-          UserError: this checkpoint, or the one that was still being written, could not be (a full disk, say).
+          UserError: this checkpoint, or the one still being written, could not be written (the disk is full, say).
         """
         self.wait()
         unfinished = self._unfinished(step)
@@ -62,7 +62,7 @@ class Saver:
         self._background.start()
 
     def wait(self) -> None:
-        """Returns when what `save` began is written. Raises: as `save`."""
+        """Waits until what `save` started is written. Raises: as `save`."""
         if self._background is None:
             return
         self._background.join()
@@ -72,14 +72,14 @@ class Saver:
         distributed.primary_first(lambda: _raise(failure))
 
     def close(self) -> None:
-        """`wait`, and an end of orbax's own threads."""
+        """Calls `wait`, then ends orbax's own threads."""
         try:
             self.wait()
         finally:
             self._checkpointer.close()
 
     def _complete(self, step: int, unfinished, described: dict) -> None:
-        """In the background: waits for orbax on all hosts, then makes the checkpoint a whole one."""
+        """Waits in the background for orbax on all hosts, then completes the checkpoint."""
         try:
             self._guarded(step, self._checkpointer.wait_until_finished)
             if distributed.is_primary():
@@ -88,11 +88,11 @@ class Saver:
             self._failure = error
 
     def _unfinished(self, step: int):
-        """Where a checkpoint is written; in an object store, which cannot rename, its place: until the manifest is there it is none."""
+        """Where a checkpoint is written. An object store can't rename: it's the final place, which counts once it has a manifest."""
         return self.directory / (f".unfinished-{step}" if paths.is_local(self.directory) else str(step))
 
     def _guarded(self, step: int, write):
-        """write(), its failures for want of room or right made the user's one line."""
+        """Calls write(). Turns the system's errors, such as no space or no permission, into a one-line UserError."""
         try:
             return write()
         except Exception as error:  # noqa: BLE001 - orbax wraps the system's errors in several of its own
@@ -111,19 +111,19 @@ def _raise(failure) -> None:
 
 
 def _system_reason(error: BaseException | None) -> str:
-    """What the system said no to, in its own words: "No space left on device"; "" where the failure is none of the system's."""
+    """The system's own words for its error, such as "No space left on device"; "" if the error is not the system's."""
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return os.strerror(error.errno)
         for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
-            if os.strerror(code) in str(error):  # tensorstore's, whose type says nothing
+            if os.strerror(code) in str(error):  # a tensorstore error, whose type says nothing
                 return os.strerror(code)
         error = error.__cause__ or error.__context__
     return ""
 
 
 def save(directory, step: int, tree: PyTree, keep: int) -> None:
-    """Writes `tree` as the checkpoint of `step` and returns when it is there; see `Saver`."""
+    """Writes `tree` as the checkpoint of `step` and waits until it is written; see `Saver`."""
     saver = Saver(directory, keep)
     try:
         saver.save(step, tree)
@@ -139,7 +139,7 @@ def _begin(directory, unfinished) -> None:
 
 
 def _finish(directory, unfinished, step: int, described: dict, keep: int) -> None:
-    """Writes the manifest, which makes the checkpoint whole, puts it in its place, and removes what it replaces."""
+    """Writes the manifest, which completes the checkpoint, moves it to its place, and removes what it replaces."""
     manifest = {"step": step, "leaves": described, "files": _checksums(unfinished / "tree")}
     paths.write(unfinished / MANIFEST, lambda file: file.write(json.dumps(manifest).encode()))
     place = directory / str(step)
@@ -153,17 +153,17 @@ def _finish(directory, unfinished, step: int, described: dict, keep: int) -> Non
 
 
 def restore_latest(directory, like: PyTree) -> tuple[int, PyTree] | None:
-    """The newest whole checkpoint as (step, tree), or None where there is none.
+    """The newest whole checkpoint as (step, tree), or None if there is none.
 
-    A damaged checkpoint is passed over with one line on stderr.
+    Skips damaged checkpoints, with one line on stderr for each.
 
     Args:
       directory: folder of checkpoints.
-      like: pytree of arrays or ShapeDtypeStructs of the same structure, whose dtypes and shardings the leaves get;
-        numpy leaves come back as numpy.
+      like: pytree of arrays or ShapeDtypeStructs with the same structure. The leaves get its dtypes and shardings. Numpy leaves come back
+        as numpy.
 
     Raises:
-      UserError: the checkpoint's leaves are not those of `like`.
+      UserError: the checkpoint's leaves differ from those of `like`.
     """
     directory, flat_like = paths.absolute(directory), _flatten(like)
     step = distributed.primary_first(lambda: _newest_whole(directory, _describe(flat_like)))
@@ -190,16 +190,16 @@ def latest_step(directory) -> int | None:
 
 
 def save_tree(directory, tree: PyTree) -> None:
-    """Writes one tree (a role's final leaves) to `directory`, in place of what was there."""
+    """Writes one tree (a role's final leaves) to `directory`, replacing what was there."""
     newest = latest_step(directory)
     save(directory, 0 if newest is None else newest + 1, tree, keep=1)
 
 
 def load_tree(directory, like: PyTree) -> PyTree:
-    """The tree that `save_tree` wrote, shaped and placed as `like`.
+    """The tree that `save_tree` wrote, shaped and placed like `like`.
 
     Raises:
-      UserError: there is none, or its leaves are not those of `like`.
+      UserError: there is none, or its leaves differ from those of `like`.
     """
     found = restore_latest(directory, like)
     if found is None:
@@ -225,7 +225,7 @@ def _describe(flat: dict) -> dict:
 
 
 def _checksums(folder) -> dict:
-    """{relative path: [bytes, CRC-32]} of every file under `folder`; object stores check their own contents: None."""
+    """{relative path: [bytes, CRC-32]} of every file under `folder`. CRC-32 is None in object stores, which check contents themselves."""
     sums = {}
     for path in paths.files(folder):
         sums[path.relative_to(folder).as_posix()] = [paths.size(path), _crc(path) if paths.is_local(path) else None]
@@ -283,7 +283,7 @@ def _orbax_restore(path, flat_like: dict) -> dict:
 
 @functools.cache
 def _orbax():
-    """orbax.checkpoint, imported where it is needed (a third of a second), and silent: what fails is raised, and we say it once."""
+    """orbax.checkpoint, imported on first use (it takes a third of a second) and silenced: failures are raised, and we report them once."""
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").setLevel(logging.WARNING)
@@ -294,6 +294,6 @@ def _orbax():
 
 
 def _without_late_writes(hook, unraisable) -> None:
-    """An unraisablehook that passes over what tensorstore's threads say of each write that ends after another has failed."""
+    """An unraisablehook that ignores what tensorstore's threads say about each write that ends after another has failed."""
     if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
         hook(unraisable)

@@ -1,4 +1,4 @@
-"""What a config may not say: values outside their range, and settings that contradict each other."""
+"""Checks of a config: values outside their range, and settings that contradict each other."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ _NOT_NEGATIVE = (
     "data.max_demonstrations", "data.max_records", "data.testbed.seed_offset",
     "data.testbed.tail_words", *_WORLD, *(f"{stage}.{key}" for stage in TRAINED for key in ("weight_decay", "clip_norm")),
 )
-_MOST = {  # far beyond what anything here is for: a slip of the finger, which would only show as memory or time without end
-    1: ("sample.top_p",),  # but this one: a probability
+_MOST = {  # far beyond any use here: a typo, which would only show as endless memory or time
+    1: ("sample.top_p",),  # except this one: a probability
     1000: ("sample.temperature", "robust.temperature", "robust.weight"),
     1024: ("model.num_layers", "model.num_heads", "model.num_kv_heads", "reward.ensemble"),
     2**20: ("model.width", "model.mlp_width", "model.vocab_multiple", "reward.mlp_width", "adapter.rank", "data.max_prompt_tokens",
@@ -86,10 +86,10 @@ _INT, _FLOAT = 2**31 - 1, 1e30  # what the devices' numbers hold, with room for 
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses what no stage could use, before anything is written: the run's settings, and those of each of its methods.
+    """Refuses what no stage could use, before anything is written. Checks the run's settings and those of each of its methods.
 
-    What only methods use is checked method by method, with the method's own settings: a recipe and a variant of the same settings get
-    the same verdict.
+    What only methods use is checked per method, with the method's own settings. So a recipe and a variant with the same settings get the
+    same verdict.
 
     Raises:
         UserError: a value outside its choices or its range, or settings that contradict each other.
@@ -165,7 +165,7 @@ def check_ranges(config: ConfigDict) -> None:
 
 
 def _check_values(config: ConfigDict) -> None:
-    """Refuses what no key can hold: numbers that the devices do not have, text that cannot be written, elements of another type."""
+    """Refuses what no key can hold: numbers the devices don't have, text that can't be written, elements of another type."""
     wanted = leaves(default())
     for key, value in leaves(config).items():
         many = isinstance(wanted[key], tuple)
@@ -189,7 +189,7 @@ _KINDS: dict[type, tuple[type | tuple[type, ...], str]] = {
 
 
 def _writable(text: str) -> bool:
-    """Whether a text has no control characters (a path with a NUL is none) and is Unicode."""
+    """Whether a text is Unicode without control characters (a path can't contain a NUL)."""
     return not any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in text)
 
 
@@ -223,7 +223,7 @@ def _check_method(method: Method) -> None:
 
 
 def _check_judge(config: ConfigDict, recipe: str, group: str, closed: tuple) -> None:
-    """Refuses a reward to optimise, or to choose by, that the run does not have."""
+    """Refuses a reward to optimise, or to select by, that the run doesn't have."""
     names = [method.name for method in methods(config, "reward")]
     if recipe == ROBUST and not {*config.robust.recipes} & {*names}:
         raise UserError(f"config.{group}.recipes: 'robust' is made of one of robust.recipes ({', '.join(config.robust.recipes)}), of which "
@@ -241,7 +241,7 @@ def _granularity(config: ConfigDict, recipe: str) -> str:
 
 
 def check_policy(config: ConfigDict, dense: bool = False) -> None:
-    """Refuses settings of the policy gradient that contradict each other; `dense`: its rewards come token by token.
+    """Refuses policy-gradient settings that contradict each other. `dense`: its rewards are per token.
 
     Raises:
         UserError: with what to change.
@@ -268,7 +268,7 @@ def check_policy(config: ConfigDict, dense: bool = False) -> None:
 
 
 def check_reward(config: ConfigDict, recipes: tuple = ()) -> None:
-    """Refuses settings of a reward that contradict each other.
+    """Refuses reward settings that contradict each other.
 
     Raises:
         UserError: with what to change.
@@ -303,7 +303,7 @@ def _check_adversarial(config: ConfigDict) -> None:
 
 
 def _check_sources(config: ConfigDict) -> None:
-    """Refuses data, model and golden reward that do not go together."""
+    """Refuses data, model and golden reward settings that don't go together."""
     if config.model.revision and not config.model.path:
         raise UserError("config.model.revision: needs model.path, the hub model that has the revision")
     if config.golden.revision and config.golden.kind != "hf_reward":
@@ -345,7 +345,7 @@ def _check_sources(config: ConfigDict) -> None:
 
 
 def _check_streaming(data: ConfigDict) -> None:
-    """Refuses what cannot be done record by record, or would show only in the middle of training."""
+    """Refuses what can't be done record by record, or would show only in the middle of training."""
     if not data.streaming:
         return
     if not data.source.startswith("tfds:"):
@@ -367,7 +367,7 @@ def check_golden_source(config: ConfigDict) -> None:
     """Refuses a classifier without text of its own: the judge must not have seen what the run trains or evaluates on.
 
     Raises:
-        UserError: no golden.source, or one that is a data source too.
+        UserError: there is no golden.source, or it is also a data source.
     """
     path = config.golden.source
     if not path:

@@ -1,6 +1,6 @@
 """The verbs: what each does with its flags.
 
-The user's mistakes are one line on stderr and status 2; a bug of ours keeps its traceback and status 1.
+User mistakes print one line on stderr and exit with status 2. A bug of ours keeps its traceback and exits with status 1.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
       argv: the arguments after the program's name.
 
     Returns:
-      The exit status: 0, 2 for the user's mistake, 130 where interrupted, 141 where nobody reads what a verb that only prints has to say.
+      The exit status: 0; 2 for a user mistake; 130 if interrupted; 141 if nobody reads the output of a verb that only prints.
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # its tokenizers need no PyTorch, whatever it says at import
     with terminal.steady(needed=not argv or argv[0] not in _WORKING):
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
             said = f"{error.filename}: {error.strerror}; change its rights, or name another"
             print(f"irl_jax: error: {_one_line(said)}", file=sys.stderr)
             return 2
-        except BrokenPipeError:  # whoever read it has seen enough
+        except BrokenPipeError:  # the reader has closed the pipe
             return 141
         except KeyboardInterrupt:
             print("irl_jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
 
 
 def _check_system() -> None:
-    """Refuses a system without the locks and signals of POSIX."""
+    """Refuses a system without POSIX locks and signals."""
     try:
         import fcntl  # noqa: F401
     except ImportError:
@@ -69,13 +69,13 @@ def _check_system() -> None:
 
 
 def _one_line(text: str, most: int = 1500) -> str:
-    """A message on one line of some length, with nothing in it that a terminal would obey: it may quote what it complains about."""
+    """A message on one line of limited length, without characters that control a terminal: it may quote the text it complains about."""
     text = printable(" ".join(text.split()))
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 def load_config(text: str) -> ConfigDict:
-    """The config of `FILE.py` or `FILE.py:VARIANT`: what its get_config() or get_config(VARIANT) returns; "" is the default.
+    """The config of `FILE.py` or `FILE.py:VARIANT`: the result of its get_config() or get_config(VARIANT). "" is the default.
 
     Raises:
       UserError: no such file, or the file breaks the config's own rules (unknown keys, wrong types).
@@ -141,7 +141,7 @@ def _config(arguments, overrides) -> int:
         for key, text in overrides.items():
             override(config, key, text)
         print(*map(printable, describe.lines(config, origins)), sep="\n", flush=True)
-        checks.check(config)  # what run would refuse it for, below what is printed
+        checks.check(config)  # after printing, refuse what run would refuse
     return 0
 
 
@@ -174,7 +174,7 @@ def _run(arguments, overrides) -> int:
 
 
 def keep_compiled(directory: str | None) -> None:
-    """Turns jax's persistent compilation cache on, before jax is imported; "" turns it off."""
+    """Turns on jax's persistent compilation cache, before jax is imported; "" turns it off."""
     if directory is None:
         directory = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.join("~", ".cache", "irl_jax"))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.expanduser(directory)
@@ -247,11 +247,11 @@ def _compare(arguments, _) -> int:
 
 _DISPATCH = {"run": _run, "status": _status, "compare": _compare, "config": _config, "prepare": _prepare, "generate": _generate,
              "score": _score, "export": _export, "aot": _aot}
-_WORKING = ("run", "prepare", "generate", "score", "export", "aot")  # leave files; what they print only tells of them
+_WORKING = ("run", "prepare", "generate", "score", "export", "aot")  # verbs that write files; what they print only reports on them
 
 
 def _check_source(arguments, records: str, flag: str) -> None:
-    """What can be refused before anything heavy is loaded."""
+    """Refuses what it can before anything heavy is loaded."""
     if bool(arguments.model) == bool(arguments.workdir):
         raise UserError("give either --model=DIR (a Hugging Face folder) or --workdir=W (a run)")
     if arguments.model and (arguments.role or arguments.reward or arguments.base):
@@ -263,7 +263,7 @@ def _check_source(arguments, records: str, flag: str) -> None:
 
 
 def _call_get_config(path: pathlib.Path, variant: str):
-    """What the file's get_config returns; its mistakes as one line that names the line of the file."""
+    """The result of the file's get_config. Its mistakes become one line that names the line of the file."""
     spec = importlib.util.spec_from_file_location("irl_jax_config_file", path)
     assert spec is not None and spec.loader is not None  # a path that ends in .py has both
     module = importlib.util.module_from_spec(spec)
@@ -282,9 +282,9 @@ def _call_get_config(path: pathlib.Path, variant: str):
 
 
 def _of_the_file(error: BaseException, path: pathlib.Path) -> str:
-    """What is said of an error in a config file: its own words where it refuses, as unknown variants are refused, else the line too.
+    """A config file's error as a message: a ValueError's own words if they name the file (an unknown variant, say), else the line too.
 
-    Raises: the error again where neither the file nor ml_collections made it, but we.
+    Raises: the error again if our code made it, not the file or ml_collections.
     """
     frames = traceback.extract_tb(error.__traceback__)
     own = [place for place, frame in enumerate(frames) if frame.filename == str(path)]
@@ -302,7 +302,7 @@ def _of_the_file(error: BaseException, path: pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def _neighbours(folder: pathlib.Path):
-    """While entered, the files of a folder can be imported by their names: a config may start from the one beside it."""
+    """While entered, the files of a folder can be imported by name: a config may start from the one beside it."""
     before = set(sys.modules)
     sys.path.insert(0, str(folder))
     try:

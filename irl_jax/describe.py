@@ -1,6 +1,6 @@
 """The config in words: every key's help, which file or flag set it, and the reference in docs/configuration.md.
 
-The help of a key is the comment behind its default in irl_jax/config.py, the one place where it is written.
+A key's help is the comment after its default in irl_jax/config.py. It is written only there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from irl_jax import config as defaults
 from irl_jax.overrides import keys_of, leaves, value_of
 
-CONTINUED = "#   "  # begins the lines in which a comment goes on
+CONTINUED = "#   "  # starts the lines that continue a comment
 HEAD = """# Configuration
 
 Every key, its default and its help, made from the comments in [irl_jax/config.py](../irl_jax/config.py) by
@@ -38,18 +38,18 @@ class Help(NamedTuple):
 
 
 def helps() -> Help:
-    """What the comments and docstrings of irl_jax/config.py say of every key and section; "" where they say nothing."""
+    """What the comments and docstrings of irl_jax/config.py say about every key and section; "" if they say nothing."""
     return read_helps(inspect.getsource(defaults))
 
 
 def read_helps(source: str) -> Help:
-    """The same of a source text whose `default()` makes the config."""
+    """As `helps`, for a source text whose `default()` makes the config."""
     functions = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
     return _of_function(functions["default"], functions, _comments(source))
 
 
 def _of_function(function: ast.FunctionDef, functions: dict[str, ast.FunctionDef], comments: dict[int, str]) -> Help:
-    """What one function that makes a section says of the keys that it sets."""
+    """What one function that makes a section says about the keys it sets."""
     keys: dict[str, str] = {}
     sections = {"": " ".join((ast.get_docstring(function) or "").split())}
     assignments = [node for node in ast.walk(function) if isinstance(node, ast.Assign)]
@@ -73,7 +73,7 @@ def _of_function(function: ast.FunctionDef, functions: dict[str, ast.FunctionDef
 
 
 def _dotted(target: ast.expr) -> str:
-    """"sft.epochs" of `c.sft.epochs`; "" of a name."""
+    """"sft.epochs" for `c.sft.epochs`; "" for a plain name."""
     parts: list[str] = []
     while isinstance(target, ast.Attribute):
         parts.insert(0, target.attr)
@@ -86,7 +86,7 @@ def _join(section: str, key: str) -> str:
 
 
 def _comments(source: str) -> dict[int, str]:
-    """{line: the comment that ends it, with the lines in which it goes on}."""
+    """{line: the comment that ends it, with its continuation lines}."""
     found, last = {}, 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type != tokenize.COMMENT:
@@ -103,7 +103,7 @@ def _comments(source: str) -> dict[int, str]:
 
 
 def set_by(config: ConfigDict, file: str) -> dict[str, str]:
-    """{key: `file`} of the keys that a config file, or a run's record, gives another value than the default."""
+    """{key: `file`} for the keys that a config file, or a run's record, sets to another value than the default."""
     given, usual = leaves(config), leaves(defaults.default())
     return {key: file for key in given if given[key] != usual[key]}
 
@@ -112,7 +112,7 @@ def set_by(config: ConfigDict, file: str) -> dict[str, str]:
 
 
 def lines(config: ConfigDict, origins: dict[str, str]) -> list[str]:
-    """One line a key, in the order of irl_jax/config.py: its value, who set it (`origins`; "default" where nobody did), its help."""
+    """One line per key, in the order of irl_jax/config.py: its value, who set it (`origins`; "default" if nobody did), its help."""
     told, keys = helps().keys, keys_of(config)
     keys = sorted(keys, key=list(told).index)
     settings = [f"{key} = {value_of(config, key)!r}" for key in keys]
@@ -122,7 +122,7 @@ def lines(config: ConfigDict, origins: dict[str, str]) -> list[str]:
 
 
 def markdown() -> str:
-    """docs/configuration.md: a table a section, in the order of irl_jax/config.py."""
+    """docs/configuration.md: one table per section, in the order of irl_jax/config.py."""
     told, config = helps(), defaults.default()
     tables: dict[str, list[str]] = {"": []}
     for key in sorted(keys_of(config), key=list(told.keys).index):
@@ -137,7 +137,7 @@ def markdown() -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text in a cell of a table of Markdown."""
+    """Escapes text for a cell of a Markdown table."""
     for mark in ("\\", "|", "*", "<"):
         text = text.replace(mark, "\\" + mark)
     return text

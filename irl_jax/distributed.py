@@ -1,10 +1,10 @@
-"""Hosts: one process each, all running the same program on one mesh, meeting in files that the first of them writes.
+"""Hosts: one process each, all running the same program on one mesh. They share files, which process 0 writes.
 
-Without `initialize` there is one process and everything here is free. With it, whatever depends on a host's own clock, signals
-or view of the file system is decided once, by process 0, and told to the others (`agree`): a collective that one host
-enters and another does not would wait for ever. A watchdog in every process ends it with one line where another has died or hangs.
+Without `initialize` there is one process and everything here is free. With it, process 0 decides whatever depends on a host's own clock,
+signals or view of the file system, and tells the others (`agree`). Otherwise one host could enter a collective that another does not, and
+wait forever. A watchdog in every process ends it with one line if another has died or hangs.
 
-What crosses hosts beside the devices' own collectives goes through jax's coordination service, which process 0 holds.
+What crosses hosts besides the devices' own collectives goes through jax's coordination service, which process 0 holds.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from typing import Any
 
 from irl_jax.errors import UserError, printable
 
-LOST = 75  # exit status where another process is missing (EX_TEMPFAIL): the same command, started again, goes on
-_BEAT = 2.0  # seconds between two signs of life
-_KEPT = 4096  # answers of `agree` that are kept for slower processes
-_BUSY = 1800.0  # seconds that a process may compile (caches make them unequal) or work alone while others wait for it
+LOST = 75  # exit status if another process is missing (EX_TEMPFAIL): the same command, started again, continues
+_BEAT = 2.0  # seconds between heartbeats
+_KEPT = 4096  # answers of `agree` kept for slower processes
+_BUSY = 1800.0  # seconds that a process may compile (caches make this unequal) or work alone while others wait
 
 _ABORTED = "jax's client has aborted, most likely because process 0 has gone (its own lines are above)"
 
-_hosts = None  # the one _Hosts of this process, after `initialize`
+_hosts = None  # this process's only _Hosts, after `initialize`
 
 
 def initialize(coordinator: str = "", processes: int = 0, process: int = -1, patience: float = 60.0) -> None:
-    """Joins the other processes; the first call into jax, for it decides what devices there are.
+    """Joins the other processes. Must be the first call into jax, because it decides which devices there are.
 
     Args:
       coordinator: "HOST:PORT" of process 0. "" takes all three from the environment, as on Cloud TPU and under SLURM.
-      processes: how many there are. process: which of them this is, from 0.
-      patience: seconds, at most, after which the others end when one dies or stands still.
+      processes: number of processes. process: this process's number, from 0.
+      patience: seconds, at most, until the others end if one dies or stands still.
 
     Raises:
-      UserError: the numbers do not fit, or the others could not be met within five minutes.
+      UserError: the numbers don't fit, or the processes couldn't meet within five minutes.
     """
     global _hosts
     given = (bool(coordinator), processes > 0, process >= 0)
@@ -54,12 +54,12 @@ def initialize(coordinator: str = "", processes: int = 0, process: int = -1, pat
 
     where: dict[str, Any] = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process} if coordinator else {}
     try:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of hosts without accelerators
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")  # for hosts without accelerators
         jax.distributed.initialize(**where, heartbeat_timeout_seconds=max(10, int(patience / 2)))
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--multihost: the processes could not meet: {reason}; start all of them, with one coordinator") from None
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax's own handler swallows it; the train loop has one of ours
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax's own handler swallows it; the train loop sets ours
     if jax.process_count() > 1:
         _hosts = _Hosts(jax.process_index(), jax.process_count(), patience)
         _hosts.watch()
@@ -71,34 +71,34 @@ def index() -> int:
 
 
 def is_primary() -> bool:
-    """Whether this is the process that writes text files and speaks to the user."""
+    """Whether this process writes text files and speaks to the user."""
     return index() == 0
 
 
 def say(line: str) -> None:
-    """One line to the user, of one process."""
+    """Prints one line to the user, from process 0 only."""
     if is_primary():
         print(printable(line), flush=True)
 
 
 def barrier() -> None:
-    """Returns when every process has come here."""
+    """Waits until every process gets here."""
     if _hosts:
         _hosts.barrier()
 
 
 def agree(value):
-    """Process 0's value (of JSON's types), for everybody."""
+    """Process 0's value (of JSON's types), returned to every process."""
     return _hosts.agree(value) if _hosts else value
 
 
 def gather(value) -> list:
-    """Every process's value (of JSON's types), by process number, for everybody."""
+    """Every process's value (of JSON's types), by process number, returned to every process."""
     return _hosts.gather(value) if _hosts else [value]
 
 
 def primary_first(function):
-    """What `function()` returns on process 0, for everybody (None or of JSON's types); its UserError too."""
+    """Calls `function()` on process 0. Every process gets its result (None or of JSON's types) or its UserError."""
     if not _hosts:
         return function()
     outcome = None
@@ -115,19 +115,19 @@ def primary_first(function):
 
 
 def anyone(flag: int) -> int:
-    """The largest `flag` (a small number, 0 for nothing) that any process has given so far, the same for everybody."""
+    """The largest `flag` (a small number, 0 for nothing) that any process has given so far; every process gets the same."""
     return _hosts.anyone(flag) if _hosts else flag
 
 
 def at(where: str, step: int) -> None:
-    """Notes for the watchdog which step of which stage this process begins."""
+    """Tells the watchdog which step of which stage this process begins."""
     if _hosts:
         _hosts.at(where, step)
 
 
 @contextlib.contextmanager
 def alone():
-    """While entered, this process works on something that the others wait for: it is not hanging."""
+    """While entered, this process works on something that the others wait for. The watchdog counts it as busy, not hanging."""
     if _hosts:
         _hosts.busy = True
     try:
@@ -138,7 +138,7 @@ def alone():
 
 
 def finish() -> None:
-    """Waits for the others and leaves; for a process that has done its work."""
+    """Waits for the others and leaves. For a process that has done its work."""
     global _hosts
     if _hosts:
         import jax
@@ -150,27 +150,27 @@ def finish() -> None:
 
 
 class _Hosts:
-    """The coordination service as the functions above use it, and the watchdog's thread."""
+    """The coordination service behind the functions above, and the watchdog's thread."""
 
     def __init__(self, index: int, processes: int, patience: float):
-        from jax._src import distributed  # orbax reads the client from here too; jax has no public way to it
+        from jax._src import distributed  # as orbax does; jax has no public access to the client
 
         self.index, self.patience, self._processes = index, patience, processes
         self._client: Any = distributed.global_state.client  # set once jax.distributed is initialised
-        self._calls = self._progress = 0  # progress counts what every process passes in the same order
+        self._calls = self._progress = 0  # progress counts points that all processes pass in the same order
         self._where, self._flag, self.busy = "before the first step", 0, False
         self.stop = threading.Event()
 
     # ------------------------------------------------------------------------------------------------ agreements
     def barrier(self) -> None:
-        """See the function of this name above, as of the next two."""
+        """See the function of the same name above; likewise for the next three."""
         self._calls += 1
         self._progress += 1
-        self._client.wait_at_barrier(f"irl_jax/barrier/{self._calls}", 24 * 3600 * 1000)  # the watchdog is who gives up
+        self._client.wait_at_barrier(f"irl_jax/barrier/{self._calls}", 24 * 3600 * 1000)  # the watchdog gives up earlier
         self._progress += 1
 
     def agree(self, value):
-        """Calls are numbered: every process makes the same ones in the same order."""
+        """Calls are numbered: every process makes the same calls in the same order."""
         self._calls += 1
         self._progress += 1
         name = "irl_jax/agree/{}".format
@@ -194,7 +194,7 @@ class _Hosts:
         return every
 
     def anyone(self, flag: int) -> int:
-        """Flags stay where they were set; process 0 looks at all of them."""
+        """A flag stays where it was set. Process 0 looks at all of them."""
         if flag != self._flag:
             self._client.key_value_set(f"irl_jax/flag/{self.index}", str(flag))
             self._flag = flag
@@ -209,9 +209,9 @@ class _Hosts:
         self._progress += 1
 
     def watch(self) -> None:
-        """Starts the watchdog, and gives our own last words to jax's client, which aborts where process 0 is gone."""
+        """Starts the watchdog. Also prints our own last words if jax's client aborts, as it does if process 0 is gone."""
         self._seen: dict[int, tuple[int, float, str, bool]] = {}  # peer -> (its last beat, when it came, where it was, busy)
-        self._stands: dict[int, tuple[int, float]] = {}  # peer -> (progress, since when it stands there)
+        self._stands: dict[int, tuple[int, float]] = {}  # peer -> (progress, since when)
         self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: self._leave(self._missing(3 * _BEAT) or self._quietest()))
         ctypes.CDLL(None).signal(int(signal.SIGABRT), self._on_abort)
         import jax
@@ -221,7 +221,7 @@ class _Hosts:
 
     def _note_compiling(self, event: str, duration_secs: float, **_: str | int) -> None:
         del duration_secs  # the arguments are named as jax names them
-        if event.endswith("/jaxpr_to_mlir_module_duration"):  # its end is where compiling begins
+        if event.endswith("/jaxpr_to_mlir_module_duration"):  # compiling begins when this ends
             self.busy = True
         elif event.endswith("/backend_compile_duration"):
             self.busy = False
@@ -249,7 +249,7 @@ class _Hosts:
                 self._leave(trouble)
 
     def _quietest(self) -> str:
-        """Why jax's client aborts where nobody has been silent for long: the coordinator has gone, or it has noticed before us."""
+        """Why jax's client aborts if nobody has been silent for long: the coordinator is gone, or it noticed a failure before us."""
         others = [(when, peer, where) for peer, (_, when, where, _) in self._seen.items() if peer != self.index]
         if self.index or not others:
             return _ABORTED
@@ -257,7 +257,7 @@ class _Hosts:
         return f"process {peer} has died or cannot be reached (last heard of at {where})"
 
     def _missing(self, silence: float = 0.0) -> str:
-        """Which process has given no sign of life for so many seconds (half of the patience), or ""."""
+        """Which process has been silent for `silence` seconds, or "". 0 stands for half of the patience, less two beats."""
         silence = silence or self.patience / 2 - 2 * _BEAT
         for peer, (_, when, where, _) in self._seen.items():
             seconds = time.monotonic() - when

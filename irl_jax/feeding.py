@@ -1,4 +1,4 @@
-"""Batches prepared ahead of the updates that take them, and traces that show it."""
+"""Batches prepared ahead of the updates that take them, and profiler traces of updates."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 import jax
 
-AHEAD = 2  # batches prepared, or being prepared, beside the one in use
+AHEAD = 2  # batches prepared, or being prepared, besides the one in use
 
 
 class Ahead:
     """Calls feed(number) for the numbers from `first` to `last` - 1, in order, in one thread, up to AHEAD before they are asked for.
 
-    A batch depends on its number alone, so that what was prepared and not used changes nothing. An error of feed is raised when
-    its batch is asked for, not before.
+    A batch depends only on its number, so unused batches change nothing. An error of feed is raised when its batch is asked for, not
+    before.
     """
 
     def __init__(self, feed: Callable[[int], Any], first: int, last: int):
@@ -26,7 +26,7 @@ class Ahead:
         self._batches: collections.deque[tuple[int, Future[Any]]] = collections.deque()
 
     def __call__(self, number: int) -> Any:
-        """The batch of `number`, which must be the next one; waits where it is not ready."""
+        """The batch of `number`, which must be the next one. Waits if it isn't ready."""
         if not self._batches:
             self._prepare(1)
         expected, batch = self._batches.popleft()
@@ -46,7 +46,7 @@ class Ahead:
             return self._feed(number)
 
     def close(self) -> None:
-        """Ends the thread; what it prepared is dropped."""
+        """Ends the thread and drops what it prepared."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
 
@@ -59,19 +59,19 @@ class Trace:
         self._steps: int = profile.steps if profile else 0
 
     def before(self, number: int) -> None:
-        """Starts, where update `number` is one to trace."""
+        """Starts the trace if update `number` is one to trace."""
         if not self._running and self._first <= number < self._first + self._steps:
             jax.profiler.start_trace(str(self._directory))
             self._running = True
 
     def after(self, number: int, state) -> None:
-        """Stops after the last one, when its work is done."""
+        """Stops the trace after its last update, when that update's work is done."""
         if self._running and number + 1 >= self._first + self._steps:
             jax.block_until_ready(state)
             self.close()
 
     def close(self) -> None:
-        """Stops, wherever it is."""
+        """Stops the trace if it is running."""
         if self._running:
             jax.profiler.stop_trace()
             self._running = False

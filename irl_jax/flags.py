@@ -1,4 +1,4 @@
-"""The command line's verbs and flags, as argparse reads them, and the overrides of config keys among them."""
+"""The command line's verbs and flags, parsed by argparse, and the overrides of config keys."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """(flags, {config key: text of its override}).
 
     Raises:
-      UserError: an unknown verb or flag, or a value that the flag does not take.
+      UserError: an unknown verb or flag, or a value that the flag doesn't take.
     """
     if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
         raise UserError(f"unknown verb '{argv[0]}'{nearest(argv[0], VERBS)}; the verbs are {', '.join(VERBS)}")
@@ -60,7 +60,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
 
 
 def _refuse_twice(parser: argparse.ArgumentParser, given: list[str]) -> None:
-    """Refuses a flag that takes one value and is given two."""
+    """Refuses a flag that takes one value but is given twice."""
     names = [argument.split("=")[0] for argument in given]
     for name, action in parser._option_string_actions.items():
         if names.count(name) > 1 and action.nargs != 0 and not isinstance(action, argparse._AppendAction):
@@ -68,7 +68,7 @@ def _refuse_twice(parser: argparse.ArgumentParser, given: list[str]) -> None:
 
 
 def given_flags(arguments: argparse.Namespace, but: tuple[str, ...] = ()) -> list[str]:
-    """The flags of the arguments' verb that are not at their defaults, as they are written; `but`: names of flags to leave out."""
+    """The verb's flags that are not at their defaults, as written on the command line. `but`: names of flags to leave out."""
     values = {action.dest: (getattr(arguments, action.dest), action.default) for action in parsers()[1][arguments.verb]._actions
               if action.dest not in ("help", *but)}
     return [f"--{name}" if value is True else f"--{name}={value}" for name, (value, default) in values.items() if value != default]
@@ -95,7 +95,7 @@ def _number(kind, low, high=math.inf, above=False):
 
 
 def _size(text: str) -> int:
-    """An argparse type: bytes of "5GB", "500MB" or "1GiB"."""
+    """An argparse type: bytes from "5GB", "500MB" or "1GiB"."""
     parsed = re.fullmatch(r"(\d+(?:\.\d+)?)(?:([KMG])(i?))?B?", text.strip(), re.IGNORECASE)
     size = float(parsed[1]) * (1024 if parsed[3] else 1000) ** (" kmg".index((parsed[2] or " ").lower())) if parsed else 0
     if not 1 <= size <= 2**62:
@@ -112,7 +112,7 @@ def _temperature(text: str) -> float:
 
 
 def parsers() -> tuple[Parser, dict[str, Parser]]:
-    """(the parser of all, {verb: the parser of its flags})."""
+    """(the main parser, {verb: the parser of its flags})."""
     about = "Inverse reinforcement learning from demonstrations, for language models."
     parser = Parser(prog="irl_jax", description=about, allow_abbrev=False)
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="{" + ",".join(VERBS) + "}")
@@ -175,7 +175,7 @@ def _base(parser) -> None:
 
 
 def _records(parser) -> None:
-    """What generate and score share."""
+    """Flags that generate and score share."""
     add = parser.add_argument
     add("--model", metavar="DIR", help="a Hugging Face folder or hub name")
     add("--workdir", metavar="W", help="... or a run's folder")

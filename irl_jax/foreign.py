@@ -1,4 +1,4 @@
-"""Names in foreign files: libraries import what such a name says, and this package lets them take only what belongs there."""
+"""Libraries import what names in foreign files say. This package lets them take only what belongs there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-_LOCK = threading.RLock()  # what is replaced is the library's, and so every thread's
+_LOCK = threading.RLock()  # a replaced attribute is the library's, so every thread sees it
 
 
 @contextlib.contextmanager

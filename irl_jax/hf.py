@@ -1,4 +1,4 @@
-"""Hugging Face folders in and out: config, tokenizer, special tokens; the weights by hf_import and hf_export."""
+"""Reads and writes Hugging Face folders: config, tokenizer, special tokens. hf_import and hf_export handle the weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def resolve(name: str | Path, revision: str = "") -> Path:
 
     Args:
       name: of the folder or the hub model. revision: the hub's branch, tag or commit; "" is its main branch.
-    Raises: UserError where there is neither, or a folder with a revision.
+    Raises: UserError if there is neither, or a folder is given a revision.
     """
     folder = paths.here(name)
     if folder.is_dir():
@@ -52,19 +52,19 @@ def _no_revision(name: str | Path, revision: str) -> None:
 
 
 def deciding_files(folder: Path) -> list[Path]:
-    """The files of a model's folder that decide what it computes: weights, configs, tokenizer and chat template, sorted by name.
+    """The files that decide what a model's folder computes: weights, configs, tokenizer and chat template, sorted by name.
 
-    Raises: UserError where the folder has no weights.
+    Raises: UserError if the folder has no weights.
     """
     found = {file for pattern in DECIDING for file in folder.glob(pattern) if file.is_file()} | set(hf_import.weight_files(folder))
     return sorted(found)
 
 
 def read_config(name: str | Path, revision: str = "") -> ModelConfig:
-    """The architecture of a folder, of a model in `models.published`, or of one on the hub, whose config.json alone is fetched.
+    """The architecture of a folder, of a model in `models.published`, or of a hub model, of which only config.json is fetched.
 
     Args: as for `resolve`.
-    Raises: UserError where there is none, or one beyond what this decoder does.
+    Raises: UserError if there is none, or if this decoder doesn't support it.
     """
     folder = paths.here(name)
     if folder.is_dir():
@@ -87,15 +87,15 @@ def read_config(name: str | Path, revision: str = "") -> ModelConfig:
 def load_folder(
     path: str | Path, mesh: jax.sharding.Mesh | None = None, *, param_dtype: str = "float32", **computed: Any
 ) -> tuple[ModelConfig, PyTree]:
-    """Reads config and weights of a folder, the weights tensor by tensor onto the mesh; see `hf_import.load_trunk`.
+    """Reads a folder's config, and its weights tensor by tensor onto the mesh; see `hf_import.load_trunk`.
 
     Args:
-      path: a folder with config.json and model.safetensors, or its shards and their index; or a hub name.
-      mesh: from `sharding.make_mesh`; None is the first device alone.
+      path: a folder with config.json and model.safetensors (or its shards and their index), or a hub name.
+      mesh: from `sharding.make_mesh`; None is only the first device.
       param_dtype: of the trunk, "float32" or "bfloat16".
-      computed: how the model is computed and padded: dtype, scan_layers, remat, loss_chunk, vocab_multiple of ModelConfig.
+      computed: ModelConfig fields for computing and padding: dtype, scan_layers, remat, loss_chunk, vocab_multiple.
     Returns: the config and the trunk, split over the mesh by the rule table.
-    Raises: UserError, naming file and field or tensor; nothing was placed then.
+    Raises: UserError, naming file and field or tensor.
     """
     folder = resolve(path)
     config = dataclasses.replace(read_config(folder), **computed)
@@ -103,10 +103,9 @@ def load_folder(
 
 
 class RewardModel(NamedTuple):
-    """A classifier's folder: h = w . z at the last token that is not padding.
+    """A classifier's folder: h = w . z at the last non-padding token.
 
-    model, trunk: the body, on the mesh. weight: w, float32 [D], of the label. label: its name. pad_id: the id that config.json calls
-    padding, or None.
+    model, trunk: the body, on the mesh. weight: w of the label, float32 [D]. label: its name. pad_id: config.json's padding id, or None.
     """
 
     model: ModelConfig
@@ -129,10 +128,10 @@ def load_reward_model(
 
     Args:
       path: a folder or a hub name.
-      label: whose score is read, by its name in id2label; "" where the folder has one label.
+      label: the label whose score is read, by its name in id2label; "" if the folder has one label.
       mesh, param_dtype, computed: as in `load_folder`.
       key: the setting that names the label, for errors.
-    Raises: UserError where the folder is no such classifier, has no such label, or several and none is named.
+    Raises: UserError if the folder is no such classifier, lacks the label, or has several and none is named.
     """
     found = _classifier(path, label, key, **computed)
     trunk = hf_import.load_trunk(found.model, found.stored, str(found.folder), mesh or sharding.one_device(), param_dtype)
@@ -140,7 +139,7 @@ def load_reward_model(
 
 
 def check_reward_model(path: str | Path, label: str = "", *, key: str = "golden.label") -> Any:
-    """Refuses what `load_reward_model` and `load_tokenizer` would; the weights are read, and not kept.
+    """Refuses what `load_reward_model` and `load_tokenizer` would refuse. Reads the weights without keeping them.
 
     Returns: its tokenizer.
     Raises: UserError.
@@ -153,7 +152,7 @@ def check_reward_model(path: str | Path, label: str = "", *, key: str = "golden.
 
 
 class _Classifier(NamedTuple):
-    """A classifier's folder before its weights are read: `score` holds the head, whose row `row` is the label's; `stored` the rest."""
+    """A classifier's folder before its weights are read. Row `row` of the head `score` is the label's. `stored` holds the rest."""
 
     folder: Path
     model: ModelConfig
@@ -172,7 +171,7 @@ def _classifier(path: str | Path, label: str, key: str, **computed: Any) -> _Cla
     named = hf_config.get("architectures") or ["none"]
     if not str(named[0]).endswith("ForSequenceClassification"):
         raise UserError(f"{file}: architectures says {named[0]}, a reward model is a *ForSequenceClassification")
-    # A classifier has no vocabulary to predict: whatever config.json says of it, there is no such tensor.
+    # A classifier has no vocabulary head: whatever config.json says, there is no such tensor.
     config = dataclasses.replace(families.from_hf_config(hf_config, str(file)), tie_embeddings=True, **computed)
     stored = hf_import.stored_in(folder)
     if "score.weight" not in stored:
@@ -190,7 +189,7 @@ def _classifier(path: str | Path, label: str, key: str, **computed: Any) -> _Cla
 
 
 def _labels(hf_config: dict, rows: int, file: Path) -> list[str]:
-    """The labels' names in their order; LABEL_0, LABEL_1, ... (transformers' own) where config.json names none."""
+    """The labels' names in order; LABEL_0, LABEL_1, ... (as in transformers) if config.json names none."""
     named = hf_config.get("id2label")
     if named is None:
         return [f"LABEL_{index}" for index in range(rows)]
@@ -200,24 +199,24 @@ def _labels(hf_config: dict, rows: int, file: Path) -> list[str]:
 
 
 def load_tokenizer(path: str | Path) -> Any:
-    """The tokenizer of a folder or hub name, checked against the vocabulary that the folder's config.json states.
+    """The tokenizer of a folder or hub name, checked against the vocabulary size in the folder's config.json.
 
-    Raises: UserError where there is none, or one of other weights; see `check_vocabulary`.
+    Raises: UserError if there is none, or if it belongs to other weights; see `check_vocabulary`.
     """
     from transformers import AutoTokenizer
     from transformers.models.auto import tokenization_auto
 
     folder = resolve(path)
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):  # transformers would make an empty one up
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):  # transformers would make up an empty one
         raise UserError(f"{folder}: no tokenizer; one of {', '.join(TOKENIZER_FILES)} must be there")
-    # Before transformers reads it too, whose complaint about a field would be one about the tokenizer.
+    # Read before transformers does: it would report a bad field as a tokenizer error.
     config = read_config(folder) if (folder / "config.json").is_file() else None
     chosen = _tokenizers_only(tokenization_auto.tokenizer_class_from_name)
     try:
         with foreign.replaced(tokenization_auto, "tokenizer_class_from_name", chosen):
-            # runs no code of the folder's
+            # runs no code from the folder
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # what tokenizers raises is a bare Exception
+    except Exception as error:  # tokenizers raises a bare Exception
         raise UserError(f"{folder}: no tokenizer that transformers can read ({one_line(error)})") from error
     if config is not None:
         check_vocabulary(tokenizer, config.vocab_size, folder)
@@ -225,13 +224,13 @@ def load_tokenizer(path: str | Path) -> Any:
 
 
 def _tokenizers_only(from_name: Callable[[str], Any]) -> Callable[[str], Any]:
-    """transformers' choice of a class by its name, with other classes refused: some of them ask whether to run the folder's code."""
+    """transformers' lookup of a class by name, refusing non-tokenizer classes: some of them ask whether to run the folder's code."""
     from transformers import PreTrainedTokenizerBase
     from transformers.utils import DummyObject
 
     def chosen(name: str) -> Any:
         found = from_name(name)
-        missing = found is None or isinstance(found, DummyObject)  # unknown, or it says which package it needs
+        missing = found is None or isinstance(found, DummyObject)  # unknown, or a stand-in that says which package it needs
         if missing or isinstance(found, type) and issubclass(found, PreTrainedTokenizerBase):
             return found
         raise ValueError(f"tokenizer_class names {name!r}, which is no tokenizer")
@@ -240,11 +239,11 @@ def _tokenizers_only(from_name: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def check_vocabulary(tokenizer: Any, vocab_size: int, where: str | Path) -> None:
-    """Raises UserError where the tokenizer is not one of weights with `vocab_size` embeddings.
+    """Raises UserError if the tokenizer doesn't belong to weights with `vocab_size` embeddings.
 
-    The table may be larger than the tokenizer's vocabulary: many are padded. Tokens that were added to the vocabulary may have ids past
-    the table, as Gemma 3's <image_soft_token> has: only records that use one are refused (`tokenize.check_ids`). The vocabulary itself
-    and the tokens that rows are made with may not.
+    The table may be larger than the tokenizer's vocabulary: many are padded. Added tokens may have ids past the table, such as Gemma 3's
+    <image_soft_token>. Only records that use one are refused (`tokenize.check_ids`). The vocabulary itself and the special tokens that rows
+    are made with may not.
     """
     added = tokenizer.get_added_vocab()
     largest = max((number for token, number in tokenizer.get_vocab().items() if token not in added), default=-1)
@@ -261,10 +260,10 @@ def check_vocabulary(tokenizer: Any, vocab_size: int, where: str | Path) -> None
 
 
 def eos_ids(folder: str | Path | None = None, tokenizer: Any = None) -> tuple[int, ...]:
-    """The ids that end a response: the tokenizer's own EOS first (the one that training appends), then further ones that
-    generation_config.json (or, where it names none, config.json) lists.
+    """The ids that end a response: the tokenizer's own EOS first (which training appends), then further ids in the folder's files.
 
-    Raises: UserError where nothing names an EOS, or something that is no id.
+    The files are generation_config.json or, if it names none, config.json.
+    Raises: UserError if nothing names an EOS, or if a value is not an id.
     """
     ids = [] if tokenizer is None or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     ids += _special_ids(folder, "eos_token_id")
@@ -274,8 +273,7 @@ def eos_ids(folder: str | Path | None = None, tokenizer: Any = None) -> tuple[in
 
 
 def pad_id(folder: str | Path | None = None, tokenizer: Any = None) -> int:
-    """The id that fills rows: the tokenizer's, else the folder's, else EOS. Masks never look at it, so that pad = EOS is
-    harmless.
+    """The id that fills rows: the tokenizer's, else the folder's, else EOS. Masks never look at it, so pad = EOS is harmless.
 
     Raises: UserError as `eos_ids`.
     """
@@ -285,7 +283,7 @@ def pad_id(folder: str | Path | None = None, tokenizer: Any = None) -> int:
 
 
 def _special_ids(folder: str | Path | None, field: str) -> list[int]:
-    """The ids of a field, of one of them or a list; [] where no file has it, or it is -1, which older folders write for none."""
+    """The ids in a field, which holds one or a list; [] if no file has it, or if it is -1, which older folders write for none."""
     if folder is None:
         return []
     for file in ("generation_config.json", "config.json"):
@@ -304,10 +302,10 @@ def save_folder(directory: str | Path, config: ModelConfig, trunk: PyTree, token
     """Writes a Hugging Face folder: config.json, generation_config.json, model.safetensors and the tokenizer's files.
 
     Args:
-      directory: made if it is not there; files of these names are replaced.
+      directory: made if missing; files of these names are replaced.
       config: the architecture, of one of the families.
-      trunk: float32 leaves; an adapter must have been merged into it.
-      tokenizer: of transformers; None writes none and no special ids.
+      trunk: float32 leaves, with any adapter already merged.
+      tokenizer: from transformers; None writes none and no special ids.
     Returns: the directory.
     """
     directory = Path(directory)
@@ -315,7 +313,7 @@ def save_folder(directory: str | Path, config: ModelConfig, trunk: PyTree, token
     if tokenizer is not None:
         check_vocabulary(tokenizer, config.vocab_size, directory)
         special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    # Ids that are None are written too: transformers would put the family's own defaults in their place.
+    # Ids that are None are written too: transformers would fill in the family's defaults.
     hf_config = families.to_hf_config(config) | {f"{name}_token_id": None for name in ("bos", "eos", "pad")} | special
     stored = tensors.stored_tensors(config, {"params": trunk})
     hf_export.write_folder(directory, hf_config, stored, tokenizer=tokenizer, generation=special)

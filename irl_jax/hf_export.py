@@ -1,4 +1,4 @@
-"""Writing Hugging Face folders: weights in shards, a tensor at a time, and the JSON beside them."""
+"""Writes Hugging Face folders: weights in shards, one shard at a time, and the JSON beside them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from irl_jax.models.tensors import Stored
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SENTENCEPIECE = "tokenizer.model"
 DTYPES = ("float32", "bfloat16", "float16")
-# Fields of tokenizer_config.json about how it was loaded here, and about code and processors that an export does not have.
+# Fields of tokenizer_config.json about how it was loaded here, and about code and processors that an export doesn't have.
 _NOT_OF_A_TOKENIZER = ("backend", "is_local", "local_files_only", "auto_map", "processor_class")
 SHARD = 5 * 10**9  # bytes; transformers' own limit
 
 
 class Written(NamedTuple):
-    """What `write_weights` wrote: tensors, bytes of them, and the files' names."""
+    """What `write_weights` wrote: number of tensors, their bytes, and the files' names."""
 
     tensors: int
     size: int
@@ -30,7 +30,7 @@ class Written(NamedTuple):
 
 
 def in_shards(tensors: Iterable[Stored], itemsize: int, limit: int) -> list[list[Stored]]:
-    """Tensors in their order, cut before the one that would take a shard over `limit` bytes; one larger than that is a shard alone."""
+    """Splits tensors, in order, before the one that would take a shard over `limit` bytes. A larger tensor is a shard alone."""
     shards: list[list[Stored]] = [[]]
     size = 0
     for tensor in tensors:
@@ -44,14 +44,14 @@ def in_shards(tensors: Iterable[Stored], itemsize: int, limit: int) -> list[list
 
 
 def write_weights(directory: Path, tensors: Iterable[Stored], dtype: str = "float32", limit: int = SHARD) -> Written:
-    """Writes model.safetensors, or its shards and their index where it would pass `limit` bytes.
+    """Writes model.safetensors, or shards and their index if it would exceed `limit` bytes.
 
     Args:
-      directory: a folder that is there.
-      tensors: read in order, one shard of them at a time on the host.
+      directory: an existing folder.
+      tensors: read in order, one shard at a time on the host.
       dtype: one of DTYPES.
-      limit: bytes a shard.
-    Raises: UserError where a weight is not finite in that dtype; OSError where the file cannot be written.
+      limit: bytes per shard.
+    Raises: UserError if a weight is not finite in a 16-bit dtype; OSError if a file can't be written.
     """
     kind = np_dtype(dtype)
     shards = in_shards(tensors, kind.itemsize, limit)
@@ -67,29 +67,29 @@ def write_weights(directory: Path, tensors: Iterable[Stored], dtype: str = "floa
 
 
 def save_tensors(file: Path, tensors: dict[str, np.ndarray]) -> int:
-    """Writes one safetensors file as torch's tools expect it; returns the tensors' bytes. Raises: OSError."""
+    """Writes one safetensors file as torch's tools expect it. Returns the tensors' bytes. Raises: OSError."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     try:
         file.touch()
-        mode = file.stat().st_mode  # what the umask leaves; the library writes for the owner alone
+        mode = file.stat().st_mode  # as the umask allows; the library gives access to the owner alone
         save_file(tensors, file, metadata={"format": "pt"})
         file.chmod(mode)
-    except SafetensorError as error:  # how it says that the disk is full
+    except SafetensorError as error:  # raised if the disk is full
         raise OSError(" ".join(str(error).split())[:200]) from error
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def np_dtype(name: str) -> np.dtype:
-    """numpy's dtype of a name in DTYPES."""
+    """The numpy dtype of a name in DTYPES."""
     import ml_dtypes
 
     return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def cast(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
-    """A tensor in another dtype. Raises: UserError where a finite number becomes infinite, as those above 65504 do in float16."""
+    """A tensor in another dtype. Raises: UserError if a number is not finite in a 16-bit dtype, such as one above 65504 in float16."""
     with np.errstate(over="ignore"):
         out = tensor.astype(np_dtype(dtype))
     if dtype != "float32" and not np.isfinite(out.astype(np.float32)).all():
@@ -103,28 +103,28 @@ def write_json(file: Path, value: dict) -> None:
 
 
 def write_tokenizer(directory: Path, tokenizer: Any) -> None:
-    """Writes the files of a tokenizer of transformers, such that versions 4.45 and later, version 5 and vLLM read it as it is here.
+    """Writes a transformers tokenizer such that versions 4.45 and later, version 5 and vLLM read it as it is here.
 
-    tokenizer.json holds what text becomes which ids, so the class is the generic one: the classes of the families add rules of their own,
-    and the two versions do not agree on them. The SentencePiece model is copied, because llama.cpp's converter needs Gemma's.
+    tokenizer.json determines how text becomes ids, so the class is the generic one. The families' classes add rules of their own, and the
+    two versions disagree on them. The SentencePiece model is copied because llama.cpp's converter needs Gemma's.
     """
-    tokenizer.save_pretrained(directory, save_jinja_files=False)  # the chat template as a field: older versions read no file of it
+    tokenizer.save_pretrained(directory, save_jinja_files=False)  # chat template as a field: older versions read no file of it
     file = directory / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))
     settings = {key: value for key, value in settings.items() if key not in _NOT_OF_A_TOKENIZER}
-    # Version 5 puts further special tokens in a list where version 4 expects an object of the named ones, and gives that another name.
+    # Version 5 lists further special tokens where version 4 expects an object of named ones, and gives that object another name.
     further, named = settings.pop("extra_special_tokens", None), settings.pop("model_specific_special_tokens", None)
     settings |= {"additional_special_tokens": further} if further else {}
     settings |= {"extra_special_tokens": named} if named else {}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-        # Version 4 sets this on a pre-tokenizer that has it, and version 5 cleans up no BPE text, whatever the field says.
+        # Version 4 sets add_prefix_space on a pre-tokenizer that has it. Version 5 cleans up no BPE text, whatever the field says.
         before = json.loads(backend.to_str())["pre_tokenizer"] or {}
         settings |= {"add_prefix_space": before["add_prefix_space"]} if "add_prefix_space" in before else {}
         cleans = tokenizer.clean_up_tokenization_spaces and type(backend.model).__name__ != "BPE"
         settings["clean_up_tokenization_spaces"] = bool(cleans)
-    # What the family's class gives, and the generic one does not.
+    # The family's class sets these; the generic one doesn't.
     write_json(file, settings | {"model_input_names": list(tokenizer.model_input_names), "padding_side": tokenizer.padding_side})
     model = Path(tokenizer.name_or_path) / SENTENCEPIECE
     if tokenizer.name_or_path and model.is_file():
@@ -141,10 +141,10 @@ def write_folder(
     dtype: str = "float32",
     limit: int = SHARD,
 ) -> Written:
-    """Writes config.json, the weights and, where given, the tokenizer's files and generation_config.json.
+    """Writes config.json, the weights and, if given, the tokenizer's files and generation_config.json.
 
     Args:
-      directory: made if it is not there; files of these names are replaced.
+      directory: made if missing; files of these names are replaced.
       hf_config: without dtype, which is that of the weights.
       tensors, dtype, limit: as in `write_weights`.
     """

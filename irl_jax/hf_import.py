@@ -1,4 +1,4 @@
-"""Reading the weights of Hugging Face folders, block by block, straight into the sharded arrays of the mesh."""
+"""Reads the weights of Hugging Face folders, block by block, straight into the sharded arrays of the mesh."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from irl_jax.models.transformer import ModelConfig, init_trunk
 from irl_jax.types import PyTree
 
 DTYPES = ("F32", "F16", "BF16")  # as safetensors names them
-BLOCK = 2**22  # bytes of the rows of a tensor that are read at a time
+BLOCK = 2**22  # bytes of a tensor's rows read at a time
 
 Box = tuple[tuple[int, int], ...]  # (start, stop) of every axis
 
 
 class StoredTensor(NamedTuple):
-    """A tensor in a file, not read yet. dtype: safetensors' name of it."""
+    """A tensor in a file, not read yet. dtype: its safetensors name."""
 
     file: Path
     name: str
@@ -37,11 +37,11 @@ class StoredTensor(NamedTuple):
     dtype: str
 
     def read(self, box: Box | None = None, kind: np.dtype | None = None) -> np.ndarray:
-        """The part in the box, or all of it; of its own memory, the file being closed again and no page of it mapped.
+        """The part in the box, or all of it, in its own memory: the file is closed again and none of its pages stays mapped.
 
         Args:
-          kind: the dtype to give; None is the stored one.
-        Raises: UserError where the file is broken, or holds numbers there that are not finite in that dtype.
+          kind: the dtype to return; None is the stored one.
+        Raises: UserError if the file is broken, or holds numbers there that are not finite in that dtype.
         """
         with _opened(self.file) as file:
             values = file.get_slice(self.name)[tuple(slice(*bounds) for bounds in box or [(0, size) for size in self.shape])]
@@ -55,9 +55,9 @@ class StoredTensor(NamedTuple):
 
 
 def stored_in(folder: Path) -> dict[str, StoredTensor]:
-    """The tensors of a folder by name, in one file or in the shards that the index names; only headers are read.
+    """The tensors of a folder by name, from one file or from the shards that the index names. Reads only headers.
 
-    Raises: UserError where files are missing or broken, or a tensor stands in two.
+    Raises: UserError if files are missing or broken, or if a tensor is in two.
     """
     stored = {}
     for path in weight_files(folder):
@@ -75,17 +75,17 @@ def load_trunk(
 ) -> PyTree:
     """A trunk on the mesh, split by the rule table, from a folder's tensors, each used exactly once.
 
-    Names, shapes and dtypes are checked before anything is placed. Then each leaf's arrays are made on the devices and filled in place,
-    layer by layer and block by block, so that beside what the devices hold the host holds a few blocks of BLOCK bytes at most (or a few
-    rows, where one is larger). With many hosts each reads the rows that its own devices need.
+    Checks names, shapes and dtypes before placing anything. Then makes each leaf's arrays on the devices and fills them in place, layer by
+    layer and block by block. So besides what the devices hold, the host holds at most a few blocks of BLOCK bytes (or a few rows, if one is
+    larger). With many hosts each reads the rows that its own devices need.
 
     Args:
-      config: the architecture; with vocab_multiple the vocabulary's padding is zero.
+      config: the architecture. With vocab_multiple the vocabulary's padding is zero.
       stored: from `stored_in`.
       where: the checkpoint's name, for errors.
       param_dtype: of the arrays, "float32" or "bfloat16".
-    Raises: UserError naming missing, unknown or misshapen tensors, dtypes beyond DTYPES, or numbers that are not finite; or a mesh that
-      does not divide.
+    Raises: UserError naming missing, unknown or misshapen tensors, dtypes beyond DTYPES, or numbers that are not finite; or if the mesh
+      doesn't divide a leaf.
     """
     plan = _plan(config, stored, where)
     kind = np.dtype(jnp.dtype(param_dtype))
@@ -97,7 +97,7 @@ def load_trunk(
 
 
 def check(config: ModelConfig, stored: Mapping[str, StoredTensor], where: str) -> None:
-    """Refuses what `load_trunk` would, block by block; nothing is kept.
+    """Refuses tensors that `load_trunk` would refuse, block by block. Keeps nothing, and doesn't compare tied embeddings.
 
     Raises: UserError, as there.
     """
@@ -108,7 +108,7 @@ def check(config: ModelConfig, stored: Mapping[str, StoredTensor], where: str) -
 
 
 def _plan(config: ModelConfig, stored: Mapping[str, StoredTensor], where: str) -> tensors.Plan:
-    """Which tensors fill which leaves; names, shapes and dtypes are right."""
+    """Which tensors fill which leaves. Checks names, shapes and dtypes."""
     plan = tensors.import_plan(config, {name: tensor.shape for name, tensor in stored.items()}, where)
     for piece in (piece for pieces in plan.pieces.values() for piece in pieces):
         if stored[piece.name].dtype not in DTYPES:
@@ -121,7 +121,7 @@ def _whole(tensor: StoredTensor) -> Box:
 
 
 def _equal(one: StoredTensor, other: StoredTensor, kind: np.dtype) -> bool:
-    """Whether two tensors are the same numbers in that dtype."""
+    """Whether two tensors hold the same numbers in dtype `kind`."""
     return one.shape == other.shape and all(
         np.array_equal(one.read(box).astype(kind), other.read(box).astype(kind)) for box in _blocks(one, [_whole(one)]))
 
@@ -130,15 +130,15 @@ def _equal(one: StoredTensor, other: StoredTensor, kind: np.dtype) -> bool:
 
 
 def _filled(like: jax.ShapeDtypeStruct, pieces: Iterable[Piece], stored: Mapping[str, StoredTensor]) -> jax.Array:
-    """The leaf of this shape, dtype and sharding, zero but for the pieces."""
-    places: dict[Box, list[jax.Device]] = {}  # what part of the leaf: the devices that hold it
+    """The leaf of this shape, dtype and sharding, zero except for the pieces."""
+    places: dict[Box, list[jax.Device]] = {}  # part of the leaf -> devices that hold it
     whole: dict[Box, np.ndarray] = {}
     parts: dict[jax.Device, jax.Array] = {}
     for device, index in like.sharding.addressable_devices_indices_map(like.shape).items():
         box = tuple(part.indices(size)[:2] for part, size in zip(index, like.shape, strict=True))
         places.setdefault(box, []).append(device)
     shape = like.sharding.shard_shape(like.shape)
-    small = int(np.prod(like.shape, dtype=np.int64)) * 4 <= BLOCK  # filled on the host, which spares a compilation
+    small = int(np.prod(like.shape, dtype=np.int64)) * 4 <= BLOCK  # filled on the host, which saves a compilation
     if small:
         whole = {box: np.zeros(shape, like.dtype) for box in places}
     else:
@@ -160,8 +160,7 @@ def _filled(like: jax.ShapeDtypeStruct, pieces: Iterable[Piece], stored: Mapping
 def _read(
     pieces: Iterable[Piece], boxes: list[Box], stored: Mapping[str, StoredTensor], kind: np.dtype
 ) -> Iterator[tuple[Piece, Box, Box, np.ndarray]]:
-    """(piece, box of the leaf, part of the tensor, its values as they stand in the leaf) for all that the boxes need, in blocks that are
-    read once."""
+    """Yields (piece, box of the leaf, part of the tensor, its values as laid out in the leaf) for all boxes. Reads each block once."""
     for piece in pieces:
         own = {box: _in_tensor(piece, box) for box in boxes}
         for block in _blocks(stored[piece.name], own.values()):
@@ -176,14 +175,14 @@ def _read(
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _write(whole, part, at):
-    """`whole` with `part` at the corner `at`, in the same memory."""
+    """Writes `part` into `whole` at the corner `at`, in the same memory."""
     return lax.dynamic_update_slice(whole, part, tuple(at))
 
 
 def _blocks(tensor: StoredTensor, wanted: Iterable[Box]) -> Iterator[Box]:
-    """Boxes of whole rows of at most BLOCK bytes that together cover the wanted ones, none of whose edges lies within a block.
+    """Blocks of whole rows, at most BLOCK bytes each, that together cover the wanted boxes. No box's row edge lies inside a block.
 
-    Only the columns that somebody wants are in a block; the pages of the others are mapped all the same, and count.
+    A block holds only the columns that are wanted. Its bytes count all columns, because the pages of the others are mapped too.
     """
     wanted = [box for box in wanted if all(start < stop for start, stop in box)]
     if not wanted:
@@ -201,7 +200,7 @@ def _within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
 
 
 def _in_tensor(piece: Piece, box: Box) -> Box:
-    """What part of the tensor stands in a box of the leaf: without layers and padding, shifted, and transposed as the tensor is."""
+    """The part of the tensor in a box of the leaf: without layers and padding, shifted, and transposed if the tensor is."""
     part = [(start, min(stop, size)) for (start, stop), size in zip(box[piece.layer is not None :], piece.shape, strict=True)]
     part[-1] = (part[-1][0] + piece.start, part[-1][1] + piece.start)
     return tuple(part[::-1] if piece.transposed else part)
@@ -220,7 +219,7 @@ def _corner(piece: Piece, box: Box, part: Box) -> tuple[int, ...]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder. Raises: UserError where there are none."""
+    """The safetensors files of a folder. Raises: UserError if there are none."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
@@ -250,7 +249,7 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def read_json(file: Path) -> dict:
-    """A JSON object of a model's folder. Raises: UserError where there is none."""
+    """A JSON object from a model's folder. Raises: UserError if there is none."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -267,5 +266,5 @@ def read_json(file: Path) -> dict:
 
 
 def one_line(error: Exception | str) -> str:
-    """What an error, or another text, says on one line of 300 characters."""
+    """The text of an error, or another text, on one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]

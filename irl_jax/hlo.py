@@ -1,7 +1,7 @@
-"""What a compiled program does, read off its HLO text: floating-point operations, bytes over the network and to memory.
+"""What a compiled program does, read from its HLO text: floating-point operations, bytes over the network and to memory.
 
-XLA's own `cost_analysis` counts the body of a loop once; here every loop counts as often as it runs, so that a scan over layers
-costs its layers. All figures are of one device, whose program the text of a partitioned module is.
+XLA's own `cost_analysis` counts the body of a loop once. Here every loop counts as often as it runs, so a scan over layers costs all its
+layers. All figures are for one device, because the text of a partitioned module is one device's program.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _FREE = {"async-update", "parameter", "constant", "get-tuple-element", "tuple", 
 _FUSED = {"fusion", "async-start"}
 _PASSES = {"custom-call", "parameter", "get-tuple-element", "tuple"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
-Kind = tuple[str, bool]  # of a collective, from COLLECTIVES, and whether it crosses slices
+Kind = tuple[str, bool]  # a collective, from COLLECTIVES, and whether it crosses slices
 
 
 class Cost(NamedTuple):
-    """Of one run of a program, on one device.
+    """Cost of one run of a program, on one device.
 
-    flops: floating-point operations of products (dots and convolutions; a fused multiply-add counts 2). memory: bytes read from
-    and written to main memory, if every operation outside of loops and fusions reads its operands once and writes its results once.
-    network: {kind: bytes that the device sends}.
+    flops: floating-point operations of products (dots and convolutions; a fused multiply-add counts 2). memory: bytes read from and written
+    to main memory, if every operation outside loops and fusions reads its operands once and writes its results once. network: {kind: bytes
+    that the device sends}.
     """
 
     flops: float = 0.0
@@ -36,7 +36,7 @@ class Cost(NamedTuple):
     network: dict[Kind, float] = {}
 
     def add(self, other: Cost, times: float = 1.0) -> Cost:
-        """This cost and `times` the other."""
+        """This cost plus `times` the other."""
         network = dict(self.network)
         for key, value in other.network.items():
             network[key] = network.get(key, 0.0) + times * value
@@ -47,8 +47,8 @@ class Program:
     """A parsed module.
 
     Args:
-        text: `compiled.as_text()`, in HLO's syntax. dynamic_trips: what a loop that no constant bounds counts as.
-        slice_devices: devices a slice, for telling collectives that cross slices; 0 is one slice.
+        text: `compiled.as_text()`, in HLO's syntax. dynamic_trips: assumed trip count of a loop without a constant bound.
+        slice_devices: devices per slice, to tell which collectives cross slices; 0 is one slice.
     """
 
     def __init__(self, text: str, dynamic_trips: float = 1.0, slice_devices: int = 0):
@@ -58,7 +58,7 @@ class Program:
         self._costs: dict[str, Cost] = {}
 
     def cost(self, computation: str | None = None) -> Cost:
-        """The cost of one run of a computation, the entry unless named, with everything it calls."""
+        """The cost of one run of a computation (the entry by default), with everything it calls."""
         name = computation or self.entry
         if name not in self._costs:
             total, sent = self._own(name)
@@ -70,8 +70,8 @@ class Program:
     def _own(self, name: str) -> tuple[Cost, dict[str, tuple[Kind, float, float]]]:
         """(cost without this computation's collectives, {chain or name: (kind, bytes sent, bytes of memory)}).
 
-        A collective that runs beside other work stands in several fusions (its start, its middle, its end), which share a chain; outside of
-        fusions each is one of its own: where the layers are not in a loop, those of all layers have one channel.
+        A collective that runs beside other work is split over several fusions (its start, middle and end), which share a chain. Outside
+        fusions each collective counts on its own: if the layers are not in a loop, those of all layers have one channel.
         """
         total = Cost()
         sent: dict[str, tuple[Kind, float, float]] = {}
@@ -86,7 +86,7 @@ class Program:
             elif one.opcode in _FUSED and (called := hlo_text.attribute(one, "calls")):
                 inner, sends = self._own(called)
                 total = total.add(inner._replace(memory=0.0))
-                if called.startswith("all-reduce-scatter"):  # one operation of the network, written as two
+                if called.startswith("all-reduce-scatter"):  # one network operation, written as two
                     sends = {f"{one.name}/{key}": (("reduce-scatter", far), size / 2, moved)
                              for key, ((_, far), size, moved) in sends.items()}
                 sent |= sends
@@ -107,7 +107,7 @@ class Program:
 
     # ------------------------------------------------------------------------------------------------------- loops
     def trips(self, computation: str, loop: Instruction) -> float:
-        """How often a while loop runs: by XLA's note, else by its counter's start, step and bound; else `dynamic_trips`."""
+        """How often a while loop runs: from XLA's note, else from its counter's start, step and bound, else `dynamic_trips`."""
         noted = re.search(r'known_trip_count[\\"]*:\{[\\"]*n[\\"]*:[\\"]*(\d+)', loop.text)
         if noted:
             return float(noted[1])
@@ -134,7 +134,7 @@ class Program:
         return float(max(0, math.ceil((bound - (first or 0)) / step)))
 
     def _step(self, body: str, counter: int) -> int:
-        """What a round adds to the counter; 1 where it cannot be seen."""
+        """What one iteration adds to the counter; 1 if it can't be seen."""
         root = hlo_text.root(self.computations[body])
         added = self.symbols[body].get(root.operands[counter]) if root.opcode == "tuple" else None
         if added is None or added.opcode != "add":
@@ -163,13 +163,13 @@ class Program:
         return bool(self.slice_devices) and any(len({int(i) // self.slice_devices for i in group}) > 1 for group in groups)
 
     def _through(self, computation: str, one: Instruction) -> float:
-        """Bytes of main memory that a collective reads and writes; the start of one that runs on its own has operand and result."""
+        """Bytes of main memory that a collective reads and writes. The start of an asynchronous one lists operands, then results."""
         results = one.arrays[len(one.operands) :] if one.opcode.endswith("-start") else one.arrays
         return _main(results) + sum(_main(self._arrays(computation, operand)) for operand in one.operands)
 
     # ------------------------------------------------------------------------------------------------------ memory
     def _memory(self, computation: str, one: Instruction) -> float:
-        """Bytes of main memory that an instruction outside of fusions reads and writes."""
+        """Bytes of main memory that an instruction outside fusions reads and writes."""
         if one.opcode in _FREE or one.opcode.endswith("-done") or one.opcode in ("while", "conditional", "call", "async-start"):
             return 0.0
         if one.opcode in _SLICES or one.opcode == "slice-start":
@@ -187,7 +187,7 @@ class Program:
         return _main(one.arrays) + sum(_main(self._arrays(computation, operand)) for operand in one.operands)
 
     def _reads(self, called: str, index: int) -> float:
-        """Bytes of a fusion's operand that it reads: where it takes slices of it, only those."""
+        """Bytes that a fusion reads of an operand: only the slices, if it takes slices of it."""
         lines = self.computations[called]
         own = next((one for one in lines if one.opcode == "parameter" and one.text.startswith(f"({index})")), None)
         if own is None:
@@ -196,7 +196,7 @@ class Program:
         for user in (one for one in lines if own.name in one.operands):
             place = user.operands.index(own.name)
             if user.opcode in COLLECTIVES or user.opcode in _PASSES:
-                continue  # counted by its channel, or handed on
+                continue  # counted by its channel, or passed on
             if user.opcode in _SLICES and place == 0:
                 total += sum(array.bytes for array in user.arrays)
             elif user.opcode == "fusion":
@@ -206,7 +206,7 @@ class Program:
         return min(total, sum(array.bytes for array in own.arrays))
 
     def _writes(self, called: str, one: Instruction) -> float:
-        """Bytes that a fusion writes: where it updates an operand in place, only the update."""
+        """Bytes that a fusion writes: only the update, if it updates an operand in place."""
         root = hlo_text.root(self.computations[called])
         names = root.operands if root.opcode == "tuple" else (root.name,)
         total = 0.0
@@ -223,12 +223,12 @@ class Program:
 
 
 def _ring(kind: str, n: int) -> float:
-    """Bytes sent for each byte of the operand, among n."""
+    """Bytes sent per byte of the operand, among n devices."""
     return {"all-gather": n - 1, "reduce-scatter": (n - 1) / n, "all-reduce": 2 * (n - 1) / n, "all-to-all": (n - 1) / n}.get(kind, 1.0)
 
 
 def between_slices(text: str, size: float) -> tuple[Kind, float]:
-    """((kind, True), bytes sent) of what XLA hands to the host for other slices, which it writes as a send of `size` bytes."""
+    """((kind, True), bytes sent) for what XLA hands to the host for other slices, written as a send of `size` bytes."""
     kind = hlo_text.found(r'_xla_megascale_transfer_type="(\w+)"', text)[1].lower().replace("_", "-")
     target = re.search(r'_xla_megascale_target="\{([^}]*)\}', text)  # such as {1,2} or {0:3}, the slices
     ends = [part.split(":") for part in target[1].split(",")] if target else [["0", "1"]]
@@ -237,7 +237,7 @@ def between_slices(text: str, size: float) -> tuple[Kind, float]:
 
 
 def product_flops(one: Instruction, operands: Sequence[Array]) -> float:
-    """Operations of a dot or a convolution: 2 for each multiply-add whose factors both exist, as XLA's HloCostAnalysis counts."""
+    """Operations of a dot or a convolution: 2 per multiply-add whose factors both exist, as XLA's HloCostAnalysis counts."""
     left, right = operands
     if one.opcode == "dot":
         contracted = hlo_text.found(r"lhs_contracting_dims=\{([\d,]*)\}", one.text)[1]
@@ -256,10 +256,10 @@ def product_flops(one: Instruction, operands: Sequence[Array]) -> float:
 
 
 def _valid(size: int, kernel: int, out: int, stride: int, low: int, dilate: int, kernel_dilate: int) -> int:
-    """Pairs of an output position and a kernel position of one dimension that meet an entry of the input."""
+    """Number of pairs of an output position and a kernel position, in one dimension, that meet an entry of the input."""
     end, total = (size - 1) * dilate, 0
     for k in range(kernel):
-        first = k * kernel_dilate - low  # where output 0 looks; output o looks stride further each time
+        first = k * kernel_dilate - low  # input position of output 0; each next output's is stride further
         if dilate == 1:
             lowest, highest = max(0, -(first // stride)), min(out - 1, (end - first) // stride)
             total += max(0, highest - lowest + 1)
@@ -269,7 +269,7 @@ def _valid(size: int, kernel: int, out: int, stride: int, low: int, dilate: int,
 
 
 def _chain(one: Instruction) -> str | None:
-    """What the parts of one collective share that stands in several fusions: its channel, and which of the channel's chains it is."""
+    """What the parts of one collective split over several fusions share: its channel, and which of the channel's chains it is."""
     channel, chain = re.search(r"channel_id=(\d+)", one.text), re.search(r'chain_id="(\d+)"', one.text)
     return f"{channel[1]}/{chain[1]}" if channel and chain else None
 

@@ -1,4 +1,4 @@
-"""The text of an HLO module, read: computations, their instructions, and what those say of themselves."""
+"""Parses the text of an HLO module: computations, their instructions, and what these say."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Array(NamedTuple):
 
     @property
     def bytes(self) -> float:
-        """Its size without padding."""
+        """Size without padding."""
         return math.prod(self.dims) * _WIDTH.get(self.dtype, 1)
 
 
@@ -42,7 +42,7 @@ class Instruction(NamedTuple):
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     """({computation: its instructions}, name of the entry) of a module.
 
-    Raises: ValueError where the text has no entry computation.
+    Raises: ValueError if the text has no entry computation.
     """
     computations: dict[str, list[Instruction]] = {}
     entry, lines = None, None
@@ -68,7 +68,7 @@ def _instruction(found: re.Match[str]) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the bracket that opens at `start` closes."""
+    """Index at which the bracket opened at `start` closes."""
     depth = 0
     for index in range(start, len(text)):
         depth += (text[index] == "(") - (text[index] == ")")
@@ -87,13 +87,13 @@ def arrays_of(text: str) -> tuple[Array, ...]:
 
 
 def largest(text: str, count: int = 1) -> list[Array]:
-    """The biggest arrays that a program mentions anywhere, biggest first."""
+    """The largest arrays that a program mentions anywhere, largest first."""
     found = {Array(dtype, tuple(int(d) for d in dims.split(",") if d), 0) for dtype, dims, _ in _ARRAY.findall(text)}
     return sorted(found, key=lambda array: -array.bytes)[:count]
 
 
 def replica_group(text: str) -> list[int]:
-    """The first group of devices of a collective, in any of HLO's three notations; [] where all are one."""
+    """The first device group of a collective, in any of HLO's three notations; [] if all devices are one group."""
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
         return [int(i) for i in listed[1].split(",") if i]
     if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
@@ -105,7 +105,7 @@ def replica_group(text: str) -> list[int]:
         split, grouped = [], set()
         for name, size in sizes:
             parts = {(int(p), int(s)) for p, s in re.findall(rf"'{re.escape(name)}':\((\d+)\)(\d+)", mesh[2])}
-            if parts:  # a part of an axis: (what stands before it) its size
+            if parts:  # part of an axis: (what stands before it) its size
                 before, width = min(parts)
                 split += [before, width, size // before // width]
                 grouped.add(len(split) - 2)
@@ -125,7 +125,7 @@ def _transposed(dims: list[int], order: list[int]) -> list[int]:
 
 
 def found(pattern: str, text: str) -> re.Match[str]:
-    """The match of what XLA writes in every instruction of a kind. Raises: ValueError where it is not there."""
+    """The match of what XLA writes in every instruction of a kind. Raises: ValueError if it isn't there."""
     if match := re.search(pattern, text):
         return match
     raise ValueError(f"no {pattern} in {text[:200]}")
@@ -138,7 +138,7 @@ def attribute(one: Instruction, key: str) -> str | None:
 
 
 def called(one: Instruction, key: str) -> str:
-    """`attribute` where there must be one. Raises: ValueError where it is not there."""
+    """As `attribute`, which must be there. Raises: ValueError if it isn't."""
     return found(rf"\b{key}=%?([\w.\-]+)", one.text)[1]
 
 
@@ -149,11 +149,11 @@ def branches(one: Instruction) -> list[str]:
 
 
 def element(one: Instruction | None) -> int | None:
-    """Which element of a tuple an instruction takes; None where it takes none."""
+    """Which element of a tuple an instruction takes; None if it takes none."""
     index = re.search(r"index=(\d+)", one.text) if one and one.opcode == "get-tuple-element" else None
     return int(index[1]) if index else None
 
 
 def root(lines: list[Instruction]) -> Instruction:
-    """The instruction whose result is the computation's."""
+    """The instruction whose result is the computation's result."""
     return next((one for one in lines if one.root), lines[-1])
