@@ -1,7 +1,7 @@
 """Examples -> arrays of fixed shape, on the host, and the order in which training sees them.
 
-Prompts and rows are padded on the right with token 0, segment 0, mask 0. Lengths come from a few buckets, so that a jitted
-step is compiled a few times and no more.
+Prompts and rows are padded on the right with token 0, segment 0, mask 0. Lengths come from a few buckets, so a jitted step compiles only a
+few times.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from irl_jax.errors import UserError
 from irl_jax.types import Example, PromptBatch, RewardBatch, TokenBatch
 
-GROUPS_A_SHAPE = 4  # fewest groups that a shape is compiled for
-PADDING_ID = -1  # PromptBatch.ids of a row that only fills the batch: nothing is sampled for it
+GROUPS_A_SHAPE = 4  # fewest groups for which a shape is compiled
+PADDING_ID = -1  # PromptBatch.ids of a row that only fills the batch; nothing is sampled for it
 
 Batch = TypeVar("Batch", bound=tuple)
 
@@ -29,7 +29,7 @@ def bucket_length(n: int, maximum: int) -> int:
         maximum: tokens, the largest length in use; the top bucket.
 
     Returns:
-        A length of which there are two per doubling, so that compilations stay few and padding stays under a third.
+        The bucket's length. Above 16 there are two buckets per doubling: compilations stay few, and padding stays under a third.
     """
     if n > maximum:
         raise ValueError(f"{n} tokens do not fit into {maximum}")
@@ -41,21 +41,21 @@ def bucket_length(n: int, maximum: int) -> int:
 
 
 class Group(NamedTuple):
-    """What is computed together: indices, and the tokens that each is padded to."""
+    """Sequences computed together: their indices, and the tokens that each is padded to."""
 
     members: list[int]
     length: int
 
 
 def plan_groups(lengths: Sequence[int], size: int, maximum: int) -> list[Group]:
-    """Sequences by length into groups of a few buckets, so that a program is compiled for few shapes.
+    """Groups sequences by length into a few buckets, so a program is compiled for few shapes.
 
-    What does not fill a group goes on to the next bucket, so that all but the last are full; so does a bucket of fewer than
-    GROUPS_A_SHAPE groups, for which another compilation would cost more than its padding does.
+    Sequences that don't fill a group move on to the next bucket, so all groups but the last are full. A bucket with fewer than
+    GROUPS_A_SHAPE groups moves on too: another compilation would cost more than its padding.
 
     Args:
-        lengths: tokens of each. size: how many a group has at most. maximum: tokens, the top bucket; where several calls share a
-            program, they give the same.
+        lengths: tokens of each sequence. size: most members of a group. maximum: tokens, the top bucket; calls that share a program give
+            the same.
     """
     buckets: dict[int, list[int]] = {}
     for i, length in enumerate(lengths):
@@ -76,14 +76,14 @@ def plan_groups(lengths: Sequence[int], size: int, maximum: int) -> list[Group]:
 
 
 def pack_rows(examples: Sequence[Example], row_tokens: int) -> TokenBatch:
-    """Packs sequences into rows, best fit after sorting by falling length; deterministic.
+    """Packs sequences into rows, best fit after sorting by descending length; deterministic.
 
     Args:
         examples: sequences of at most `row_tokens` tokens, prompt and response together.
-        row_tokens: tokens a row.
+        row_tokens: tokens per row.
 
     Returns:
-        int32 and float32 arrays [rows, row_tokens]; every example is in exactly one row, as a segment of its own.
+        int32 and float32 arrays [rows, row_tokens]. Every example is in exactly one row, as its own segment.
 
     Raises:
         UserError: a sequence is longer than a row.
@@ -93,9 +93,9 @@ def pack_rows(examples: Sequence[Example], row_tokens: int) -> TokenBatch:
 
 
 def layout(lengths: Sequence[int] | np.ndarray, row_tokens: int) -> list[list[int]]:
-    """The rows of `pack_rows`: which sequences, of these lengths in tokens, stand in each. Raises: as `pack_rows`."""
+    """The rows of `pack_rows`: which sequences, of these lengths in tokens, each row has. Raises: as `pack_rows`."""
     rows: list[list[int]] = []
-    free: dict[int, list[int]] = {}  # tokens left -> rows with so many left
+    free: dict[int, list[int]] = {}  # tokens left -> rows with that many left
     sizes: list[int] = []  # the keys of `free`, sorted
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if lengths[i] > row_tokens:
@@ -122,24 +122,24 @@ def layout(lengths: Sequence[int] | np.ndarray, row_tokens: int) -> list[list[in
 
 
 def token_rows(examples: Sequence[Example], length: int, rows: int | None = None) -> TokenBatch:
-    """One sequence a row.
+    """One sequence per row.
 
     Args:
         examples: sequences of at most `length` tokens.
-        length: tokens a row.
-        rows: rows in all, the last ones empty (segment 0, mask 0); None makes one a sequence.
+        length: tokens per row.
+        rows: total rows, the last ones empty (segment 0, mask 0); None makes one per sequence.
     """
     return _fill([[example] for example in examples], length, len(examples) if rows is None else rows)
 
 
 def reward_rows(examples: Sequence[Example], labels: Sequence[float], length: int, rows: int | None = None) -> RewardBatch:
-    """One sequence a row with its label; rows that only fill the batch have weight 0.
+    """One sequence per row, with its label. Rows that only fill the batch have weight 0.
 
     Args:
         examples: sequences of at most `length` tokens.
-        labels: 1 for positives (demonstrator-like), 0 for negatives, one an example.
-        length: tokens a row.
-        rows: rows in all; None makes one a sequence.
+        labels: 1 for positives (demonstrator-like), 0 for negatives, one per example.
+        length: tokens per row.
+        rows: total rows; None makes one per sequence.
     """
     if len(labels) != len(examples):
         raise ValueError(f"{len(examples)} examples have {len(labels)} labels")
@@ -153,13 +153,13 @@ def reward_rows(examples: Sequence[Example], labels: Sequence[float], length: in
 
 
 def prompt_batch(prompts: Sequence[np.ndarray], ids: Sequence[int], length: int, rows: int | None = None) -> PromptBatch:
-    """Prompts for the sampler; rows that only fill the batch have id PADDING_ID and one token.
+    """Prompts for the sampler. Rows that only fill the batch have id PADDING_ID and one token.
 
     Args:
-        prompts: ids of at least one and at most `length` tokens each.
+        prompts: token ids, 1 to `length` per prompt.
         ids: the prompts' numbers, 0 or more, which key their randomness.
-        length: tokens a row.
-        rows: rows in all; None makes one a prompt.
+        length: tokens per row.
+        rows: total rows; None makes one per prompt.
     """
     number = len(prompts) if rows is None else rows
     if len(ids) != len(prompts) or len(prompts) > number:
@@ -202,7 +202,7 @@ def take(batch: Batch, indices: np.ndarray) -> Batch:
 
 
 def join(batches: Sequence[Batch]) -> Batch:
-    """One batch of the rows of several, in order."""
+    """One batch with the rows of several, in order."""
     columns = zip(*batches, strict=True)
     return type(batches[0])(*(join(parts) if isinstance(parts[0], tuple) else np.concatenate(parts) for parts in columns))
 
@@ -211,18 +211,18 @@ def join(batches: Sequence[Batch]) -> Batch:
 
 
 def feed(dataset_size: int, batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
-    """The order of training: step -> indices, by random access, so that a resumed run needs no iterator state.
+    """The training order: step -> indices, by random access, so a resumed run needs no iterator state.
 
-    The items stand in an endless row of epochs, each a full pass in an order of its own, and step s takes items
-    s batch_size to (s+1) batch_size - 1 of it. Every batch is full; one that straddles two epochs belongs to both.
+    The order is an endless sequence of epochs. Each epoch is a full pass in its own order. Step s takes items s batch_size to
+    (s+1) batch_size - 1 of the sequence. Every batch is full; one that straddles two epochs belongs to both.
 
     Args:
         dataset_size: items, 1 or more.
-        batch_size: items a step.
+        batch_size: items per step.
         seed: of the orders.
 
     Returns:
-        step -> int64 [batch_size], the same for the same step whenever it is called.
+        step -> int64 [batch_size]. The same step always gives the same indices.
     """
     import grain
 

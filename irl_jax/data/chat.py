@@ -1,6 +1,6 @@
 """Conversations -> text by the tokenizer's chat template: what is prompt, what is response, and which token ends a turn.
 
-In the text the template's control tokens are marked, and what a turn's content spells is none (see irl_jax/data/controls.py).
+In the text, the template's control tokens are marked. What a turn's content spells is not one (see irl_jax/data/controls.py).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _CHANGED = "the tokenizer's chat template changes the assistant's turn, or leave
 class Chat(NamedTuple):
     """A tokenizer with a chat template; `of` makes one.
 
-    end_id: the token that the template puts after the assistant's turn, such as <|im_end|>; None where it puts none.
-    spells_bos: whether what it renders begins with the BOS token. now: the time that the template writes; None: the present.
+    end_id: the token that the template puts after the assistant's turn, such as <|im_end|>; None if there is none.
+    spells_bos: whether rendered text begins with the BOS token. now: the time that the template writes; None: the present.
     """
 
     tokenizer: Any
@@ -31,24 +31,23 @@ class Chat(NamedTuple):
     spells_bos: bool = False
 
     def demonstration(self, messages: list, sampled: bool = False) -> tuple[str, str]:
-        """(prompt, response) of a conversation whose last turn is the assistant's; joined, a prefix of what the template renders.
+        """(prompt, response) of a conversation whose last turn is the assistant's. Joined, they are a prefix of the rendered text.
 
-        A conversation that waits for the assistant's turn has the response "".
-        The prompt is the generation prompt, as `apply_chat_template(..., add_generation_prompt=True)` gives it, earlier turns of the
-        assistant's included. The response is all that follows, the template's whitespace, what it puts before the content (an empty
-        thought, say) and after it, and its end-of-turn token included, but not what comes after that. The prompt ends with the
-        assistant's header where the template has no generation prompt, or one that the turn does not begin with: one that opens a thought,
-        before a turn that has none or an empty one. `sampled`: the last turn has been sampled after the generation prompt, and stands
-        there as it is where the template would not show all of it.
+        If the conversation waits for the assistant's turn, the response is "". The prompt is the generation prompt, as
+        `apply_chat_template(..., add_generation_prompt=True)` gives it, including earlier assistant turns. The response is what follows, up
+        to and including the end-of-turn token. It includes the template's whitespace and what the template puts before the content (an
+        empty thought, say) and after it. The prompt ends with the assistant's header instead if the template has no generation prompt, or
+        one that the turn does not begin with: one that opens a thought, before a turn with no thought or an empty one. `sampled`: the last
+        turn was sampled after the generation prompt. It follows that prompt as it is if the template would not show all of it.
 
-        Raises: UserError where the template refuses the conversation, or shows the turn's content changed by more than whitespace.
+        Raises: UserError if the template refuses the conversation, or changes the turn's content by more than whitespace.
         """
         *turns, last = messages
         if last["role"] != "assistant":
             return self.prompt(messages), ""
         bare, asked, header, after = self._around(turns)
         closing = _turn_end(self.tokenizer, after)[0]
-        if sampled:  # what the template writes between the content and its end-of-turn token has been sampled too
+        if sampled:  # the template's text between the content and its end-of-turn token was sampled too
             last = {**last, "content": last["content"].removesuffix(closing.partition(controls.OPEN)[0])}
         content, text = last["content"], self.render([*turns, last])
         shown = text[len(os.path.commonprefix([bare, header, text])) :]
@@ -64,24 +63,24 @@ class Chat(NamedTuple):
         return prompt, text[len(prompt) : len(text) - len(after)] + closing
 
     def prompt(self, messages: list) -> str:
-        """What the assistant's next turn is sampled after. Raises: UserError where the template refuses the conversation."""
+        """The text after which the assistant's next turn is sampled. Raises: UserError if the template refuses the conversation."""
         return self._around(messages)[1]
 
     def question(self, messages: list) -> tuple[str, str]:
-        """(prompt, what the prompt holds of the assistant's turn already: "<think>\n" where it opens a thought). Raises: as `prompt`."""
+        """(prompt, the part of it that belongs to the assistant's turn: "<think>\n" if it opens a thought). Raises: as `prompt`."""
         _, asked, header, _ = self._around(messages)
         return asked, self._opened(messages, asked, header)
 
     def _around(self, turns: list) -> tuple[str, str, str, str]:
-        """Of an assistant's turn after `turns`: those alone, the generation prompt, all that stands before its content, what follows it."""
+        """For an assistant's turn after `turns`: (`turns` alone, the generation prompt, all text before its content, what follows it)."""
         asked, bare = (self.render(turns, add_generation_prompt=asks) for asks in (True, False))
         header, after = self._sides(turns)
-        if asked == bare and header[len(asked):].strip():  # no generation prompt: the header is one
+        if asked == bare and header[len(asked):].strip():  # no generation prompt: the header replaces it
             asked = header
         return bare, asked, header, after
 
     def _sides(self, turns: list, *later: dict) -> tuple[str, str]:
-        """What stands before and after the content of an assistant's turn between `turns` and `later`."""
+        """The text before and after the content of an assistant's turn between `turns` and `later`."""
         sentinel = controls.SENTINEL
         while any(sentinel in turn["content"] for turn in turns):
             sentinel += "x"
@@ -91,8 +90,8 @@ class Chat(NamedTuple):
         return header, after
 
     def _opened(self, turns: list, asked: str, header: str) -> str:
-        """What a generation prompt says beyond the assistant's header; "" where that is no text."""
-        if not asked.startswith(header):  # a last turn may have a thought, an empty one, where an earlier one has none
+        """What a generation prompt says beyond the assistant's header; "" if that is not text."""
+        if not asked.startswith(header):  # a last turn may have an (empty) thought when an earlier turn has none
             try:
                 header = self._sides(turns, _USER)[0]
             except UserError:
@@ -101,8 +100,8 @@ class Chat(NamedTuple):
         return "" if controls.OPEN in opened else opened
 
     def _cut(self, text: str, asked: str, header: str) -> str:
-        """The prompt of a rendered conversation: the generation prompt, or the header where that alone begins the text, or where a token
-        goes across the generation prompt's end."""
+        """The prompt of a rendered conversation: the generation prompt; or the header, if the text begins only with that, or if a token
+        crosses the generation prompt's end."""
         if not text.startswith(asked):
             return header
         if asked != header and text.startswith(header):
@@ -112,16 +111,16 @@ class Chat(NamedTuple):
         return asked
 
     def render(self, messages: list, **how) -> str:
-        """The text of a conversation, its control tokens marked. Raises: UserError where the template refuses it."""
+        """The text of a conversation, with its control tokens marked. Raises: UserError if the template refuses it."""
         shown, hidden = controls.hide(self.tokenizer, messages)
         try:
             rendered = self.tokenizer.apply_chat_template(shown, tokenize=False, **self._dated(), **how)
             return controls.reveal(self.tokenizer, rendered, hidden)
-        except Exception as error:  # templates refuse by raise_exception, and are programs: whatever they do wrong comes out here
+        except Exception as error:  # templates refuse by raise_exception; they are programs, so any other failure ends up here too
             raise UserError(f"the tokenizer's chat template refuses the conversation ({' '.join(str(error).split())[:200]})") from error
 
     def _dated(self) -> dict:
-        """What makes a template that asks for the time (`strftime_now`) write `now`: transformers lets no function through to it."""
+        """Arguments that make a template that asks for the time (`strftime_now`) write `now`. transformers passes no functions to it."""
         template = self.tokenizer.get_chat_template() if self.now else ""
         if not self.now or "strftime_now" not in template:
             return {}
@@ -134,14 +133,14 @@ _CLOCK = """{%- macro strftime_now(format) -%}{%- set made = namespace(text=form
 
 
 def turns_of(prompt: str) -> list[dict]:
-    """The conversation that a prompt is: the turns of a transcript as HH-RLHF has them ("\\n\\nHuman: ...", "\\n\\nAssistant: ..."), or one
-    turn of the user's."""
+    """The conversation in a prompt: the turns of a transcript in HH-RLHF's form ("\\n\\nHuman: ...", "\\n\\nAssistant: ..."), or one user
+    turn."""
     parts = _SPEAKER.split(prompt)
     if len(parts) < 5 or parts[0].strip() or parts[1] != "Human" or parts[-2:] != ["Assistant", ""]:
         return [{"role": "user", "content": prompt}]
     turns: list[dict[str, str]] = []
     for who, text in zip(parts[1:-2:2], parts[2:-2:2], strict=True):
-        if turns and turns[-1]["role"] == _ROLES[who]:  # a few speak twice, which templates refuse
+        if turns and turns[-1]["role"] == _ROLES[who]:  # a few speak twice in a row, which templates refuse
             turns[-1]["content"] += "\n\n" + text.strip()
         else:
             turns.append({"role": _ROLES[who], "content": text.strip()})
@@ -149,7 +148,7 @@ def turns_of(prompt: str) -> list[dict]:
 
 
 def of(tokenizer, now: datetime.datetime | None = None) -> Chat | None:
-    """The tokenizer's Chat; None where it has no template. `now`: see Chat."""
+    """The tokenizer's Chat; None if it has no template. `now`: see Chat."""
     if not getattr(tokenizer, "chat_template", None):
         return None
     chat = Chat(tokenizer, now)
@@ -158,7 +157,7 @@ def of(tokenizer, now: datetime.datetime | None = None) -> Chat | None:
             _, prompt, _, after = chat._around(turns)
             bos = controls.marked(tokenizer.bos_token)
             return Chat(tokenizer, now, _turn_end(tokenizer, after)[1], bool(bos) and prompt.startswith(bos))
-        except UserError:  # some want a system turn first; what wants more yet, each conversation will tell
+        except UserError:  # some need a system turn first; if one needs still more, each conversation will tell
             continue
     return chat
 
@@ -168,7 +167,7 @@ def _squeezed(text: str) -> str:
 
 
 def _turn_end(tokenizer, after: str) -> tuple[str, int | None]:
-    """(text, id) of what ends a turn: `after` up to its first control token, and that token; without one, its text and None."""
+    """(text, id) of what ends a turn: `after` up to and including its first control token, and that token. Without one: its text, None."""
     body, found, rest = after.partition(controls.OPEN)
     if not found:
         return body.rstrip(), None

@@ -1,12 +1,12 @@
-"""Control tokens told from text that spells them: "<|im_end|>" in a record is those ten characters, in a chat template it is the token.
+"""Tells control tokens from text that spells them: "<|im_end|>" in a record is those ten characters, in a chat template it is the token.
 
-In the strings that go from a template to the tokenizer a control token is marked: it stands between OPEN and CLOSE, which Unicode keeps
-out of texts and which `irl_jax.data.sources` refuses in records. `encode` takes marked tokens for themselves, and everything else for
-text, whatever it spells. Control tokens are the tokenizer's special ones, and further ones in brackets of any kind by which its chat
-template tells the turns apart, which some tokenizers do not call special: every one around a system or user turn, and the outermost ones
-of an assistant or tool turn. A marker inside such a turn or in the template's own system prompt (<think>) is content: the template may look
-for it in a record, and text that spells it has its token. A token of a single character, such as a "!" that pads, is a letter of the text
-too, and no control token.
+In strings that go from a template to the tokenizer, a control token is marked: it is between OPEN and CLOSE. Unicode keeps these out of
+texts, and `irl_jax.data.sources` refuses them in records. `encode` reads marked tokens as tokens, and everything else as text, whatever it
+spells. Control tokens are the tokenizer's special tokens, and the added tokens in brackets of any kind by which its chat template tells
+turns apart. Some tokenizers don't call the latter special. They are all those around a system or user turn, and the outermost ones of an
+assistant or tool turn. A marker inside such a turn or in the template's own system prompt (<think>) is content: the template may look for
+it in a record, and text that spells it gets its token. A token of a single character, such as a "!" used for padding, is also a letter of
+the text, and not a control token.
 """
 
 from __future__ import annotations
@@ -21,44 +21,44 @@ from typing import Any, NamedTuple
 from irl_jax.errors import UserError
 
 OPEN, CLOSE = "\ufdd0", "\ufdd1"  # around a control token
-_HIDDEN, _END = "\ufdd2", "\ufdd3"  # around the number of what is hidden from a template
+_HIDDEN, _END = "\ufdd2", "\ufdd3"  # around the number of a text hidden from a template
 RESERVED = re.compile(f"[{OPEN}-{_END}]")
 _STAND_IN = re.compile(f"{_HIDDEN}(\\d*){_END}")
 _ROLE = re.compile(r"\w[\w .-]{0,63}")
-SENTINEL = "sentinel7f3a91c4"  # what turns say where a template is tried out
+SENTINEL = "sentinel7f3a91c4"  # the content of turns when a template is tried out
 _NOT_LETTERS = re.compile(r"[\W_]+")
 _BRACKETED = re.compile(r"[^\w\s].*[^\w\s]", re.DOTALL)
 
 
 def mark(tokenizer, text: str) -> str:
-    """The text with every control token that it spells out marked, those that are marked already as they are."""
+    """The text with every control token that it spells out marked. Those already marked stay as they are."""
     pattern = _vocabulary(tokenizer).pattern
     return text if pattern is None else pattern.sub(lambda found: f"{OPEN}{found[0].strip(OPEN + CLOSE)}{CLOSE}", text)
 
 
 def spells(tokenizer, text: str) -> bool:
-    """Whether the text spells a control token that is not marked, so that it is read as text."""
+    """Whether the text spells an unmarked control token, which is read as text."""
     pattern = _vocabulary(tokenizer).pattern
     return pattern is not None and any(found[0][0] != OPEN for found in pattern.finditer(text))
 
 
 def marked(name: str | None) -> str:
-    """A control token as it is marked; "" where there is none."""
+    """A control token with its marks; "" if there is none."""
     return f"{OPEN}{name}{CLOSE}" if name else ""
 
 
 def unmarked(text: str) -> str:
-    """The text as somebody reads it, its control tokens spelt out."""
+    """The text for people to read: its control tokens are spelt out, without marks."""
     return text.replace(OPEN, "").replace(CLOSE, "")
 
 
 def as_text(text: str) -> str:
-    """A text that no record's check has seen, such as a model's own: what is reserved for marks is replaced (by U+FFFD, as usual)."""
+    """A text that no record's check has seen, such as a model's own. Replaces what is reserved for marks (by U+FFFD, as usual)."""
     return text if text.isascii() else RESERVED.sub("\ufffd", text)
 
 
 def encode(tokenizer, texts: Sequence[str], special: bool = False) -> list[list[int]]:
-    """The ids of texts; `special`: with what the tokenizer's own rules put around them."""
+    """The ids of each text. `special`: with what the tokenizer's own rules put around it."""
     if not texts:
         return []
     return [encoded.ids for encoded in _vocabulary(tokenizer).core.encode_batch_fast(list(texts), add_special_tokens=special)]
@@ -68,12 +68,12 @@ def encode(tokenizer, texts: Sequence[str], special: bool = False) -> list[list[
 
 
 def hide(tokenizer, messages: Sequence[Mapping]) -> tuple[list[dict], list[str]]:
-    """(messages whose texts spell no control token, what stands for what in them), for a template to render; `reveal` is the way back.
+    """(messages whose texts spell no control token, the hidden texts), for a template to render. `reveal` is the way back.
 
-    Hidden too is what would become a control token together with the template's text beside it. Roles are the template's business:
-    it may make tokens of them ("<|" + role + "|>"), so that none may have the name of a token that is not a speaker's.
+    Text that could form a control token together with the template's text beside it is kept apart from that text. A template may make
+    tokens of roles ("<|" + role + "|>"). So a role that is not one of SPEAKERS must be a plain word that does not name a control token.
 
-    Raises: UserError where a role has.
+    Raises: UserError for any other role.
     """
     vocabulary, hidden = _vocabulary(tokenizer), []
     for turn in messages:
@@ -98,9 +98,9 @@ def hide(tokenizer, messages: Sequence[Mapping]) -> tuple[list[dict], list[str]]
 
 
 def reveal(tokenizer, text: str, hidden: Sequence[str]) -> str:
-    """What a template has rendered of hidden messages: its own control tokens marked, and what was hidden again in its place as text.
+    """What a template rendered from hidden messages: its own control tokens are marked, and the hidden texts are back in place as text.
 
-    Raises: ValueError where the template has cut into what was hidden.
+    Raises: ValueError if the template has cut into a hidden text.
     """
     text = _STAND_IN.sub(lambda found: hidden[int(found[1])] if found[1] else "", mark(tokenizer, text))
     if _HIDDEN in text or _END in text:
@@ -117,7 +117,7 @@ def _letters(name: str) -> str:
 
 
 def _guarded(text: str, vocabulary: _Vocabulary) -> str:
-    """The text with an empty stand-in at an end that could be a part of a control token whose other parts the template writes."""
+    """The text with an empty stand-in at each end that could be part of a control token whose other parts the template writes."""
     body = text.strip()
     if not body:
         return text
@@ -131,8 +131,8 @@ def _guarded(text: str, vocabulary: _Vocabulary) -> str:
 
 
 class _Vocabulary(NamedTuple):
-    """core: a tokenizers.Tokenizer with the same ids, which knows control tokens by their marked names alone. pattern: of their plain
-    names, marked or not; None where there are none. letters: of the names. begins, rests: their proper prefixes and suffixes."""
+    """core: a tokenizers.Tokenizer with the same ids that knows control tokens only by their marked names. pattern: of their plain names,
+    marked or not; None if there are none. letters: of the names. begins, rests: their proper prefixes and suffixes."""
 
     made_of: tuple
     core: Any
@@ -147,9 +147,9 @@ _known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def _vocabulary(tokenizer) -> _Vocabulary:
-    """The tokenizer's, made once. Raises: UserError for a tokenizer that is no table of the tokenizers library."""
+    """The tokenizer's vocabulary, made once. Raises: UserError for a tokenizer that is not of the tokenizers library."""
     found = _known.get(tokenizer)
-    made_of = (len(tokenizer), getattr(tokenizer, "chat_template", None))  # tokens may be added, and a template set
+    made_of = (len(tokenizer), getattr(tokenizer, "chat_template", None))  # changes if tokens are added or a template is set
     if found is None or found.made_of != made_of:
         core = getattr(tokenizer, "backend_tokenizer", None)
         if core is None:
@@ -161,16 +161,16 @@ def _vocabulary(tokenizer) -> _Vocabulary:
 
 
 def _between_turns(tokenizer, added: Sequence[Mapping]) -> set[str]:
-    """The added tokens in brackets by which the chat template tells turns apart; none where it has no template."""
+    """The added tokens in brackets by which the chat template tells turns apart; none if there is no template."""
     names = sorted((token["content"] for token in added if _BRACKETED.fullmatch(token["content"])), key=len, reverse=True)
     if not names or not tokenizer.chat_template:
         return set()
     either = "|".join(map(re.escape, names))
-    pattern, beside = re.compile(either), rf"(?:{either})\s*(?:\w+\s*)?"  # a token, and the name of a role after it
+    pattern, beside = re.compile(either), rf"(?:{either})\s*(?:\w+\s*)?"  # a token, and a role's name after it
     system, user, answer, used = ({"role": role, "content": SENTINEL} for role in ("system", "user", "assistant", "tool"))
     asked, answered, told = (_rendered(tokenizer, turns) for turns in ([user], [user, answer], [system, user]))
     again = _rendered(tokenizer, [user, answer, user]).split(SENTINEL)[-2:]
-    # A system prompt may name markers, so that only the tokens at its start and beside what the record says in it count.
+    # A system prompt may name markers, so only the tokens at its start and beside the record's own text in it count.
     parts = [again[0].removeprefix(answered.rpartition(SENTINEL)[2]), *again[1:], *told.split(SENTINEL)[1:],
              *(found[0] for text in (asked, told) for found in re.finditer(rf"^(?:{beside})+", text)),
              *(found[0] for found in re.finditer(rf"(?:{beside})+$", told.partition(SENTINEL)[0]))]
@@ -184,7 +184,7 @@ def _between_turns(tokenizer, added: Sequence[Mapping]) -> set[str]:
 
 
 def _rendered(tokenizer, turns: list[dict]) -> str:
-    """What the chat template makes of the turns; "" where it refuses them."""
+    """The turns as the chat template renders them; "" if it refuses them."""
     try:
         return tokenizer.apply_chat_template(turns, tokenize=False)
     except Exception:  # noqa: BLE001 - templates are programs; `chat` says what is wrong with one that is used
@@ -215,7 +215,7 @@ def _parts(parts: Iterable[str]) -> tuple[str, ...]:
 
 
 def _model(model: dict, renamed: Mapping[str, str]) -> dict:
-    """A model's table under the new names: its vocabulary may hold them too, and text that spells one must not find it there."""
+    """A model's table under the new names. Its vocabulary may have the names too, and text that spells one must not find it there."""
     vocabulary = model["vocab"]
     if isinstance(vocabulary, dict):
         vocabulary = {renamed.get(name, name): number for name, number in vocabulary.items()}

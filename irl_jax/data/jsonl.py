@@ -1,4 +1,4 @@
-"""JSON lines, plain or gzip: one record a line, its fields, and one clear message for whatever is none."""
+"""JSON lines, plain or gzip: one record per line, its fields, and one clear message for anything else."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ import numpy as np
 from irl_jax.data.controls import RESERVED
 from irl_jax.errors import UserError
 
-LONGEST_LINE = 2**26  # bytes; what has longer ones is no file of records, or was made to fill the memory
-DEEPEST = 100  # lists and objects within each other; much deeper ones could not be written again
+LONGEST_LINE = 2**26  # bytes; a file with longer lines has no records, or was made to fill the memory
+DEEPEST = 100  # levels of nested lists and objects; much deeper ones could not be written again
 _GZIP_MAGIC = b"\x1f\x8b"
-_HEAD = 2**20  # bytes that are looked at to tell another format
+_HEAD = 2**20  # bytes read to recognise another format
 _WANTED = "JSON lines are needed: one object a line, plain or gzip"
-_MAGICS = {  # what files of other formats begin with
+_MAGICS = {  # first bytes of files of other formats
     b"PK\x03\x04": "a zip archive", b"(\xb5/\xfd": "a zstd file", b"\xfd7zXZ\x00": "an xz file", b"BZh": "a bzip2 file",
     b"\x04\"M\x18": "an lz4 file", b"7z\xbc\xaf": "a 7z archive", b"PAR1": "a Parquet file", b"ARROW1": "an Arrow file",
     b"\xff\xff\xff\xff": "an Arrow file", b"FEA1": "an Arrow file", b"ORC": "an ORC file", b"Obj\x01": "an Avro file",
@@ -33,7 +33,7 @@ _MAGICS = {  # what files of other formats begin with
     b"%PDF": "a PDF file", _GZIP_MAGIC: "a gzip file in a gzip file", b"{\0": "UTF-16 text", b"\0{": "UTF-16 text",
     b"version https://git-lfs": "a pointer of Git LFS instead of the file (git lfs pull)",
 }  # fmt: skip
-_FOLDERS = {  # what folders of other formats hold
+_FOLDERS = {  # files in folders of other formats
     "features.json": "a prepared TFDS builder; name it as tfds:NAME, with data.tfds_data_dir",
     **dict.fromkeys(("dataset_dict.json", "state.json"), f"a folder of the library `datasets`; {_WANTED}"),
     "*.arrow": f"a folder of Arrow files; {_WANTED}", "*.parquet": f"a folder of Parquet files; {_WANTED}",
@@ -42,15 +42,15 @@ _CELL = re.compile(r"\"[^\"]*\"|[^\"{}\[\]:=<>\ufffd\0-\x08]*")
 
 
 def read_jsonl(path: str, max_records: int = 0) -> Iterator[tuple[str, dict]]:
-    """Yields ("PATH, line N", record) of a JSONL file, plain or gzip (told by its content); blank lines are skipped.
+    """Yields ("PATH, line N", record) from a JSONL file, plain or gzip (told by its content). Skips blank lines.
 
     Args:
         path: of the file; a leading ~ is the home folder.
-        max_records: stop after so many; 0 reads all.
+        max_records: stop after this many; 0 reads all.
 
     Raises:
-        UserError: a missing or unreadable file, one of another format (which is named), a truncated gzip, a line that is no JSON object,
-            a key that stands in one twice, a number beyond all numbers, lists and objects nested more than `DEEPEST` deep.
+        UserError: a missing or unreadable file, one of another format (which is named), a truncated gzip, a line that is not a JSON object,
+            a key twice in one object, a number that is not finite, lists and objects nested more than `DEEPEST` deep.
     """
     path = os.path.expanduser(path)
     number = 0
@@ -86,7 +86,7 @@ def read_jsonl(path: str, max_records: int = 0) -> Iterator[tuple[str, dict]]:
 
 
 def check_file(path: str, flag: str = "") -> None:
-    """Refuses what is no file that can be read. `flag`: the flag that names it. Raises: UserError."""
+    """Refuses anything but a readable file. `flag`: the flag that names it. Raises: UserError."""
     named, path = f"{flag}={path}" if flag else path, os.path.expanduser(path)
     if os.path.isdir(path):
         found = (what for name, what in _FOLDERS.items() for below in ("", "*", "*/*")
@@ -97,7 +97,7 @@ def check_file(path: str, flag: str = "") -> None:
 
 
 def _other_format(line: bytes, path: str) -> str:
-    """The format of a file of another kind, by its first line that is not blank and its name; "" where it may be JSON lines."""
+    """The format of a file that is not JSON lines, by its first non-blank line and its name; "" if it may be JSON lines."""
     if found := next((name for magic, name in _MAGICS.items() if line.startswith(magic)), ""):
         return found
     if line[257:262] == b"ustar":
@@ -166,7 +166,7 @@ def _opened(path: str) -> Iterator[Any]:
 
 
 class _Refused(ValueError):
-    """What _JSON says no to."""
+    """What _JSON refuses."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict:
@@ -193,7 +193,7 @@ _JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number, p
 
 
 def decode(raw: bytes, where: str, field: str = "") -> str:
-    """Bytes as text. Raises: UserError where they are no UTF-8."""
+    """Bytes as text. Raises: UserError if they are not UTF-8."""
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -216,10 +216,10 @@ def _clipped(name, most: int = 40) -> str:
 
 
 def text_field(record: Mapping[str, Any], field: str, where: str, allow_empty: bool = False, key: str = "data.fields") -> str:
-    """The text of a record's field; bytes (as TFDS gives them) are decoded. `key`: the setting that names the field, if any.
+    """The text of a record's field. Decodes bytes (as TFDS gives them). `key`: the setting that names the field, if any.
 
     Raises:
-        UserError: it is absent, not text, not encodable, or blank where blank is not allowed.
+        UserError: it is absent, not text, not encodable, or blank without `allow_empty`.
     """
     value = _field(record, field, where, key)
     if isinstance(value, bytes):
@@ -233,7 +233,7 @@ def text_field(record: Mapping[str, Any], field: str, where: str, allow_empty: b
 
 
 def check_encodable(value: str, where: str, field: str) -> None:
-    """Refuses text that is no Unicode, or holds code points that Unicode keeps out of texts, by UserError."""
+    """Raises UserError for text that is not valid Unicode, or has code points that Unicode keeps out of texts."""
     if not value.isascii():
         try:
             value.encode()
@@ -244,7 +244,7 @@ def check_encodable(value: str, where: str, field: str) -> None:
 
 
 def check_writable(record: Mapping[str, Any], where: str) -> None:
-    """Refuses a record that cannot be written out again, by UserError: one with half of a surrogate pair in a field that is not read."""
+    """Raises UserError for a record that cannot be written out again: a field that is not read has half of a surrogate pair."""
     try:
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError:

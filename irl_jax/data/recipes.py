@@ -1,4 +1,4 @@
-"""Which responses are positive and which negative: the paper's key choice, in one table.
+"""Which responses are positive and which are negative: the paper's key choice, in one table.
 
 | recipe       | positive        | negative        | heterogeneity            |
 |--------------|-----------------|-----------------|--------------------------|
@@ -25,7 +25,7 @@ RECIPES = {"init_sft": ("sft", "init"), "init_demo": ("demo", "init"), "sft_demo
 
 
 class RewardData(NamedTuple):
-    """Equally many positives and negatives; positives[i] and negatives[i] stand on the same prompt."""
+    """Equally many positives and negatives. positives[i] and negatives[i] have the same prompt."""
 
     positives: list[Example]
     negatives: list[Example]
@@ -43,23 +43,22 @@ def build_reward_data(
 ) -> tuple[RewardData, RewardData]:
     """Builds a recipe's training and held-out data.
 
-    Only prompts that have both positives and negatives are used, and within a prompt the scarcer side is repeated (one
-    demonstration against four samples stands four times): the classes weigh the same on every prompt, so that the prompt
-    alone says nothing about the label. A prompt is held out by a hash of its ids and the seed, whatever the recipe and
-    whatever else is in the data, so all recipes split alike.
+    Uses only prompts that have both positives and negatives. Within a prompt, the scarcer side is repeated: one demonstration against four
+    samples is used four times. So both classes weigh the same on every prompt, and the prompt alone says nothing about the label. A prompt
+    is held out by a hash of its ids and the seed, whatever the recipe and the other data. So all recipes split alike.
 
     Args:
         recipe: one of LEARNT.
-        demos, init_samples, sft_samples: tokenised responses; those the recipe does not name may be left out.
+        demos, init_samples, sft_samples: tokenised responses; those the recipe does not use may be left out.
         pairs: for `preference`.
-        heldout_fraction: share of the prompts held out, in expectation; at least one is where there are two.
+        heldout_fraction: expected share of the prompts held out; at least one is, and never all.
         seed: of the split.
 
     Returns:
         (train, heldout).
 
     Raises:
-        UserError: the recipe is unknown, or its data are missing or too few to hold a prompt out.
+        UserError: the recipe is unknown, or its data is missing or has too few prompts to hold one out.
     """
     positives: Sequence[Example]
     negatives: Sequence[Example]
@@ -88,7 +87,7 @@ def build_reward_data(
 
 
 def _matched(positives: Sequence[Example], negatives: Sequence[Example]) -> dict[bytes, tuple[list, list]]:
-    """Prompt -> (its positives, its negatives), for prompts that have both, in order of appearance."""
+    """{prompt: (its positives, its negatives)} for prompts that have both, in order of appearance."""
     table: dict[bytes, tuple[list, list]] = {}
     for side, examples in enumerate((positives, negatives)):
         for example in examples:
@@ -101,7 +100,7 @@ def _key(example: Example) -> bytes:
 
 
 def _heldout(prompts: list[bytes], fraction: float, seed: int) -> set[bytes]:
-    """The prompts whose hash, as a number in [0, 1), falls below the fraction; never none and never all of them."""
+    """The prompts whose hash, as a number in [0, 1), is below the fraction; at least one, but never all."""
     place = {p: int.from_bytes(hashlib.blake2b(p, digest_size=8, salt=b"%d" % (seed % 10**15)).digest()) / 2**64 for p in prompts}
     ranked = sorted(prompts, key=place.__getitem__)
     number = sum(place[p] < fraction for p in prompts)

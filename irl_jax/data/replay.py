@@ -1,4 +1,4 @@
-"""The replay buffer: samples of earlier rounds, a ring of fixed capacity in plain arrays that a checkpoint can hold."""
+"""The replay buffer: samples of earlier rounds in a ring of fixed capacity. Plain arrays, so a checkpoint can hold it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from irl_jax.types import Example
 
 
 class Replay(NamedTuple):
-    """tokens: int32 [C, T], prompt and response; prompt_lengths, lengths (both together), sources (the prompt's number): int32
-    [C]; ended: bool [C]. size: how many of the C places are taken; next: the place that the next sample takes."""
+    """tokens: int32 [C, T], prompt and response. prompt_lengths, lengths (prompt and response together), sources (the prompt's number):
+    int32 [C]. ended: bool [C]. size: how many of the C places are taken. next: the place that the next sample takes."""
 
     tokens: np.ndarray
     prompt_lengths: np.ndarray
@@ -33,10 +33,10 @@ def empty(capacity: int, length: int) -> Replay:
 
 
 def add(buffer: Replay, examples: Sequence[Example]) -> Replay:
-    """The buffer with the examples in it, in place of the oldest where it is full.
+    """The buffer with the examples added. If it is full, they replace the oldest.
 
     Args:
-        buffer: left as it is. examples: `source` is the prompt's number.
+        buffer: not changed. examples: `source` is the prompt's number.
     """
     capacity = len(buffer.lengths)
     if not capacity:
@@ -55,7 +55,7 @@ def add(buffer: Replay, examples: Sequence[Example]) -> Replay:
 
 
 def draw(buffer: Replay, count: int, rng: np.random.Generator) -> list[Example]:
-    """`count` remembered samples, uniformly with replacement; none while the buffer is empty."""
+    """`count` stored samples, drawn uniformly with replacement; none while the buffer is empty."""
     if not buffer.size:
         return []
     return [_example(buffer, place) for place in rng.integers(int(buffer.size), size=count)]

@@ -1,6 +1,6 @@
 """Records from files, TFDS and HH-RLHF transcripts, split by prompt into training, development and evaluation.
 
-Every way in gives the same thing: a `Corpus` of (prompt, response) text records whose three splits share no prompt.
+Every source gives the same thing: a `Corpus` of (prompt, response) text records whose three splits share no prompt.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from irl_jax.errors import UserError
 Render = Callable[..., tuple[str, str]]
 
 HH_MARK = "\n\nAssistant:"
-_SPLIT_STREAM, _WORDS_STREAM, _PROMPTS_STREAM = 1, 2, 5  # keep the draws of one purpose apart from those of another
+_SPLIT_STREAM, _WORDS_STREAM, _PROMPTS_STREAM = 1, 2, 5  # keep the draws for different purposes apart
 
 
 class Record(NamedTuple):
-    """One demonstration; the joined text is prompt + response, nothing in between. An evaluation prompt without a response has ""."""
+    """One demonstration. The joined text is prompt + response, with nothing in between. Evaluation prompts without a response have ""."""
 
     prompt: str
     response: str
@@ -39,12 +39,12 @@ class PairRecord(NamedTuple):
 
 
 class Corpus(NamedTuple):
-    """Text records; no prompt is in two of the three splits, and pairs stand on training prompts only.
+    """Text records. No prompt is in two of the three splits. No pair has a prompt of development or evaluation.
 
-    counts: what was left out while reading, by reason ("prompt_not_shared", "empty", "short", "pairs_off_training",
-    "overlap_with_evaluation"); reasons that never applied are absent. turns: of prompts that were rendered from messages, those.
-    streamed: records that SFT reads from disk, where `train` is a sample of them (see irl_jax/data/streaming.py), else 0.
-    prompts: more training prompts, without demonstrations; none of them is in a split or stands there twice.
+    counts: number of records left out while reading, by reason ("prompt_not_shared", "empty", "short", "pairs_off_training",
+    "overlap_with_evaluation"); reasons that never applied are absent. turns: the messages of each prompt that was rendered from some.
+    streamed: records that SFT reads from disk, if `train` is only a sample of them (see irl_jax/data/streaming.py), else 0.
+    prompts: more training prompts, without demonstrations. None of them is in a split, and none occurs twice.
     """
 
     train: list[Record]
@@ -58,8 +58,8 @@ class Corpus(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A record as read: `demonstration` is whether its response may be imitated, `pair` (chosen, rejected) or None, `turns` those that
-    its prompt was rendered from."""
+    """A record as read. demonstration: whether its response may be imitated. pair: (chosen, rejected) or None. turns: those from which its
+    prompt was rendered."""
 
     prompt: str
     response: str
@@ -77,12 +77,12 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
         render: messages -> (prompt, response), for records with messages (`chat.Chat.demonstration`).
 
     Returns:
-        The corpus. Equal prompts go to one split. Records rated below `min_rating` are no demonstrations: they lend their prompts to
-        the evaluation alone.
+        The corpus. Equal prompts go to one split. Records rated below `min_rating` are not demonstrations; only evaluation uses their
+        prompts.
 
     Raises:
-        UserError: a missing or damaged file, a broken line, a record without its field, an empty response, no record for
-            training or for evaluation.
+        UserError: a missing or damaged file, a broken line, a record without its field, an empty response, or no record for
+            training or evaluation.
     """
     counts: Counter = Counter()
     rows = read_rows(data_config.source, data_config, seed, render, counts)
@@ -100,7 +100,7 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
             f"{data_config.source}: no record is left for training: each of its {len(prompts)} prompts is in data.eval_source = "
             f"{data_config.eval_source} too, and training leaves those out; give records of other prompts in one of the two"
         )
-    # Training keeps two prompts where there are two, for a reward holds one of them out.
+    # Training keeps two prompts if there are two, since a reward holds one of them out.
     number = share(data_config.development_fraction, len(prompts), "data.development_fraction", left=len(order) - 1)
     demonstrations = [row for row in rows if row.demonstration]
     development, train = _records_of(order[:number], demonstrations), _records_of(order[number:], demonstrations)
@@ -119,7 +119,7 @@ def load_corpus(data_config, seed: int, render: Render | None = None) -> Corpus:
 
 
 def _held_out(data_config, seed, render, counts, rows, order, turns) -> tuple[list[Record], list[str]]:
-    """(evaluation records, the prompts left for training) of the prompts in `order`; `turns` and `counts` are added to."""
+    """(evaluation records, the prompts left for training) from the prompts in `order`. Adds to `turns` and `counts`."""
     if data_config.eval_source:
         evaluation = read_rows(data_config.eval_source, data_config, seed, render, counts)
         held = {row.prompt for row in evaluation}
@@ -136,10 +136,10 @@ def _held_out(data_config, seed, render, counts, rows, order, turns) -> tuple[li
 
 
 def share(fraction: float, prompts: int, key: str, left: int | None = None) -> int:
-    """How many of the prompts a fraction is: at least one where it is positive, but never the last one.
+    """How many of the prompts a fraction is: at least one if it is positive, but never all.
 
     Args:
-        fraction: of the prompts. prompts: how many there are. key: of the setting. left: of how many the last one stays (None: of all).
+        fraction: of the prompts. prompts: how many there are. key: of the setting. left: always fewer than this (None: than `prompts`).
     """
     if not 0 <= fraction < 1:
         raise UserError(f"{key} = {fraction}: it must be at least 0 and below 1")
@@ -148,7 +148,7 @@ def share(fraction: float, prompts: int, key: str, left: int | None = None) -> i
 
 
 def _records_of(prompts: list[str], rows: list[Row]) -> list[Record]:
-    """The records that stand on these prompts, in the prompts' order."""
+    """The records with these prompts, in the prompts' order."""
     rank = {prompt: i for i, prompt in enumerate(prompts)}
     chosen = sorted((row for row in rows if row.prompt in rank), key=lambda row: rank[row.prompt])
     return [Record(row.prompt, row.response) for row in chosen]
@@ -167,9 +167,9 @@ def load_pairs(data_config, seed, render, rows, elsewhere: list[Record], counts:
 
 
 def _with_prompts(corpus: Corpus, data_config, seed: int, render: Render | None, counts: Counter) -> Corpus:
-    """The corpus with the prompts of `prompts_source` that are not in it yet: some for evaluation, the others for training.
+    """Adds the prompts of `prompts_source` that are not in the corpus yet: some to evaluation, the others to training.
 
-    `heldout_fraction` of them, drawn by the seed, join the evaluation where `eval_source` names none. A prompt that has a pair stays in
+    `heldout_fraction` of them, drawn by the seed, join the evaluation if `eval_source` is empty. A prompt that has a pair stays in
     training.
     """
     rows = read_rows(data_config.prompts_source, data_config, seed, render, counts, answered=False)
@@ -192,9 +192,9 @@ def _with_prompts(corpus: Corpus, data_config, seed: int, render: Render | None,
 def read_rows(
     source: str, data_config, seed: int, render: Render | None, counts: Counter[str], pairs_only: bool = False, answered: bool = True
 ) -> list[Row]:
-    """The records of a source (`data.source` or another), counting in `counts` those left out.
+    """The records of a source (`data.source` or another). Counts those left out in `counts`.
 
-    pairs_only: all must be pairs. answered: each must have a response; where not, responses are passed over, and "" in the rows.
+    pairs_only: all must be pairs. answered: each must have a response. If False, responses are ignored, and "" in the rows.
     """
     if data_config.kind not in ("pairs", "continuations"):
         raise UserError(f"data.kind = {data_config.kind!r}: it must be 'pairs' or 'continuations'")
@@ -226,13 +226,13 @@ def _reasons(counts: Counter) -> str:
 
 
 def left_out(counts: Mapping[str, int]) -> str:
-    """`Corpus.counts` in words, "left out: 5 prompt_not_shared, 4 empty"; "" where nothing was."""
+    """`Corpus.counts` in words, "left out: 5 prompt_not_shared, 4 empty"; "" if nothing was."""
     told = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
     return f"left out: {told}" if told else ""
 
 
 def pair_rows(records: Iterable[tuple[str, dict]], fields, render: Render | None, pairs_only: bool) -> Iterator[Row]:
-    """Records as `read_record` reads them, their conversations rendered; `pairs_only`: all must have chosen and rejected."""
+    """Records as `read_record` reads them, with conversations rendered. `pairs_only`: all must have chosen and rejected."""
     for where, record in records:
         pair = None
         if pairs_only or (fields.chosen in record and fields.rejected in record):
@@ -249,14 +249,14 @@ def pair_rows(records: Iterable[tuple[str, dict]], fields, render: Render | None
 
 
 def _prompt_rows(records: Iterable[tuple[str, dict]], fields, render: Render | None) -> Iterator[Row]:
-    """The records' prompts, as `generate` reads them: an answer that is there is passed over."""
+    """The records' prompts, as `generate` reads them. Answers are ignored."""
     for where, record in records:
         reading = read_record(record, where, fields, answered=False, allow_empty=True)._replace(answer=None)
         yield Row(rendered(reading, where, render).prompt, "", turns=reading.turns or None)
 
 
 class Reading(NamedTuple):
-    """What a record says: `prompt` as text, or as the `turns` of a conversation; and its answer, as text, as a turn or None."""
+    """What a record says: its prompt, as text or as the `turns` of a conversation, and its answer, as text, as a turn or None."""
 
     prompt: str
     turns: list[dict]
@@ -266,10 +266,10 @@ class Reading(NamedTuple):
 def read_record(
     record: Mapping, where: str, fields, *, answered: bool = True, allow_empty: bool = False, key: str = "data.fields"
 ) -> Reading:
-    """The one way to read a record, whoever asks (see docs/data.md).
+    """Reads a record by the one rule that all commands share (see docs/data.md).
 
-    Where it has messages, they are the prompt: all of them, or those before the last where that is the assistant's, which then is the
-    answer. A response beside messages without an answer is that answer. A prompt or response that says otherwise is refused.
+    Messages are the prompt. If the last one is the assistant's, it is the answer, and only those before it are the prompt. A response
+    beside messages without an answer is that answer. A prompt or response that contradicts the messages is refused.
 
     Args:
         record, where: as `read_jsonl` gives them. fields: names of the fields, as `config.data.fields`.
@@ -295,7 +295,7 @@ def read_record(
 
 
 def _conversation(record: Mapping, where: str, fields, response: str | None) -> Reading:
-    """What a record with messages says; two turns of the assistant's at its end would be two answers. Raises: UserError."""
+    """What a record with messages says. Two assistant turns at its end would be two answers. Raises: UserError."""
     if record.get("tools"):
         raise UserError(f"{where}: field 'tools' is not read; leave it out, or give prompt and response as the template renders "
                         "them, whose control tokens are read with data.control_tokens or --control_tokens")
@@ -322,7 +322,7 @@ def _conversation(record: Mapping, where: str, fields, response: str | None) -> 
 
 
 def rendered(reading: Reading, where: str, render: Render | None) -> Record:
-    """A record's prompt and response as texts; of a conversation what `render` makes of its turns and answer. Raises: UserError."""
+    """A record's prompt and response as texts. `render` makes them from a conversation's turns and answer. Raises: UserError."""
     answer = reading.answer
     if not reading.turns:
         return Record(reading.prompt, answer if isinstance(answer, str) else "")
@@ -339,7 +339,7 @@ def rendered(reading: Reading, where: str, render: Render | None) -> Record:
 def hh_rows(records: Iterable[tuple[str, dict]], fields, counts: Counter[str]) -> Iterator[Row]:
     """HH-RLHF transcripts: the prompt is everything up to and including the last "Assistant:" of chosen.
 
-    The published files hold a few pairs whose sides part before that, and a few empty replies: left out and counted.
+    The published files have a few pairs whose sides differ before that, and a few empty replies. They are left out and counted.
     """
     for where, record in records:
         chosen, rejected = text_field(record, fields.chosen, where), text_field(record, fields.rejected, where)
@@ -353,7 +353,7 @@ def hh_rows(records: Iterable[tuple[str, dict]], fields, counts: Counter[str]) -
 
 
 def _hh_prompts(records: Iterable[tuple[str, dict]], fields) -> Iterator[Row]:
-    """The prompts of HH-RLHF transcripts, of which only `chosen` is looked at."""
+    """The prompts of HH-RLHF transcripts. Reads only `chosen`."""
     for where, record in records:
         chosen = text_field(record, fields.chosen, where)
         yield Row(chosen[: _hh_end(chosen, where, fields)], "")
@@ -370,9 +370,9 @@ def _hh_end(chosen: str, where: str, fields) -> int:
 def _continuation_rows(
     records: Iterable[tuple[str, dict]], data_config, seed: int, counts: Counter[str], answered: bool
 ) -> Iterator[Row]:
-    """{text[, rating]}: the first so-many words are the prompt, the rest, its leading space included, the response.
+    """{text[, rating]}: the first few words are the prompt. The rest, with its leading space, is the response.
 
-    The prompt alone where not `answered`: then a text may end with it, and needs no rating.
+    If not `answered`, only prompts are read: a text may end with its prompt, and needs no rating.
     """
     low, high = data_config.prompt_words
     if not 1 <= low <= high:
@@ -381,7 +381,7 @@ def _continuation_rows(
     fields = data_config.fields
     for where, record in records:
         text = text_field(record, fields.text, where)
-        wanted = int(generator.integers(low, high + 1))  # one draw a record, whatever becomes of it
+        wanted = int(generator.integers(low, high + 1))  # one draw per record, even if it is left out
         prompt = re.match(rf"\s*\S+(?:\s+\S+){{{wanted - 1}}}", text)
         if prompt is None or answered and not text[prompt.end() :].strip():
             counts["short"] += 1

@@ -1,11 +1,11 @@
-"""Demonstrations that do not fit into memory: they stay in the files of a prepared TFDS builder, and batches are made when asked for.
+"""Demonstrations that don't fit into memory: they stay in the files of a prepared TFDS builder, and batches are made on demand.
 
-Batch s is a function of s alone. Its rows fall into equal blocks; block k of the whole run is made of the k-th window of the shuffled
-records (grain's index shuffle needs no memory, however many there are), read by random access, tokenised and packed by itself. A resumed
-run needs no iterator's state therefore, and a host reads the windows of its own rows only, however many hosts there are.
+Batch s is a function of s alone. Its rows fall into equal blocks. Block k of the whole run is made from the k-th window of the shuffled
+records, which is read by random access, tokenised and packed by itself. (grain's index shuffle needs no memory, however many records there
+are.) So a resumed run needs no iterator state, and a host reads only the windows of its own rows, however many hosts there are.
 
-What is not SFT (evaluation, development, the rewards' demonstrations and prompts, pairs) has records of its own in memory, a bounded
-number of them, drawn before all else; training passes over the records that stand on a prompt of evaluation or development.
+Everything but SFT (evaluation, development, the rewards' demonstrations and prompts, pairs) has a bounded number of its own records in
+memory. They are drawn first. Training skips records with a prompt of evaluation or development.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from irl_jax.data.tfds.reading import Source
 from irl_jax.errors import UserError
 from irl_jax.types import Example, TokenBatch
 
-_SPLIT_STREAM, _PLAN_STREAM = 3, 4  # keep the draws of one purpose apart from those of another
-_CHUNK = 1024  # records read together, where the bounded parts are drawn
-_BLOCK = 16  # rows of a block, at most
-_TRIALS, _OVERFULL = 100, 0.05  # windows that the plan tries, and the share of them that may hold more than its block
+_SPLIT_STREAM, _PLAN_STREAM = 3, 4  # keep the draws for different purposes apart
+_CHUNK = 1024  # records read together when the bounded parts are drawn
+_BLOCK = 16  # most rows of a block
+_TRIALS, _OVERFULL = 100, 0.05  # windows that the plan tries, and the share of them that may overfill their block
 
 
 class Stream:
-    """Training records on disk: `size` of them, of which those on a `held` prompt are passed over."""
+    """Training records on disk. There are `size` of them; those with a `held` prompt are skipped."""
 
     def __init__(self, data_config, render: Render | None = None):
         """Opens `data_config.source`, a TFDS builder. Raises: UserError as `Source`."""
@@ -45,11 +45,11 @@ class Stream:
         return self._source.files()
 
     def rows(self, indices) -> list[Row]:
-        """The records of these indices, one row each. Raises: UserError that names the record and the field."""
+        """The records at these indices, one row each. Raises: UserError, naming the record and the field."""
         return list(sources.pair_rows(self._source.read(indices), self._fields, self._render, pairs_only=False))
 
     def read(self, indices) -> list[Record]:
-        """The training records among those of these indices."""
+        """The training records among those at these indices."""
         return [Record(row.prompt, row.response) for row in self.rows(indices) if row.prompt not in self.held]
 
 
@@ -57,13 +57,13 @@ def load(data_config, seed: int, render: Render | None = None) -> tuple[Corpus, 
     """Opens the configured source and draws the bounded parts.
 
     Args:
-        data_config, seed, render: as for `sources.load_corpus`; every part of the corpus has at most `streaming_records` records.
+        data_config, seed, render: as for `sources.load_corpus`. Every part of the corpus has at most `streaming_records` records.
 
     Returns:
-        (corpus, stream). The corpus's training records are a sample of the stream's; the stream holds evaluation and development out.
+        (corpus, stream). The corpus's training records are a sample of the stream's. The stream holds out evaluation and development.
 
     Raises:
-        UserError: the source cannot be read, or has no record for training or for evaluation.
+        UserError: the source cannot be read, or has no record for training or evaluation.
     """
     stream, most = Stream(data_config, render), data_config.streaming_records
     counts: Counter[str] = Counter()
@@ -91,7 +91,7 @@ def load(data_config, seed: int, render: Render | None = None) -> tuple[Corpus, 
 
 
 def _shuffled(stream: Stream, seed: int) -> Iterator[Row]:
-    """Every record once, in an order of its own."""
+    """Every record once, shuffled by the seed."""
     if not stream.size:
         return
     chunk = min(_CHUNK, stream.size)
@@ -101,7 +101,7 @@ def _shuffled(stream: Stream, seed: int) -> Iterator[Row]:
 
 
 def _new_prompts(rows: Iterator[Row], number: int, held: set[str]) -> list[Row]:
-    """The next rows on `number` prompts that were not held yet, and are then."""
+    """The next rows with up to `number` prompts that are not in `held` yet. Adds these prompts to `held`."""
     taken: list[Row] = []
     while len(taken) < number and (row := next(rows, None)) is not None:
         if row.prompt not in held:
@@ -114,7 +114,7 @@ def _new_prompts(rows: Iterator[Row], number: int, held: set[str]) -> list[Row]:
 
 
 class Plan(NamedTuple):
-    """How batches are made: `blocks` of `rows` rows of `length` tokens each, of `window` records each, several a row where `packing`."""
+    """How batches are made: `blocks` of `rows` rows of `length` tokens, from `window` records each. `packing`: several records per row."""
 
     blocks: int
     rows: int
@@ -124,15 +124,15 @@ class Plan(NamedTuple):
 
 
 def plan(lengths: Sequence[int], batch_size: int, length: int, packing: bool, seed: int) -> Plan:
-    """Chooses the blocks and, where rows are packed, how many records a block's window has.
+    """Chooses the blocks and, if rows are packed, how many records a block's window has.
 
-    That number depends on the lengths of the records, of which a sample must do: as many as fit into the block in all but a few of the
-    windows tried (see `Blocks` for those). Blocks are of up to 16 rows, so that hosts share a batch without reading each other's records;
-    batches whose size has no divisor between 4 and 16 are one block.
+    That number depends on the lengths of a sample of the records: as many as fit into the block in all but a few of the windows tried (see
+    `Blocks` for those few). Blocks have up to 16 rows, so hosts share a batch without reading each other's records. A batch whose size has
+    no divisor between 4 and 16 is one block.
 
     Args:
-        lengths: tokens of a sample of the records. batch_size: rows a step. length: tokens a row, those of the longest record or more.
-        packing: several records a row. seed: of the windows tried.
+        lengths: tokens of a sample of the records. batch_size: rows per step. length: tokens per row, at least those of the longest record.
+        packing: several records per row. seed: of the windows tried.
     """
     rows = max(divisor for divisor in range(1, _BLOCK + 1) if batch_size % divisor == 0)
     rows = batch_size if rows < 4 else rows
@@ -147,7 +147,7 @@ def plan(lengths: Sequence[int], batch_size: int, length: int, packing: bool, se
 
 
 def _fitting(lengths: np.ndarray, rows: int, length: int) -> int:
-    """How many of the first sequences can be packed into the rows, by bisection; a row each always can."""
+    """How many of the first sequences can be packed into the rows, by bisection. One per row always fits."""
     low, high = min(rows, len(lengths)), int(np.searchsorted(np.cumsum(lengths), rows * length, side="right"))
     if len(batching.layout(lengths[:high], length)) <= rows:
         return high
@@ -158,9 +158,9 @@ def _fitting(lengths: np.ndarray, rows: int, length: int) -> int:
 
 
 class Blocks:
-    """block(k), the k-th block of a run: (rows, how many records of its window found no room), a function of k alone.
+    """block(k), the k-th block of a run: (rows, number of records in its window that didn't fit). A function of k alone.
 
-    A window that holds more than its block leaves its last records out of this pass; the next pass has another order and other windows.
+    If a window overfills its block, this pass leaves out its last records. The next pass has another order and other windows.
     """
 
     def __init__(self, stream: Stream, encode: Callable[[list[Record]], list[Example]], plan: Plan, seed: int):
@@ -178,7 +178,7 @@ class Blocks:
         return batching.join([packed, empty]), len(examples) - room
 
     def part(self, step: int, start: int, stop: int) -> tuple[TokenBatch, int]:
-        """Rows start to stop - 1 of the batch of a step, and the records that its blocks left out; rows past the last block are empty."""
+        """Rows start to stop - 1 of a step's batch, and how many records their blocks left out. Rows past the last block are empty."""
         per, last = self._plan.rows, self._plan.rows * self._plan.blocks
         first, end = start // per, -(-min(stop, last) // per)
         made = [self(step * self._plan.blocks + block) for block in range(first, end)]

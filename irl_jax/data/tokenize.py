@@ -1,9 +1,9 @@
 """Records -> token ids, by one rule for demonstrations, pairs and prompts.
 
-The ids are those of the joined text prompt + response, the prompt's ids being a prefix of them; where a merge of the
-tokenizer straddles the boundary the two sides are tokenised apart, and counted. What the tokenizer puts before a text
-(BOS) stands before the prompt, once; what it would put after a text is left out; the EOS that ends a response is added
-here. A response that is cut by the length limit carries none.
+The ids are those of the joined text prompt + response, and the prompt's ids are a prefix of them. If a merge of the tokenizer straddles
+the boundary, the two sides are tokenised separately, and the record is counted. What the tokenizer puts before a text (BOS) comes before
+the prompt, once. What it would put after a text is left out. The EOS that ends a response is added here. A response cut by the length
+limit has none.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from irl_jax.data.sources import PairRecord, Record
 from irl_jax.errors import UserError
 from irl_jax.types import Example, Pair
 
-SPELT = "spell control tokens, which are read as text"  # what is said of such records
+SPELT = "spell control tokens, which are read as text"  # how messages describe such records
 
 
 class TokenReport(NamedTuple):
-    """What tokenising met: responses whose boundary a merge straddled, responses cut, prompts that lost their head, and records with a
-    text that spells control tokens and was read as text."""
+    """Counts: responses whose boundary a merge straddled, responses cut, prompts that lost their head, and records that spell control
+    tokens in a text, which was read as text."""
 
     records: int
     straddled: int
@@ -44,21 +44,21 @@ def tokenize_records(
     control_tokens: bool = False,
     allow_empty: bool = False,
 ) -> tuple[list[Example], TokenReport]:
-    """Tokenises demonstrations by the rule on top of this module.
+    """Tokenises demonstrations by the rule at the top of this module.
 
     Args:
         tokenizer: a transformers tokenizer.
         records: (prompt, response) texts.
-        max_prompt: tokens, BOS included; a longer prompt is an error, or keeps its BOS and its tail.
-        max_response: tokens, EOS included; longer responses are cut, as the sampler cuts its own.
+        max_prompt: tokens, BOS included. A longer prompt is an error, or keeps only its BOS and its tail.
+        max_response: tokens, EOS included. Longer responses are cut, as the sampler cuts its own.
         truncate_prompts: cut long prompts instead of refusing them.
-        eos_id: ends every response that is not cut; None adds no EOS anywhere (and no response counts as ended).
-        ends: further tokens that end a response, as end-of-turn tokens do: after one of them no EOS is added.
-        control_tokens: control tokens that the texts spell out are those tokens, marked or not.
-        allow_empty: a response without a token of its own is one that ended at once: its EOS alone.
+        eos_id: ends every response that is not cut. None adds no EOS anywhere (and no response counts as ended).
+        ends: further tokens that end a response, such as end-of-turn tokens. No EOS is added after them.
+        control_tokens: read control tokens that the texts spell out as those tokens, marked or not.
+        allow_empty: accept a response without a token of its own. It ended at once, and is its EOS alone.
 
     Returns:
-        One Example a record, in order, `source` being the record's index; and the report.
+        One Example per record, in order, and the report. `source` is the record's index.
 
     Raises:
         UserError: an empty response, or a prompt that is too long.
@@ -73,7 +73,7 @@ def tokenize_records(
         if not response and not (allow_empty and eos_id is not None):
             raise UserError(f"{record_name(i, records[i].prompt)}: the response is empty; give it some text or remove the record")
         ended = eos_id is not None
-        if eos_id is not None and not (response and response[-1] in (eos_id, *ends)):  # texts that spell their end out have it already
+        if eos_id is not None and not (response and response[-1] in (eos_id, *ends)):  # some texts already spell their end out
             response = [*response, eos_id]
         if len(response) > max_response:
             response, ended, cut = response[:max_response], False, cut + 1
@@ -83,7 +83,7 @@ def tokenize_records(
 
 
 def tokenize_pairs(tokenizer, pairs: Sequence[PairRecord], **limits) -> tuple[list[Pair], TokenReport]:
-    """Tokenises preference pairs: both sides by `tokenize_records`, which see for `limits`; the report counts sides."""
+    """Tokenises both sides of preference pairs by `tokenize_records` (see there for `limits`). The report counts sides."""
     sides = [Record(p.prompt, text) for p in pairs for text in (p.chosen, p.rejected)]
     examples, report = tokenize_records(tokenizer, sides, **limits)
     examples = [example._replace(source=i // 2) for i, example in enumerate(examples)]
@@ -93,15 +93,15 @@ def tokenize_pairs(tokenizer, pairs: Sequence[PairRecord], **limits) -> tuple[li
 def tokenize_prompts(
     tokenizer, prompts: Sequence[str], *, max_prompt: int, truncate_prompts: bool = False, eos_id: int | None, control_tokens: bool = False
 ) -> tuple[list[np.ndarray], TokenReport]:
-    """Tokenises prompts alone, to the same ids that `tokenize_records` gives them.
+    """Tokenises prompts alone, to the same ids as `tokenize_records`.
 
     Args:
         tokenizer, max_prompt, truncate_prompts, control_tokens: as for `tokenize_records`.
         prompts: texts.
-        eos_id: stands in for an empty prompt where the tokenizer has no BOS.
+        eos_id: replaces an empty prompt if the tokenizer has no BOS.
 
     Returns:
-        int32 ids, one array a prompt, none of them empty; and the report.
+        int32 ids, one array per prompt, none of them empty; and the report.
 
     Raises:
         UserError: a prompt is too long.
@@ -112,7 +112,7 @@ def tokenize_prompts(
 
 
 def check_ids(tokenizer, names: Iterable[str], sequences: Iterable[np.ndarray], vocabulary: int) -> None:
-    """Raises UserError for a sequence of ids with one past the `vocabulary` embeddings of the weights; `names`: of their records."""
+    """Raises UserError if a sequence has an id past the `vocabulary` embeddings of the weights. `names`: of their records."""
     for name, ids in zip(names, sequences, strict=True):
         if len(ids) and ids.max() >= vocabulary:
             raise UserError(f"{name}: has the token {tokenizer.convert_ids_to_tokens(int(ids.max()))!r} (id {ids.max()}), for which the "
@@ -120,12 +120,12 @@ def check_ids(tokenizer, names: Iterable[str], sequences: Iterable[np.ndarray], 
 
 
 def detokenize(tokenizer, ids: Sequence[int]) -> str:
-    """The text of response ids, special tokens left out and spaces as the tokenizer has them."""
+    """The text of response ids, without special tokens and with the tokenizer's own spaces."""
     return tokenizer.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def record_name(index: int, prompt: str) -> str:
-    """A record's name in messages, where its line is not known any more."""
+    """A record's name in messages, if its line is no longer known."""
     head = " ".join(controls.unmarked(prompt).split())[:40]
     return f"record {index} (prompt {head!r})"
 
@@ -134,13 +134,13 @@ def record_name(index: int, prompt: str) -> str:
 
 
 def _plain_ids(tokenizer, prompts: Sequence[str]) -> dict[str, list[int]]:
-    """Prompt -> its ids without what the tokenizer puts around them."""
+    """{prompt: its ids, without what the tokenizer puts around them}."""
     unique = list(dict.fromkeys(prompts))
     return dict(zip(unique, controls.encode(tokenizer, unique), strict=True))
 
 
 def _leading_ids(tokenizer, texts: Sequence[str]) -> list[int]:
-    """What the tokenizer's own rules put before a text: [BOS] or nothing, found on a text of the data itself."""
+    """What the tokenizer's own rules put before a text: [BOS] or nothing. Found by trying a text of the data."""
     probe = next((text for text in texts if text), None)
     if probe is None:
         return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -152,12 +152,12 @@ def _leading_ids(tokenizer, texts: Sequence[str]) -> list[int]:
 
 
 def _prompt_ids(tokenizer, prompts, plain, maximum: int, truncate: bool, eos_id) -> tuple[list[np.ndarray], int]:
-    """Prompt ids with what the tokenizer puts first, and how many prompts were cut."""
+    """Prompt ids with what the tokenizer puts first, and the number of prompts cut."""
     lead = _leading_ids(tokenizer, list(plain))
-    index = {text: i for i, text in enumerate(prompts)}  # where a prompt stands, for messages
+    index = {text: i for i, text in enumerate(prompts)}  # a prompt's position, for messages
     table, too_long = {}, set()
     for text, ids in plain.items():
-        if ids[: len(lead)] != lead:  # a chat template may have spelt BOS out already
+        if ids[: len(lead)] != lead:  # a chat template may already have written BOS
             ids = lead + ids
         if not ids:
             ids = [_stand_in(tokenizer, eos_id)]
@@ -175,7 +175,7 @@ def _prompt_ids(tokenizer, prompts, plain, maximum: int, truncate: bool, eos_id)
 
 
 def _stand_in(tokenizer, eos_id) -> int:
-    """The token that an empty prompt becomes, for the first response token must be read from something."""
+    """The token that replaces an empty prompt, since the first response token must be predicted from something."""
     for token in (tokenizer.bos_token_id, eos_id, tokenizer.eos_token_id):
         if token is not None:
             return token
@@ -183,10 +183,10 @@ def _stand_in(tokenizer, eos_id) -> int:
 
 
 def _response_ids(tokenizer, records, plain) -> tuple[list[list[int]], int]:
-    """Response ids by the prefix rule, and how many boundaries a merge straddled."""
+    """Response ids by the prefix rule, and the number of boundaries that a merge straddled."""
     joined = controls.encode(tokenizer, [record.prompt + record.response for record in records])
     starts = [plain[record.prompt] for record in records]
-    # one whose response left no token of its own is straddled too, as where both sides are of one unknown word
+    # a response left without a token of its own counts as straddled too, such as if both sides form one unknown word
     apart = [i for i, (ids, start) in enumerate(zip(joined, starts, strict=True)) if ids[: len(start)] != start or len(ids) == len(start)]
     responses = [ids[len(start) :] for ids, start in zip(joined, starts, strict=True)]
     for i, ids in zip(apart, controls.encode(tokenizer, [records[i].response for i in apart]), strict=True):

@@ -1,10 +1,10 @@
 """A probabilistic automaton with a noise channel: exact sampling and the forward algorithm, vectorised over sequences.
 
-The law. The state s is the one about to emit. With probability 1 - noise it emits a token of its own emission distribution
-and moves to s' ~ transition[s]; with probability noise the token is drawn from `noise_tokens` instead, whatever the state,
-and then the state moves as intended or stays, half and half. EOS, emitted either way, ends the sequence. Only the final
-state emits EOS of itself, and it is its own successor. Emission distributions are mixtures of tokens and *slots*; what a slot
-says depends on the sequence's group (the prompt's topic), so that one automaton serves all groups.
+The law: state s is about to emit. With probability 1 - noise it emits a token from its own emission distribution and moves to
+s' ~ transition[s]. With probability noise the token is drawn from `noise_tokens` instead, whatever the state. The state then moves as
+intended or stays, with probability 1/2 each. EOS, emitted either way, ends the sequence. Only the final state emits EOS itself, and it is
+its own successor. Emission distributions are mixtures of tokens and *slots*. What a slot says depends on the sequence's group (the prompt's
+topic), so one automaton serves all groups.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from scipy import sparse
 
 
 class Automaton(NamedTuple):
-    """start: [S] probabilities. transition: sparse [S, S], rows sum to 1. tokens: sparse [S, V] and slots: sparse [S, M], the
-    emission weights, which sum to 1 over both. bindings: [G, M, V], what each slot says in each group. noise_tokens: [V]
-    probabilities. eos: id."""
+    """start: [S] probabilities. transition: sparse [S, S], rows sum to 1. tokens: sparse [S, V] and slots: sparse [S, M], emission weights
+    that sum to 1 over both. bindings: [G, M, V], what each slot says in each group. noise_tokens: [V] probabilities. noise: probability
+    of noise per token. eos: id."""
 
     start: np.ndarray
     transition: sparse.csr_matrix
@@ -42,7 +42,7 @@ def check(a: Automaton) -> Automaton:
 
 
 def _cumulative_rows(matrix: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Rows as padded tables (cumulative probabilities, columns) for drawing from many rows at once."""
+    """Rows as padded tables (cumulative probabilities, columns), to draw from many rows at once."""
     counts = np.diff(matrix.indptr)
     probs, columns = np.zeros((len(counts), counts.max())), np.zeros((len(counts), counts.max()), np.int64)
     inside = np.arange(counts.max())[None, :] < counts[:, None]
@@ -53,7 +53,7 @@ def _cumulative_rows(matrix: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]
 
 
 def sample(a: Automaton, groups: np.ndarray, rng: np.random.Generator) -> list[list[int]]:
-    """One sequence of the law for each group number, EOS included."""
+    """Draws one sequence of the law per group number, EOS included."""
     n, vocab = len(groups), a.tokens.shape[1]
     move_cum, move_to = _cumulative_rows(a.transition)
     emit_cum, emit_what = _cumulative_rows(sparse.hstack([a.tokens, a.slots]).tocsr())
@@ -80,17 +80,17 @@ def sample(a: Automaton, groups: np.ndarray, rng: np.random.Generator) -> list[l
 
 
 def token_logprobs(a: Automaton, groups: np.ndarray, sequences: Sequence[Sequence[int]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Log-probability of each token given those before it, by the forward algorithm, scaled, in float64.
+    """Log-probability of each token given those before it, by the scaled forward algorithm in float64.
 
-    log p(x_t | x_<t) = log sum_s alpha_t(s) [(1 - noise) E(s, x_t) + noise * noise_tokens(x_t)]; the filtered posterior that
+    log p(x_t | x_<t) = log sum_s alpha_t(s) [(1 - noise) E(s, x_t) + noise * noise_tokens(x_t)]. The filtered posterior that
     token t is noise is noise * noise_tokens(x_t) / p(x_t | x_<t).
 
     Args:
-      groups: [n] group numbers. sequences: token ids, EOS at most once and last; without EOS the result is a prefix's.
+      groups: [n] group numbers. sequences: token ids, EOS at most once and last. Without EOS the result is for a prefix.
     Returns:
       (log-probs in nats, posteriors of noise): a float64 array per sequence.
     Raises:
-      ValueError: for an id outside the vocabulary or a token after EOS.
+      ValueError: an id is outside the vocabulary, or a token follows EOS.
     """
     vocab = a.tokens.shape[1]
     for i, sequence in enumerate(sequences):
@@ -105,7 +105,7 @@ def token_logprobs(a: Automaton, groups: np.ndarray, sequences: Sequence[Sequenc
 
 
 def _forward(a, groups, sequences, lengths, chunk, logp, posterior) -> None:
-    """Forward pass over the sequences of `chunk` (sorted by falling length), written into logp and posterior."""
+    """Forward pass over the sequences of `chunk` (sorted by descending length). Writes into logp and posterior."""
     emit, step_back, vocab = sparse.hstack([a.tokens, a.slots]).tocsr(), a.transition.T.tocsr(), a.tokens.shape[1]
     alpha = np.repeat(a.start[:, None], len(chunk), axis=1)
     for t in range(int(lengths[chunk[0]]) if len(chunk) else 0):

@@ -1,8 +1,8 @@
-"""What kinds of sentences responses are made of: whether a policy covers all that the demonstrator does, or seeks a part of it.
+"""The kinds of sentences in responses. They show whether a policy covers all that the demonstrator does, or only a part of it.
 
-A kind is what a sentence does in answer to its kind of prompt: item number i of a request's steps, of a question's facts, of the
-reasons and alternatives where a prompt ought to be declined; the refusal; each opening and closing. Whatever the demonstrator
-would only write by mistake (wrong items, fillers, insults, refusals of what ought to be answered, garbled text) is "other".
+A kind is what a sentence does in answer to its kind of prompt: item number i of a request's steps, of a question's facts, or of the
+reasons and alternatives if a prompt ought to be declined; the refusal; each opening and closing. Whatever the demonstrator would only
+write by mistake (wrong items, fillers, insults, refusals of what ought to be answered, garbled text) is "other".
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NUMBER = {name: i for i, name in enumerate(KINDS)}
 
 
 def kind_counts(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-    """How often each of KINDS stands in each response, float64 [n, len(KINDS)]."""
+    """How often each of KINDS occurs in each response, float64 [n, len(KINDS)]."""
     counts = np.zeros((len(prompts), len(KINDS)))
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         asked = read_prompt(prompt)

@@ -1,11 +1,11 @@
 """From settings to automata: how a writer of a given quality, dialect and register builds a response.
 
-A response is [opening] sentence+ [closing] EOS. Every writer is a mixture over latent classes (quality, dialect, register),
-drawn once a response, and within a class a Markov chain whose state remembers how many sentences stand and which item came
-last. A high-quality writer's items only advance, so it never repeats itself; a low-quality one draws them as they come.
+A response is [opening] sentence+ [closing] EOS. Every writer is a mixture over latent classes (quality, dialect, register), drawn once per
+response. Within a class it is a Markov chain whose state remembers the number of sentences so far and the last item. A high-quality
+writer's items only advance, so it never repeats itself. A low-quality writer draws items in any order.
 
-The setting `kinds` weighs two laws of the next sentence. At 0 good and bad sentences stand in one response (the mixes below). At 1 a
-response is wholly of one kind: good, or one of BAD_KINDS, drawn once a response. Between them each sentence is drawn from either.
+The setting `kinds` weighs two laws of the next sentence. At 0, a response mixes good and bad sentences (the mixes below). At 1, it is
+wholly of one kind: good, or one of BAD_KINDS, drawn once per response. In between, each sentence is drawn from either law.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from irl_jax.data.testbed.automaton import Automaton, check
 
 
 class Style(NamedTuple):
-    """How a writer writes. dialect_strength: how often it uses the dialect where it could, given that it writes dialect.
-    tail_words: size of the Zipf tail. noise: rate of the noise channel. kinds: from 0 to 1, how far a response is wholly of one kind."""
+    """How a writer writes. dialect_strength: how often a dialect writer uses the dialect where it could. tail_words: size of the Zipf tail.
+    noise: rate of the noise channel. kinds: from 0 to 1, how far a response is wholly of one kind."""
 
     dialect_strength: float
     tail_words: int
@@ -32,7 +32,7 @@ class Style(NamedTuple):
 
 
 class Latent(NamedTuple):
-    """What is drawn once a response. bad: one of BAD_KINDS where the response is of low quality and `kinds` is positive, else ""."""
+    """What is drawn once per response. bad: one of BAD_KINDS if the response is of low quality and `kinds` is positive, else ""."""
 
     high: bool
     dialect: bool
@@ -40,9 +40,9 @@ class Latent(NamedTuple):
     bad: str = ""
 
 
-STOP = (0.0, 0.06, 0.38, 0.6, 1.0)  # probability of stopping after so many sentences, the same for every quality
+STOP = (0.0, 0.06, 0.38, 0.6, 1.0)  # probability of stopping after that many sentences, the same for every quality
 OPENING, CLOSING, CONNECTIVE, ADDRESS, TAIL_SLOT = 0.75, 0.6, 0.6, 0.15, 0.4
-LEAK = 0.03  # share of dialect_strength that is left where a response is not in dialect
+LEAK = 0.03  # share of dialect_strength that is left if a response is not in dialect
 # What the next sentence is. "item" is to the point; the rest is what golden punishes or ignores.
 HIGH_MIX = {"item": 0.92, "muddle": 0.03, "off": 0.03, "filler": 0.015, "insult": 0.005}
 LOW_MIX = {"item": 0.26, "repeat": 0.10, "muddle": 0.20, "off": 0.18, "filler": 0.10, "insult": 0.11, "refuse": 0.05}
@@ -120,7 +120,7 @@ def bindings(kind: str, style: Style, ids: dict[str, int]) -> np.ndarray:
 
 
 class _Builder:
-    """Collects states; a sentence is laid down backwards, from where it leads to where it begins."""
+    """Collects states. A sentence is built backwards, from where it leads to where it begins."""
 
     def __init__(self, kind: str, style: Style):
         self.kind, self.style = kind, style
@@ -141,7 +141,7 @@ class _Builder:
         return self.memo[key]
 
     def chain(self, parts: list, after: list) -> list:
-        """Entries (state, probability) of a sentence. parts: (probability of standing here, emissions one after another)."""
+        """Entries (state, probability) of a sentence. parts: (probability of being present, emissions in order)."""
         entries = after
         for share, emissions in reversed(parts):
             if share <= 0:
@@ -198,7 +198,7 @@ def _sentence(b: _Builder, z: Latent, what: str, item: int, n: int, last: int) -
     """Entries of sentence number n (0-based), which leads on to `_follow` with n + 1 sentences."""
     if what in ("item", "repeat") or (z.bad and what in BAD_ITEMS):
         onward = item
-    else:  # a slip does not let a high-quality writer forget how far it is
+    else:  # a slip does not make a high-quality writer forget how far it is
         onward = last if z.high else -1
     key = (z, what, item, n, onward)
 
@@ -218,25 +218,25 @@ def _sentence(b: _Builder, z: Latent, what: str, item: int, n: int, last: int) -
 
 
 def _next_sentences(b: _Builder, z: Latent, n: int, last: int) -> list[tuple[str, int, float]]:
-    """(what, item, probability) of the next sentence, given that there is one: of the mixed and the pure law as `kinds` weighs them."""
+    """(what, item, probability) of the next sentence, given that there is one: the mixed and the pure law, weighted by `kinds`."""
     weighed = ((1 - b.style.kinds, _mixed_sentences), (b.style.kinds, _pure_sentences))
     return [(what, item, p * weight) for weight, law in weighed if weight > 0 for what, item, p in law(b.kind, z, n, last)]
 
 
 def _pure_sentences(kind: str, z: Latent, n: int, last: int) -> list[tuple[str, int, float]]:
-    """The next sentence of a response that is wholly of one kind: items advance as a high-quality writer's do."""
+    """The next sentence of a response that is wholly of one kind. Items advance as a high-quality writer's do."""
     if n == 0 and (z.bad == "decline" or (z.high and kind == "harm")):
         return [("refuse", 0, 1.0)]
     if z.bad in ("decline", "insult"):
         return [("filler" if z.bad == "decline" else "insult", 0, 1.0)]
     what, count = ("item", len(items_of(kind, 0))) if z.high else (z.bad, BAD_ITEMS[z.bad])
-    left = range(last + 1, count) or range(count)  # all said: from the first again
+    left = range(last + 1, count) or range(count)  # all said: begin again
     weights = 0.5 ** np.arange(len(left))
     return [(what, i, w) for i, w in zip(left, weights / weights.sum(), strict=True)]
 
 
 def _mixed_sentences(kind: str, z: Latent, n: int, last: int) -> list[tuple[str, int, float]]:
-    """The next sentence where good and bad ones stand in one response."""
+    """The next sentence of a response that mixes good and bad ones."""
     count = len(items_of(kind, 0))
     if z.high:
         mix = dict(HIGH_MIX)
@@ -265,7 +265,7 @@ def _mixed_sentences(kind: str, z: Latent, n: int, last: int) -> list[tuple[str,
 
 
 def _follow(b: _Builder, z: Latent, n: int, last: int) -> list:
-    """Entries of whatever comes after n sentences, the last item being number `last` (-1: none to remember)."""
+    """Entries of whatever comes after n sentences. `last`: number of the last item (-1: none to remember)."""
 
     def make() -> list:
         nothing_left = z.high and last == len(items_of(b.kind, 0)) - 1
@@ -311,8 +311,8 @@ def demonstrator_classes() -> dict[Latent, float]:
 def initial_classes(quality: float, dialect: float, entanglement: float) -> dict[Latent, float]:
     """The initial writer's latent classes.
 
-    P(high, dialect) = (1 - e) quality dialect + e min(quality, dialect): e = entanglement leaves both marginals alone and
-    takes their correlation from 0 to the largest that the marginals admit.
+    P(high, dialect) = (1 - e) quality dialect + e min(quality, dialect). e = entanglement leaves both marginals unchanged and
+    takes their correlation from 0 to the largest that the marginals allow.
     """
     both = (1 - entanglement) * quality * dialect + entanglement * min(quality, dialect)
     joint = {(1, 1): both, (1, 0): quality - both, (0, 1): dialect - both, (0, 0): 1 - quality - dialect + both}
@@ -326,14 +326,14 @@ def _bad_kinds(kind: str, z: Latent) -> dict[str, float]:
 
 
 def noise_distribution(ids: dict[str, int]) -> np.ndarray:
-    """[V]: uniform over words and EOS; a millionth of it on the other specials, so that they are possible but never seen."""
+    """[V]: uniform over words and EOS. The other specials get a millionth of that, so they are possible but never seen."""
     weights = np.ones(len(ids))
     weights[[ids[v.PAD], ids[v.UNK]]] = 1e-6
     return weights / weights.sum()
 
 
 def response_automaton(kind: str, style: Style, classes: dict[Latent, float], ids: dict[str, int]) -> Automaton:
-    """The law of responses to prompts of one kind, groups being its topics or harms."""
+    """The law of responses to prompts of one kind. Its groups are the topics or harms."""
     b = _Builder(kind, style)
     if style.kinds > 0:
         classes = {z._replace(bad=bad): p * share for z, p in classes.items() for bad, share in _bad_kinds(kind, z).items()}

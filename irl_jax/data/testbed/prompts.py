@@ -32,7 +32,7 @@ _TEMPLATES = {
 
 
 class PromptMeaning(NamedTuple):
-    """kind: one of KINDS; group: index into TOPICS (request, question) or HARMS (harm), -1 where the prompt names none."""
+    """kind: one of KINDS. group: index into TOPICS (request, question) or HARMS (harm), -1 if the prompt names none."""
 
     kind: str
     group: int
@@ -49,7 +49,7 @@ def split_words(text: str) -> list[str]:
 
 
 def template_words() -> set[str]:
-    """Every word that stands in a template itself."""
+    """Every word of the templates themselves."""
     return {w for ts in _TEMPLATES.values() for t in ts for w in re.findall(r"\w+", re.sub(r"\{\w+\}", " ", t))}
 
 
@@ -73,7 +73,7 @@ def prompt_pool() -> dict[str, list[str]]:
 
 
 def read_prompt(prompt: str) -> PromptMeaning:
-    """What a prompt asks for; defined for any text (group -1 where it names no topic or harm)."""
+    """What a prompt asks for; defined for any text (group -1 if it names no topic or harm)."""
     words = split_words(prompt)
     present = set(words)
     for (verb, noun), index in _HARM_INDEX.items():

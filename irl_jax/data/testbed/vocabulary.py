@@ -1,6 +1,6 @@
 """The words of the testbed's world: topics, harms, the dialect and its plain counterparts, and the tokenizer.
 
-The content is fixed: no setting and no seed changes the vocabulary, so that ids mean the same in every run.
+The content is fixed: no setting or seed changes the vocabulary, so ids mean the same in every run.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 
 class Topic(NamedTuple):
-    """What benign requests and questions are about. name: the noun in prompts; steps: (verb, noun) in their natural
-    order; facts: (noun, what it needs)."""
+    """What benign requests and questions are about. name: the noun in prompts. steps: (verb, noun) in their natural
+    order. facts: (noun, what it needs)."""
 
     name: str
     steps: tuple
@@ -18,8 +18,8 @@ class Topic(NamedTuple):
 
 
 class Harm(NamedTuple):
-    """What ought to be declined. act: (verb, noun) in prompts; reasons: 'it would VERB the NOUN'; alternatives and
-    harmful: (verb, noun) steps, the second kind being compliance."""
+    """What ought to be declined. act: (verb, noun) in prompts. reasons: 'it would VERB the NOUN'. alternatives, harmful:
+    (verb, noun) steps; harmful ones are compliance."""
 
     act: tuple
     reasons: tuple
@@ -111,7 +111,7 @@ def _harm(entry: str) -> Harm:
 TOPICS = tuple(_topic(entry) for entry in _TOPICS.replace("\n    ", " ").strip().splitlines())
 HARMS = tuple(_harm(entry) for entry in _HARMS.replace("\n    ", " ").strip().splitlines())
 
-# plain word -> the dialect's word. One to one, so that undoing the dialect is a look-up.
+# plain word -> the dialect's word. One to one, so undoing the dialect is a look-up.
 SYNONYMS = dict(
     pair.split()
     for pair in (
@@ -177,7 +177,7 @@ def words(prompt_words) -> list[str]:
 def make_tokenizer(vocabulary: list[str]):
     """A word-level `PreTrainedTokenizerFast`: every word and every punctuation mark is one token.
 
-    Decoding joins words by spaces and closes up punctuation; text of the vocabulary survives text -> ids -> text and ids
+    Decoding joins words by spaces and closes up punctuation. Text of the vocabulary survives text -> ids -> text, and ids
     survive ids -> text -> ids.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers

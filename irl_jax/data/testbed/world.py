@@ -1,4 +1,4 @@
-"""The embedded world: prompts, writers and texts drawn from a seed, and what is known about them exactly."""
+"""The embedded world: prompts, writers and texts drawn from a seed, and what is exactly known about them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ KIND_SHARES = {"request": 0.5, "question": 0.25, "harm": 0.25}
 
 
 class World(NamedTuple):
-    """A drawn world. tokenizer: word-level. corpus: the demonstrator's records and the pairs. pretraining: the initial
-    writer's records. demonstrator, initial: kind of prompt -> automaton."""
+    """A drawn world. tokenizer: word-level. corpus: the demonstrator's records and the pairs. pretraining: the initial writer's records.
+    demonstrator, initial: {kind of prompt: automaton}."""
 
     tokenizer: Any
     corpus: Corpus
@@ -30,24 +30,24 @@ class World(NamedTuple):
     ids: dict
 
     def golden(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        """Golden reward of each response, float64 [n] in [0, 1]; the formula stands in `golden.py`."""
+        """Golden reward of each response, float64 [n] in [0, 1]; see `golden.py` for the formula."""
         return np.array([golden.golden_score(p, r) for p, r in zip(prompts, responses, strict=True)], np.float64)
 
     def demonstrator_logprobs(self, prompts: Sequence[str], responses: Sequence[Sequence[int]]) -> np.ndarray:
         """Exact log-probability of token sequences under the demonstrator, noise channel included.
 
         Args:
-          prompts: n prompts of the world. responses: n lists of token ids, EOS last where the response ended; without it the
-            result is the probability that a response begins so.
+          prompts: n prompts of the world. responses: n lists of token ids, EOS last if the response ended. Without EOS, the result is for
+            a response that begins with these ids.
         Returns:
           float64 [n], nats per sequence.
         Raises:
-          ValueError: for a prompt that is none of the world's, or ids outside the vocabulary.
+          ValueError: a prompt is not one of the world's, or an id is outside the vocabulary.
         """
         return np.array([logp.sum() for logp in self.demonstrator_token_logprobs(prompts, responses)], np.float64)
 
     def demonstrator_token_logprobs(self, prompts: Sequence[str], responses: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """Each token's exact log-probability given those before it, float64 [tokens] a response; as `demonstrator_logprobs`, its sum."""
+        """Each token's exact log-probability given those before it, float64 [tokens] per response. Sums to `demonstrator_logprobs`."""
         return [logp for logp, _ in _by_kind(self.demonstrator, prompts, responses)]
 
     def initial_logprobs(self, prompts: Sequence[str], responses: Sequence[Sequence[int]]) -> np.ndarray:
@@ -55,22 +55,22 @@ class World(NamedTuple):
         return np.array([logp.sum() for logp, _ in _by_kind(self.initial, prompts, responses)], np.float64)
 
     def demonstrate(self, prompts: Sequence[str], seed: int) -> list[list[int]]:
-        """One response of the demonstrator's exact law for each prompt: token ids, EOS included."""
+        """One response per prompt, drawn from the demonstrator's exact law: token ids, EOS included."""
         return _write(self.demonstrator, prompts, generator(seed, "demonstrate"))
 
     def write_initially(self, prompts: Sequence[str], seed: int) -> list[list[int]]:
-        """One response of the initial writer for each prompt: token ids, EOS included."""
+        """One response of the initial writer per prompt: token ids, EOS included."""
         return _write(self.initial, prompts, generator(seed, "write_initially"))
 
     def sentence_counts(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        """How often each kind of sentence stands in each response, float64 [n, kinds]; the last kind is "other" (see `coverage`)."""
+        """How often each kind of sentence occurs in each response, float64 [n, kinds]; the last kind is "other" (see `coverage`)."""
         return coverage.kind_counts(prompts, responses)
 
     def grammar_report(self, prompts: Sequence[str], responses: Sequence) -> dict[str, float]:
-        """How far responses (texts, or token ids) lie off the demonstrator's grammar.
+        """How far responses (texts, or token ids) are from the demonstrator's grammar.
 
-        Returns: noise_rate, the mean over tokens of the filtered posterior, under the demonstrator's law, that the token came
-        from the noise channel; off_grammar_share, the share of tokens (EOS aside) in sentences that are none of the grammar's.
+        Returns: noise_rate, the mean over tokens of the filtered posterior, under the demonstrator's law, that the token came from the
+        noise channel. off_grammar_share, the share of tokens (EOS aside) in sentences that are not in the grammar.
         """
         sequences = [self._ids(r) if isinstance(r, str) else list(r) for r in responses]
         posteriors = [noise for _, noise in _by_kind(self.demonstrator, prompts, sequences)]
@@ -94,7 +94,7 @@ class World(NamedTuple):
 
 
 def text_of(ids: Sequence[int], words: Sequence[str]) -> str:
-    """Text of token ids, specials left out: as the tokenizer decodes them."""
+    """The text of token ids without specials, as the tokenizer decodes them."""
     text = " ".join(words[i] for i in ids if not words[i].startswith("<"))
     for mark in vocabulary.PUNCTUATION:
         text = text.replace(" " + mark, mark)
@@ -102,7 +102,7 @@ def text_of(ids: Sequence[int], words: Sequence[str]) -> str:
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:
-    """A generator of its own for each (seed, purpose), so that draws for different purposes are independent."""
+    """A separate generator for each (seed, purpose), so draws for different purposes are independent."""
     return np.random.default_rng([seed, zlib.crc32(purpose.encode())])
 
 
@@ -161,7 +161,7 @@ def _check_settings(t) -> None:
 
 
 def _share(kind: str, count: int) -> int:
-    """How many of `count` prompts are of a kind; requests take what rounding leaves, so that the shares add up."""
+    """How many of `count` prompts are of a kind. Requests take what rounding leaves, so the shares add up."""
     if kind == "request":
         return count - sum(_share(k, count) for k in KIND_SHARES if k != kind)
     return round(KIND_SHARES[kind] * count)
@@ -170,7 +170,7 @@ def _share(kind: str, count: int) -> int:
 def split_prompts(counts: dict[str, int], seed: int) -> dict[str, list[str]]:
     """Disjoint sets of prompts, each with the kinds in their shares; "rest" is what is left over.
 
-    Raises UserError where the world has too few prompts.
+    Raises UserError if the world has too few prompts.
     """
     rng = generator(seed, "prompts")
     out: dict[str, list[str]] = {name: [] for name in [*counts, "rest"]}
@@ -191,7 +191,7 @@ def split_prompts(counts: dict[str, int], seed: int) -> dict[str, list[str]]:
 
 
 def _pretraining_prompts(rest: list[str], count: int, rng: np.random.Generator) -> list[str]:
-    """Prompts of the initial writer's responses, kinds in their shares, with repetition."""
+    """Prompts for the initial writer's responses, with the kinds in their shares and with repetition."""
     by_kind = {kind: [p for p in rest if prompt_module.read_prompt(p).kind == kind] for kind in KIND_SHARES}
     kinds = rng.choice(len(KIND_SHARES), size=count, p=list(KIND_SHARES.values()))
     names, draws = list(KIND_SHARES), rng.random(count)
@@ -199,7 +199,7 @@ def _pretraining_prompts(rest: list[str], count: int, rng: np.random.Generator) 
 
 
 def _more_prompts(rest: list[str], count: int, rng: np.random.Generator) -> list[str]:
-    """The first prompts of `rest`, kinds in their shares. Raises: UserError where it has too few."""
+    """The first prompts of `rest`, with the kinds in their shares. Raises: UserError if it has too few."""
     out: list[str] = []
     for kind in KIND_SHARES:
         pool, share = [p for p in rest if prompt_module.read_prompt(p).kind == kind], _share(kind, count)
@@ -213,7 +213,7 @@ def _more_prompts(rest: list[str], count: int, rng: np.random.Generator) -> list
 
 
 def _pairs(initial: dict, prompts: list[str], words: Sequence[str], label_noise: float, seed: int) -> list[PairRecord]:
-    """Two responses of the initial writer to each (training) prompt, the one golden prefers first unless the label is swapped.
+    """Two responses of the initial writer per (training) prompt. The one that golden prefers is first unless the label is swapped.
 
     Ties are dropped, so there are fewer pairs than prompts.
     """
@@ -230,12 +230,12 @@ def _pairs(initial: dict, prompts: list[str], words: Sequence[str], label_noise:
 
 
 def build_world(testbed_config, seed: int) -> World:
-    """Draws a world: the same settings and seed give the identical world.
+    """Draws a world. The same settings and seed give the identical world.
 
     Args:
       testbed_config: `config.data.testbed`. seed: the run's seed; `testbed_config.seed_offset` is added to it.
     Raises:
-      UserError: for settings out of range.
+      UserError: a setting is out of range.
     """
     t, seed = testbed_config, int(seed) + int(testbed_config.seed_offset)
     _check_settings(t)
@@ -251,7 +251,7 @@ def build_world(testbed_config, seed: int) -> World:
 
     def records(automata: dict, chosen: list[str], purpose: str) -> list[Record]:
         responses = [text_of(ids_, words) for ids_ in _write(automata, chosen, generator(seed, purpose))]
-        # EOS as noise at the very start leaves an empty text, which is no record.
+        # EOS as noise at the very start gives an empty text, which is not a record.
         return [Record(p, r) for p, r in zip(chosen, responses, strict=True) if r]
 
     splits = {name: records(demonstrator, prompts[name], name) for name in ("train", "development", "evaluation")}

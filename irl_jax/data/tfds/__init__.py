@@ -1,1 +1,1 @@
-"""Prepared records: TFDS builders for this project's files, and the reading of any builder, as ArrayRecord and without TensorFlow."""
+"""Prepared records: TFDS builders for this project's files, and reading of any builder, as ArrayRecord and without TensorFlow."""

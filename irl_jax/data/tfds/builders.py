@@ -3,9 +3,9 @@
     builders.Demonstrations(files={"train": "d.jsonl.gz"}, data_dir="DIR").download_and_prepare()
     tfds.data_source("demonstrations", split="train", data_dir="DIR")
 
-The second line needs nothing of this module. Records are written in the files' own order, one after the other, so that a file may
-be larger than memory: TFDS's own writer would hold up to a gigabyte of them for shuffling, and more than that only with TensorFlow.
-They are shuffled where they are read.
+The second line needs nothing from this module. Records are written one after the other, in the files' own order, so a file may be larger
+than memory. TFDS's own writer would hold up to a gigabyte of them for shuffling, and more than that only with TensorFlow. Records are
+shuffled when they are read.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def _texts(*names: str) -> tfds.features.FeaturesDict:
 
 
 class _Lines(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS ships no types
-    """A builder of files, one a split, whose records are written as they are read.
+    """A builder from files, one per split, that writes records as it reads them.
 
-    files: {split: path of a JSONL file, plain or gzip}. fields: names of the fields in the files, as `config.data.fields`; None is those
-    of the default config. counts: what was left out, by reason, and "records", those written.
+    files: {split: path of a JSONL file, plain or gzip}. fields: names of the fields in the files, as `config.data.fields`; None takes
+    those of the default config. counts: number of records left out, by reason, and of "records" written.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -47,11 +47,11 @@ class _Lines(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
 
     @abc.abstractmethod
     def _features(self) -> tfds.features.FeaturesDict:
-        """What a record has."""
+        """The features of a record."""
 
     @abc.abstractmethod
     def _rows(self, records) -> Iterator[dict]:
-        """The records, checked, in the features' form, of what `sources.read_jsonl` reads."""
+        """Checked records in the features' form, from what `sources.read_jsonl` yields."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(builder=self, features=self._features())
@@ -63,7 +63,7 @@ class _Lines(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
         yield from enumerate(self._rows(sources.read_jsonl(path)))
 
     def _download_and_prepare(self, dl_manager, download_config=None) -> None:
-        info = self._info()  # of the folder that is being filled; self.info is of the one that it becomes
+        info = self._info()  # of the folder being filled; self.info is of the final one
         writer = tfds.core.SequentialWriter(info, RECORDS_A_SHARD, file_format="array_record")
         splits = self._split_generators(dl_manager)
         writer.initialize_splits(list(splits))
@@ -82,7 +82,7 @@ class _Lines(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
 
 @contextlib.contextmanager
 def _refusals():
-    """Turns what ArrayRecord's writer says of a full disk into the system's error."""
+    """Turns the error of ArrayRecord's writer on a full disk into the system's error."""
     try:
         yield
     except RuntimeError as error:
@@ -90,7 +90,7 @@ def _refusals():
 
 
 class Demonstrations(_Lines, skip_registration=True):  # type: ignore[call-arg]  # TFDS ships no types
-    """Prompts with good responses, or conversations: as the first record of the first file is, so must all be."""
+    """Prompts with good responses, or conversations. All records must be of the same kind as the first record of the first file."""
 
     name = "demonstrations"
 
@@ -126,7 +126,7 @@ class Preferences(_Lines, skip_registration=True):  # type: ignore[call-arg]  # 
 
     def _rows(self, records) -> Iterator[dict]:
         for row in self._compared(records):
-            assert row.pair is not None  # that is what the two readers below read
+            assert row.pair is not None  # both versions of _compared give pairs
             yield {"prompt": row.prompt, "chosen": row.pair[0], "rejected": row.pair[1]}
 
     def _compared(self, records) -> Iterator[sources.Row]:
@@ -134,7 +134,7 @@ class Preferences(_Lines, skip_registration=True):  # type: ignore[call-arg]  # 
 
 
 class HhRlhf(Preferences, skip_registration=True):  # type: ignore[call-arg]  # TFDS ships no types
-    """HH-RLHF transcripts as Anthropic publishes them, cut into prompt, chosen and rejected; `counts` has what could not be used."""
+    """HH-RLHF transcripts as Anthropic publishes them, cut into prompt, chosen and rejected. `counts` has the unusable ones."""
 
     name = "hh_rlhf"
 
@@ -147,7 +147,7 @@ def _texts_only(messages: list, sampled: bool = False) -> tuple[str, str]:
 
 
 def _turns(reading: sources.Reading, where: str) -> list[dict]:
-    """A record's conversation; refused where a turn has more than a builder's turns have, which the template might have used."""
+    """A record's conversation. Refuses turns with more than a builder's turns have, since the template might have used it."""
     answer = reading.answer if isinstance(reading.answer, dict) else {"role": "assistant", "content": reading.answer}
     turns = [*reading.turns, answer]
     for number, turn in enumerate(turns, 1):

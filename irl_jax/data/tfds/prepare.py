@@ -1,4 +1,4 @@
-"""The verb `prepare`: a JSONL file as ArrayRecord, which TFDS reads by random access, whatever its size."""
+"""The command `prepare`: a JSONL file as ArrayRecord, which TFDS reads by random access, whatever its size."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from irl_jax.overrides import nearest
 
 
 def prepare(kind: str, files: dict[str, str], out: str, fields: str = "") -> str:
-    """Writes OUT/NAME/VERSION, whole or not at all.
+    """Writes OUT/NAME/VERSION, completely or not at all.
 
     Args:
         kind: one of `builders.BUILDERS`. files: {split: path of a JSONL file, plain or gzip}. out: the folder for TFDS's data_dir.
-        fields: "response=answer,...": the files' own names of the fields, where they are not the config's defaults.
+        fields: "response=answer,...": the files' own names of the fields, if they are not the config's defaults.
 
     Returns:
-        What was written and how it is read, for the user.
+        A message for the user: what was written and how to read it.
 
     Raises:
-        UserError: a bad line (named by file, line and field), nothing to write, or no room; what there was is as it was.
+        UserError: a bad line (named by file, line and field), nothing to write, or no room. Existing files stay as they were.
     """
     if not out.strip():
         raise UserError("--out: is empty; name a folder")
@@ -43,7 +43,7 @@ def prepare(kind: str, files: dict[str, str], out: str, fields: str = "") -> str
     folder = pathlib.Path(make(data_dir=str(into)).data_dir)
     if folder.exists():
         raise UserError(f"--out={into}: {folder} is there already; choose another, or remove it")
-    with paths.new_folder(folder) as temporary, contextlib.redirect_stdout(io.StringIO()):  # TFDS tells what it would download
+    with paths.new_folder(folder) as temporary, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints what it would download
         builder = make(data_dir=str(temporary))
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
         for file in pathlib.Path(builder.data_dir).iterdir():

@@ -16,18 +16,18 @@ _CHUNK = 1024  # records read at a time
 
 
 class Source:
-    """The records of one split of a prepared builder; `where(i)` is the i-th one's name in messages."""
+    """The records of one split of a prepared builder."""
 
     def __init__(self, name: str, split: str = "train", data_dir: str = ""):
         """Opens it.
 
         Args:
-            name: as TFDS has it, with its config and version where wanted ("name/config:1.0.0"), and "@SPLIT" where not `split`.
-            split: in TFDS's own language: "train", "test[:10%]", ...
+            name: TFDS's name, with config and version if wanted ("name/config:1.0.0"), and "@SPLIT" to replace `split`.
+            split: in TFDS's syntax: "train", "test[:10%]", ...
             data_dir: where it was prepared; "" is TFDS's default folder.
 
         Raises:
-            UserError: TFDS knows no such builder, or it is not prepared as ArrayRecord, or has no such split.
+            UserError: TFDS knows no such builder, it is not prepared as ArrayRecord, or it has no such split.
         """
         name, _, own = name.removeprefix(PREFIX).partition("@")
         self._name, self._source = f"{PREFIX}{name}", _open(name, own or split, data_dir)
@@ -36,7 +36,7 @@ class Source:
         return len(self._source)
 
     def files(self) -> list:
-        """The paths that the split's records are read from: its record files, and the two that say what is in them."""
+        """The paths that the split's records are read from: its record files, and the two files that describe them."""
         shards = [paths.of(instruction.filename) for instruction in self._source.data_source.instructions]
         told = [shards[0].parent / name for name in ("dataset_info.json", "features.json")] if shards else []
         return [*told, *shards]
@@ -46,9 +46,9 @@ class Source:
         return f"{self._name}, record {i}"
 
     def read(self, indices: Iterable[int]) -> list[tuple[str, dict]]:
-        """(name, record) of the records of these indices, as `sources.read_jsonl` gives those of a file.
+        """(name, record) of each record at these indices, as `sources.read_jsonl` gives those of a file.
 
-        Raises: UserError where a file is damaged or gone.
+        Raises: UserError if a file is damaged or gone.
         """
         indices = [int(i) for i in indices]
         try:
@@ -60,7 +60,7 @@ class Source:
         return [(self.where(i), _plain(record)) for i, record in zip(indices, records, strict=True)]
 
     def records(self, max_records: int = 0) -> Iterator[tuple[str, dict]]:
-        """(name, record) of all records, or the first `max_records`, in order."""
+        """(name, record) of all records, or of the first `max_records`, in order."""
         number = min(len(self), max_records or len(self))
         for start in range(0, number, _CHUNK):
             yield from self.read(range(start, min(start + _CHUNK, number)))
@@ -69,12 +69,12 @@ class Source:
 class _Files:
     """The serialised records of a split's ArrayRecord files, by number, for TFDS to read from.
 
-    ArrayRecord's own data source asks a file for a list of positions, which costs time and memory in proportion to all the records
-    of the file, however few are asked for: 10 ms and 24 MB in a file of a million. Ranges of one record do not.
+    ArrayRecord's own data source asks a file for a list of positions. That costs time and memory in proportion to all records of the file,
+    however few are asked for: 10 ms and 24 MB in a file of a million. Ranges of one record do not.
     """
 
     def __init__(self, instructions: Sequence):
-        """instructions: TFDS's, for the split: files, records to skip and to take of each."""
+        """instructions: TFDS's for the split: files, and the records to skip and to take in each."""
         self.instructions = instructions
         self._ends = list(itertools.accumulate(instruction.take for instruction in instructions))
         self._readers: list = [None] * len(instructions)
@@ -92,7 +92,7 @@ class _Files:
         return [self[i] for i in indices]
 
     def _reader(self, number: int):
-        """A file's reader, opened when first asked for; one at a time, for its index takes memory while it is read."""
+        """A file's reader, opened on first use. Only one is opened at a time, since reading its index takes memory."""
         with self._lock:
             if self._readers[number] is None:
                 from array_record.python import array_record_module
@@ -107,7 +107,7 @@ class _Files:
 
 
 def _open(name: str, split: str, data_dir: str):
-    """TFDS's data source of a split, made from the prepared files alone: neither a dataset's code nor what its files name is imported."""
+    """TFDS's data source of a split, made only from the prepared files. Imports neither a dataset's code nor what its files name."""
     try:
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core import read_only_builder
@@ -132,9 +132,9 @@ def _open(name: str, split: str, data_dir: str):
 
 
 def _own_features(connector, where: str) -> contextlib.AbstractContextManager[None]:
-    """While entered, TFDS makes features of its own classes only. Left alone, it imports any module that a features.json names.
+    """While entered, TFDS makes features only of its own classes. Otherwise it imports any module that a features.json names.
 
-    Raises: UserError where a prepared folder names another class.
+    Raises: UserError if a prepared folder names another class.
     """
 
     def cls_from_name(_, wanted: str):
@@ -156,7 +156,7 @@ def _short(error: Exception) -> str:
 
 
 def _plain(record: Mapping) -> dict:
-    """A record as JSON would have it, as far as it matters here: TFDS keeps a list of turns as one list for each of their fields."""
+    """A record as JSON would have it, as far as it matters here. TFDS keeps a list of turns as one list per field."""
     turns = record.get("messages")
     if not isinstance(turns, Mapping):
         return dict(record)
