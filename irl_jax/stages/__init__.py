@@ -1,4 +1,4 @@
-"""The pipeline: stages in order, each resumable, meeting only through the workdir."""
+"""The pipeline: stages in order. Each can be resumed, and they share data only through the workdir."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def run_pipeline(config, path, stages: tuple[str, ...] = (), base: str = "") -> 
 
     Args:
       config: locked ConfigDict. path: the workdir. stages: which to run; () is all.
-      base: where the files of config.model.path are now, for a workdir that was begun with them elsewhere.
+      base: where the files of config.model.path are now, if they were elsewhere when the workdir was begun.
     Returns:
-      The report's path, where there is one.
+      The report's path, or None.
     Raises:
       UserError: an unknown stage, a workdir of another config or begun with other inputs, or anything wrong in the input.
     """
@@ -43,7 +43,7 @@ def run_pipeline(config, path, stages: tuple[str, ...] = (), base: str = "") -> 
 
 
 def refuse(config, stages: tuple[str, ...] = ()) -> None:
-    """Refuses what no run could use, before anything is written.
+    """Refuses unusable stages and configs before anything is written.
 
     Raises:
         UserError: an unknown stage, or a config that contradicts itself, its reward models, its rated texts or what is installed.
@@ -57,7 +57,7 @@ def refuse(config, stages: tuple[str, ...] = ()) -> None:
 
 
 def _check_reward_models(config) -> None:
-    """Refuses reward models and rated texts that cannot be read, of which the last is needed when all else is done."""
+    """Refuses unreadable reward models and rated texts now; the run would otherwise need some only at its end."""
     if config.golden.kind == "classifier":
         from irl_jax.evaluation import golden
 
@@ -77,7 +77,7 @@ def _run(config, workdir, left, base) -> None:
         distributed.say(f"evaluate: no best-of-n for n = {', '.join(beyond)}, for sample.eval_samples = {config.sample.eval_samples}")
     workdir.note(left[0])
     context = Context(config, workdir, base)
-    if left != ["report"]:  # which reads the workdir alone
+    if left != ["report"]:  # report reads only the workdir
         inputs.hold(context)
     recipe_data.require(context, recipe_data.needed(config, left))
     if "evaluate" in left:
@@ -86,7 +86,7 @@ def _run(config, workdir, left, base) -> None:
         workdir.note(stage)
         start = time.perf_counter()
         info = importlib.import_module(f"irl_jax.stages.{stage}").run(context)
-        timing = {**info, "seconds": max(time.perf_counter() - start, info.get("seconds", 0.0))}  # resumed stages took longer
+        timing = {**info, "seconds": max(time.perf_counter() - start, info.get("seconds", 0.0))}  # info has earlier sessions too
         workdir.mark_done(stage, timing)
         speed = f", {timing['tokens_per_second']:,.0f} tokens/s" if timing.get("tokens_per_second") else ""
         compiled = f", {timing['compile_seconds']:.1f} s compiling" if timing.get("compile_seconds") else ""

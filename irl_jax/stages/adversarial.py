@@ -1,9 +1,9 @@
-"""The adversarial loop: the reward is refreshed on the present policy's samples as the policy follows it.
+"""The adversarial loop: the reward is retrained on the current policy's samples while the policy optimises it.
 
-Round by round: sample from the policy, update the discriminator on positives (demonstrations, or samples of sft) against
-fresh and remembered samples, then update the policy on the fresh ones (Sun & van der Schaar, arXiv 2405.15624, reverse KL;
-Ho & Ermon 2016). Only here does policy.divergence name what is minimised: e^h is kept near the density ratio of
-positives to the present policy. A round is the loop's step, so that a killed run goes on where it was, buffer included.
+Each round samples from the policy, updates the discriminator on positives (demonstrations, or samples of sft) against fresh
+and replayed samples, then updates the policy on the fresh ones (Sun & van der Schaar, arXiv 2405.15624, reverse KL;
+Ho & Ermon 2016). Only here is policy.divergence what is minimised: e^h stays near the density ratio of positives to the
+current policy. A round is one step of the loop. A killed run resumes where it was, buffer included.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SMOOTHING = 0.1  # weight of the newest round in the smoothed accuracy
 
 
 class State(NamedTuple):
-    """policy, reward: what each trains. buffer: samples of earlier rounds. accuracy: smoothed balanced accuracy, float32."""
+    """policy, reward: their training states. buffer: samples of earlier rounds. accuracy: smoothed balanced accuracy, float32."""
 
     policy: TrainState
     reward: TrainState
@@ -33,12 +33,12 @@ class State(NamedTuple):
 
 
 def run(context) -> dict:
-    """Trains the adversarial policies of the run; leaves W/adversarial/<name>, and the last reward beside each."""
+    """Trains the run's adversarial policies; writes W/adversarial/<name>, with the last reward of each."""
     return training.each_method(context, "adversarial", train_adversarial)
 
 
 def train_adversarial(context, method) -> dict:
-    """One policy against its own discriminator, `config.adversarial.rounds` rounds."""
+    """Trains one policy against its own discriminator for `config.adversarial.rounds` rounds."""
     config = context.config.adversarial
     positives = positives_by_prompt(context, method.recipe)
     prompts = [examples[0].prompt for examples in positives]
@@ -58,7 +58,7 @@ def train_adversarial(context, method) -> dict:
         policy = state.policy
         if fed.number >= config.warmup_rounds:
             policy, more = trainer.update(policy, drawn, critic.leaves(reward), fed, jax.random.fold_in(rng, 1))
-            metrics = dict(**metrics, **more)  # a name that both have is an error
+            metrics = dict(**metrics, **more)  # a name in both is an error
         return State(policy, reward, replay.add(state.buffer, examples), np.asarray(accuracy)), metrics
 
     def stop(row):
@@ -79,7 +79,7 @@ def train_adversarial(context, method) -> dict:
 
 
 def positives_by_prompt(context, recipe: str) -> list[list]:
-    """The positives of each training prompt that has any: demonstrations, or samples of sft."""
+    """Positives per training prompt that has any: demonstrations, or samples of sft."""
     examples = context.demonstrations if recipe == "demo" else sampling.load(context, "sft", "reward")["examples"]
     table: dict[bytes, list] = {}
     for example in examples:
@@ -110,18 +110,18 @@ class _Critic:
             lambda leaves: reward_steps.effective(leaves, self.settings, context.model)), donate=())
 
     def start(self) -> TrainState:
-        """A discriminator before its first update: its logit is 0 everywhere, or that of reward.start."""
+        """State before the first update: the logit is 0 everywhere, or that of reward.start."""
         leaves = reward_model.start_leaves(self.context, f"{self.role}/reward", self.spec)
         return self.context.place(steps.init_state(leaves, self.optimizer))
 
     def leaves(self, state: TrainState):
-        """The leaves that score: with the spectral cap in them."""
+        """The leaves to score with, spectral cap applied."""
         return self._effective(state.leaves) if self.settings.spectral_norm else state.leaves
 
     def round(self, state: TrainState, fresh: list, buffer: replay.Replay, number: int, rng):
-        """`reward_updates` updates on fresh and remembered samples; returns (state, metrics of all, means over updates).
+        """Makes `reward_updates` updates on fresh and replayed samples; returns (state, metrics averaged over the updates).
 
-        Balanced accuracy, and each source's, is measured on the first batch of the round before it is trained on.
+        Balanced accuracy and that of each source are measured on the round's first batch, before training on it.
         """
         draws = np.random.default_rng([self.context.config.seed, zlib.crc32(self.role.encode()), number])
         all_metrics, accuracies = [], {}
@@ -139,10 +139,10 @@ class _Critic:
         return state, {f"reward_{name}": value for name, value in means.items()} | accuracies
 
     def _negatives(self, fresh, buffer, draws):
-        """(samples of the policy for one batch, how many at its end are remembered ones)."""
+        """(policy samples for one batch, how many at its end are replayed)."""
         remembered = replay.draw(buffer, round(self.config.replay_share * self._half), draws)
         chosen = draws.permutation(len(fresh))[: self._half - len(remembered)]
-        while len(chosen) < self._half - len(remembered):  # fewer fresh samples than rows: some stand twice
+        while len(chosen) < self._half - len(remembered):  # fewer fresh samples than rows: repeat some
             chosen = np.concatenate([chosen, draws.permutation(len(fresh))])[: self._half - len(remembered)]
         return [fresh[i] for i in chosen] + remembered, len(remembered)
 
@@ -151,7 +151,7 @@ class _Critic:
         return mine[draws.integers(len(mine))]
 
     def _accuracies(self, state, positives, negatives, remembered: int) -> dict:
-        """Shares that the present reward tells right, by source: positives, fresh samples, remembered samples."""
+        """Accuracy of the current reward per source: positives, fresh samples, replayed samples."""
         reward = self.context.config.reward
         logits = self.context.scorer.rewards(self.leaves(state), positives + negatives, reward.granularity, reward.combine)
         right = 0.5 * (1 + np.sign(logits))

@@ -1,6 +1,6 @@
-"""Plans a run for TPUs that are not there: compiles its programs for a topology and says what each needs of a chip.
+"""Plans a run for TPUs that are not here: compiles its programs for a topology and reports what each needs per chip.
 
-Nothing is loaded but shapes. libtpu compiles for a topology it is told of, as it would on the machine itself.
+It loads only shapes. libtpu compiles for a named topology as it would on the machine itself.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def run(config, topology: str, slices: int = 1, out: str = "aot", names: tuple[s
     """Compiles a config's programs for a topology; prints a table and writes OUT/plan.json.
 
     Args:
-        config: locked ConfigDict; model.path may be a hub name of `models.published`. topology: such as "v5e:4x4". slices: that many
-            of them, joined by the data centre's network. out: folder. names: programs, of `aot_steps.NAMES`; () is all.
+        config: locked ConfigDict; model.path may be a hub name of `models.published`. topology: for example "v5e:4x4". slices: number
+            of slices, joined by the data centre's network. out: folder. names: programs from `aot_steps.NAMES`; () is all.
 
     Returns:
-        The plan: {"topology", "chip", "mesh", "steps": [one row a program]}, bytes and operations of one chip.
+        The plan: {"topology", "chip", "mesh", "steps": [one row per program]}, with bytes and operations per chip.
 
     Raises:
-        UserError: no libtpu, an unknown topology or program, a mesh that does not fit it, or anything wrong in the config.
+        UserError: no libtpu, an unknown topology or program, a mesh that doesn't fit it, or anything wrong in the config.
     """
     from irl_jax.stages import aot_advice, aot_steps, aot_table
 
@@ -39,7 +39,7 @@ def run(config, topology: str, slices: int = 1, out: str = "aot", names: tuple[s
     if unknown:
         raise UserError(f"--steps: unknown step '{unknown[0]}'{nearest(unknown[0], aot_steps.NAMES)}; one of {', '.join(aot_steps.NAMES)}")
     check(config)
-    check_policy(config, dense=True)  # config.policy itself is compiled, whether or not a method of the run uses it as it stands
+    check_policy(config, dense=True)  # config.policy itself is compiled, even if no method uses it unchanged
     chip = chips.chip_of(topology)
     folder = paths.of(out)
     if folder.exists() and not folder.is_dir():
@@ -57,23 +57,23 @@ def run(config, topology: str, slices: int = 1, out: str = "aot", names: tuple[s
             again = functools.partial(_again, config, devices=devices, slices=slices, name=name, chip=chip)
             row["advice"] = aot_advice.advise(row, planner, chip, again)
         plan["steps"].append(row)
-        artifacts.write_json(folder / "plan.json", plan)  # a plan cut short is one of the steps so far
+        artifacts.write_json(folder / "plan.json", plan)  # an interrupted plan keeps the steps so far
     print(aot_table.render(plan))
     print(f"plan: {folder / 'plan.json'}")
     return plan
 
 
-_QUIET = {  # libtpu neither asks the network which TPU machine this is, nor minds another process that has it loaded
+_QUIET = {  # libtpu doesn't ask the network which TPU machine this is, and other processes may have it loaded
     "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3",
 }  # fmt: skip
 
 
 def describe(topology: str, slices: int = 1) -> list:
-    """The devices of a topology, without any being there.
+    """The devices of a topology; none need to be attached.
 
     Raises:
-        UserError: libtpu is not installed, or knows no such topology.
+        UserError: libtpu is not installed, doesn't start, or knows no such topology.
     """
     found = importlib.util.find_spec("libtpu")
     if found is None or found.origin is None:
@@ -83,7 +83,7 @@ def describe(topology: str, slices: int = 1) -> list:
     import jax
     from jax.experimental import topologies
 
-    jax.config.update("jax_platforms", "cpu")  # the machine's own accelerators are left alone
+    jax.config.update("jax_platforms", "cpu")  # leave this machine's accelerators alone
     try:
         how = {"num_slices": slices} if slices > 1 else {}
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **how).devices)
@@ -95,7 +95,7 @@ def describe(topology: str, slices: int = 1) -> list:
 
 
 def make_planner(config, devices):
-    """The planner of a config over devices. Raises: as `sharding.make_mesh`."""
+    """The planner of a config on these devices. Raises: see `sharding.make_mesh`."""
     from irl_jax import sharding
     from irl_jax.stages import aot_steps, context
 
@@ -104,7 +104,7 @@ def make_planner(config, devices):
 
 
 def architecture(config):
-    """The initial model's ModelConfig, from model.path or, for the testbed, from the config's sizes."""
+    """The initial model's ModelConfig: from model.path, or from the config's sizes for the testbed."""
     if config.data.source != "testbed":
         return hf.read_config(config.model.path, config.model.revision)
     from irl_jax.data import testbed
@@ -114,7 +114,7 @@ def architecture(config):
 
 
 def _again(config, changed: dict, devices, slices: int, name: str, chip) -> dict:
-    """The row of the program under changed settings."""
+    """The program's row with changed settings."""
     from ml_collections import ConfigDict
 
     other = ConfigDict(config.to_dict())
@@ -124,11 +124,11 @@ def _again(config, changed: dict, devices, slices: int, name: str, chip) -> dict
 
 
 def measure(planner, name: str, chip, slice_devices: int = 0) -> dict:
-    """Compiles one program and takes its measure; everything is of one chip.
+    """Compiles one program and measures it. All numbers are per chip.
 
     Returns:
-        {"step", "tokens", "bytes": {...}, "fits", "compile_seconds"}, and where XLA could compile it "flops", "ideal_flops",
-        "hbm_bytes", "network_bytes", "seconds", "binds", "vocabulary_tokens" too.
+        {"step", "tokens", "bytes": {...}, "fits", "compile_seconds"}. If XLA could compile it, also "flops", "ideal_flops",
+        "hbm_bytes", "network_bytes", "seconds", "binds", "vocabulary_tokens".
     """
     program = planner.program(name)
     count = planner.mesh.size
@@ -137,7 +137,7 @@ def measure(planner, name: str, chip, slice_devices: int = 0) -> dict:
     row = {"step": name, "section": program.section, "tokens": program.tokens / count, "roles": roles}
     try:
         compiled, text = compile_program(program)
-    except Exception as error:  # jax raises what XLA says as one type, whatever it is
+    except Exception as error:  # jax raises all XLA errors as one type
         needed = out_of_memory(str(error))
         if needed is None:
             raise
@@ -158,7 +158,7 @@ def measure(planner, name: str, chip, slice_devices: int = 0) -> dict:
 
 
 def compile_program(program):
-    """(compiled, its HLO text). The text is what libtpu itself wrote down: jaxlib cannot read back every program of a newer libtpu."""
+    """(compiled, its HLO text). libtpu dumps the text itself, since jaxlib can't read every program of a newer libtpu."""
     lowered = program.compiled.lower(*program.arguments)
     with tempfile.TemporaryDirectory() as folder:
         compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
@@ -167,10 +167,10 @@ def compile_program(program):
 
 
 def memory(analysis, program, roles: float) -> dict:
-    """Bytes of a chip: the program's own, and those of the roles that lie beside it.
+    """Bytes per chip: the program's own, and those of the other roles in memory.
 
-    peak = arguments + temporaries + outputs - aliased (donated arguments that outputs take the place of). An argument that the
-    program does not read is none of XLA's; it lies there all the same, and counts as resident. roles: bytes of all that lie there.
+    peak = arguments + temporaries + outputs - aliased (donated arguments whose place outputs take). XLA doesn't count an
+    argument that the program never reads. It is in memory all the same and counts as resident. roles: bytes of all roles in memory.
     """
     arguments, outputs = analysis.argument_size_in_bytes, analysis.output_size_in_bytes
     temporaries, aliased = analysis.temp_size_in_bytes, analysis.alias_size_in_bytes
@@ -182,7 +182,7 @@ def memory(analysis, program, roles: float) -> dict:
 
 
 def role_bytes(resident: dict) -> dict[str, float]:
-    """{role: bytes of a device}; the value, which lies in the policy's state, apart."""
+    """{role: bytes per device}. The value is listed separately, though it is part of the policy's state."""
     import jax
 
     sizes: dict[str, float] = {}
@@ -200,7 +200,7 @@ def _size(tree) -> float:
 
 
 def _bytes(leaf) -> float:
-    """Of one device's part of a leaf."""
+    """Bytes of one device's shard of a leaf."""
     import jax
     import jax.numpy as jnp
 
@@ -212,7 +212,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def out_of_memory(message: str) -> float | None:
-    """The bytes that a program needs, from XLA's complaint that they are not there; None for another complaint."""
+    """The bytes a program needs, from XLA's out-of-memory message (inf if not given there); None for other messages."""
     if not re.search(r"Ran out of memory|CompileTimeHbmOom|Exceeded hbm capacity", message, re.IGNORECASE):
         return None
     found = re.search(r"(?:Used|temporaries|required[^(]*) \(?([\d.]+)([KMGT]?) ?(?:of|\))", message)
@@ -220,7 +220,7 @@ def out_of_memory(message: str) -> float | None:
 
 
 def vocabulary_tokens(text: str, model, mesh) -> float:
-    """Tokens whose vocabulary logits a chip holds at one time: the largest array with the vocabulary as an axis, parameters aside."""
+    """Tokens whose vocabulary logits a chip holds at once: from the largest array with a vocabulary axis, except parameters."""
     size, ways = model.padded_vocab, mesh.shape["tensor"]
     parts = {size, *([] if size % ways else [size // ways])}
     widths = {model.width // ways for ways in (1, mesh.shape["fsdp"], mesh.shape["fsdp"] * mesh.shape["tensor"]) if model.width % ways == 0}

@@ -1,4 +1,4 @@
-"""What to change where a program does not fit: the first setting that would do, by a simple model that a recompilation checks."""
+"""What to change if a program doesn't fit: the first sufficient setting, guessed by a simple model and checked by recompiling."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from irl_jax.chips import GIB
 
 
 def advise(row: dict, planner, chip, again: Callable[[dict], dict]) -> str:
-    """One line that names a setting, and what it gives.
+    """One line that names a setting and the memory needed with it.
 
-    The candidates, in order: model.remat, then model.loss_chunk where it chose itself, then more micro-batches (training)
-    or fewer rows (sampling, scoring), each with what lies there anyway unchanged and the rest in proportion. Where the roles alone
-    are too much, only more chips help, or adapters in place of whole trunks.
+    The candidates, in order: model.remat, then model.loss_chunk if it was automatic, then more micro-batches (training) or
+    fewer rows or samples (other programs). The roles' memory is taken as fixed and the rest as proportional. If the roles alone
+    don't fit, only more chips help, or adapters in place of whole trunks.
 
     Args:
-        row: of `aot.measure`. planner: that made it. chip: whose memory is to hold it. again: {setting: value} -> row with it.
+        row: from `aot.measure`. planner: made the row. chip: must hold it. again: {setting: value} -> row with that setting.
     """
     need, has = row["bytes"]["total"] / GIB, chip.memory / GIB
     head = f"{row['step']}: {need:.1f} GiB of {has:.1f}: "
@@ -35,7 +35,7 @@ def advise(row: dict, planner, chip, again: Callable[[dict], dict]) -> str:
 
 
 def _candidates(row: dict, planner, room: float, held: float) -> Iterator[dict[str, Any]]:
-    """Settings to try, as {key: value}; each keeps those before it that cost nothing but time."""
+    """Settings to try, as {key: value}. Each keeps earlier ones that cost only time."""
     config, section = planner.config, row["section"]
     kept: dict[str, Any] = {}
     rows = _local_rows(row, planner)
@@ -64,14 +64,14 @@ def _candidates(row: dict, planner, room: float, held: float) -> Iterator[dict[s
 
 
 def _local_rows(row: dict, planner) -> int:
-    """Rows of a micro-batch that one device has."""
+    """Rows of a micro-batch per device."""
     length = planner.config.sft.row_tokens if row["step"] == "sft" else planner.longest
     accumulate = planner.config[row["section"]].get("accumulate", 1)
     return max(1, round(row["tokens"] * planner.mesh.shape["tensor"] / max(length, planner.longest) / accumulate))
 
 
 def _divisors(number: int, least: int) -> list[int]:
-    """Divisors of a number, from `least` on."""
+    """Divisors of a number that are at least `least`."""
     return [d for d in range(least, number + 1) if number % d == 0]
 
 

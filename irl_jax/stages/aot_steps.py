@@ -1,4 +1,4 @@
-"""The pipeline's compiled programs for a plan: each with the shapes, shardings and settings that a run of the config would give it."""
+"""The pipeline's compiled programs for a plan, each with the shapes, shardings and settings of a run of the config."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from irl_jax.models import adapters, transformer
 from irl_jax.stages import sampling, scoring, training
 from irl_jax.types import PolicyBatch, PromptBatch, RewardBatch, TokenBatch
 
-EOS, PAD = (1,), 0  # which ids they are changes nothing
+EOS, PAD = (1,), 0  # any ids do
 NAMES = ("sft", "sample", "score", "reward", "prefill", "decode", "draw", "judge", "advantages", "policy")
 
 
 class Program(NamedTuple):
     """One program. compiled: from `sharding.compile_step`. arguments: ShapeDtypeStructs with shardings.
 
-    own: which arguments are of roles, and so in `Planner.resident` too. trips: rounds of the loop that no constant bounds.
-    tokens: that it reads or writes, over all devices. ideal: operations that the model asks for, over all devices. section: of the
-    config, whose batch it is.
+    own: which arguments belong to roles, and so to `Planner.resident` too. trips: iterations of the loop without a constant bound.
+    tokens: read or written, over all devices. ideal: operations that the model needs, over all devices. section: the config
+    section that sets its batch.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Program(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What a pass over the model asks for: tokens through the blocks, tokens through the unembedding, and (query, key) pairs."""
+    """Work of a pass over the model: tokens through the blocks, tokens through the unembedding, and (query, key) pairs."""
 
     tokens: float
     unembedded: float
@@ -60,7 +60,7 @@ class Planner:
         self.key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=NamedSharding(mesh, PartitionSpec()))
 
     def like(self, make):
-        """Shapes, dtypes and shardings of what make() would return."""
+        """Shapes, dtypes and shardings of the result of make()."""
         return sharding.like(make, self.mesh)
 
     def program(self, name: str) -> Program:
@@ -87,11 +87,11 @@ class Planner:
         return self.like(lambda: self._leaves(role))
 
     def resident(self, name: str) -> dict:
-        """{role: its tree} of all that lies in a device's memory while a program's stage runs.
+        """{role: its tree} of all that is in a device's memory while a program's stage runs.
 
-        Roles stay as long as the process that trained them uses them: the trunk always; sft's leaves from its training on; in the
-        policy's stage the reward (with its optimizer's state where the adversarial loop trains it on) and the policy's state, in
-        which the value's leaves and moments are.
+        A role stays as long as the process that trained it uses it. The trunk always stays, and sft's leaves once trained. The
+        policy's stage also holds the reward (with its optimizer state if the adversarial loop trains it) and the policy's state,
+        including the value's leaves and moments.
         """
         trunk = {"trunk": self.trunk}
         if name == "sft":
@@ -131,7 +131,7 @@ class Planner:
         return program._replace(ideal=program.ideal + self.operations(scored), section="policy")
 
     def _sampling(self, name, prompts, samples, rows, around, arguments, own, how=None):
-        """Samples of `rows` rows a prompt, none of which ends early."""
+        """Sampling with `rows` rows per prompt; no sample ends early."""
         prompt, response = self.config.data.max_prompt_tokens, self.config.data.max_response_tokens
         draw = sampler.make_sampler(self.model, samples=samples, rows=rows, max_tokens=response, eos_ids=EOS, pad_id=PAD,
                                     **(how or {}))
@@ -255,7 +255,7 @@ class Planner:
         return self.like(lambda: PromptBatch(ids, ids[:, 0], ids[:, 0]))
 
     def _unstacked(self):
-        """The policy's variables layer by layer, each split as it is in the stack."""
+        """The policy's variables layer by layer, each sharded as in the stack."""
         stacked = roles.variables(self.trunk, self.policy_leaves())
 
         def take(leaf):
@@ -280,13 +280,13 @@ class Planner:
         return Work(rows * rounds, rows * rounds, rows * rounds * (self.longest - 1))
 
     def operations(self, work: Work, training: bool = False, body: str = "adapter") -> float:
-        """The operations that a model asks for, over all devices, without anything computed twice.
+        """The operations that a model needs, over all devices, without recomputation.
 
-        forward = 2 P tokens + 2 V D unembedded + 4 L H E pairs + 2 A tokens, with P the parameters of the blocks' kernels, A those of
-        the adapters, V D the unembedding's, and L H E pairs the products of attention over all pairs of a row (masked ones too, as is
-        usual: PaLM, arXiv 2204.02311, appendix B). Training with whole trunks: 3 times that, for the backward pass has the gradients
-        of inputs and of parameters. With adapters the trunk has no gradient: its products count 2 times, attention's and the
-        adapters' own 3 times. A frozen body is only read.
+        forward = 2 P tokens + 2 V D unembedded + 4 L H E pairs + 2 A tokens. P counts the parameters of the blocks' kernels, A those
+        of the adapters, V D those of the unembedding. L H E pairs counts attention's products over all pairs of a row, masked ones
+        too, as usual (PaLM, arXiv 2204.02311, appendix B). Training whole trunks takes 3 times that: the backward pass computes
+        gradients of inputs and parameters. With adapters the trunk has no gradient: its products count 2 times, attention's and the
+        adapters' 3 times. A frozen body is only read.
         """
         m = self.model
         heads = (m.num_heads + m.num_kv_heads) * 2 * m.head_dim * m.width
@@ -305,7 +305,7 @@ class Planner:
 
 
 class Lowered:
-    """`jax.jit` of a function with settings of its own, traced under the mesh as `sharding.compile_step` does it."""
+    """`jax.jit` of a function with its own settings, traced under the mesh as in `sharding.compile_step`."""
 
     def __init__(self, fn, mesh, **settings):
         def traced(*arguments):

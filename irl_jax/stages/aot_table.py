@@ -11,7 +11,7 @@ _WORK = ("work", "TFLOP", "of ideal", "HBM GB", "sent GB", "compute s", "memory 
 
 
 def render(plan: dict) -> str:
-    """The lines of a plan: memory, then work, of each program, then what to change where one does not fit."""
+    """The lines of a plan: memory and then work of each program, then what to change if one doesn't fit."""
     chip, mesh = plan["chip"], " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
     slices = f"{plan['slices']} slices of " if plan["slices"] > 1 else ""
     lines = [f"{slices}{plan['topology']}: {plan['chips']} chips of {chip['memory'] / GIB:.2f} GiB, mesh {mesh}; all of one chip", ""]

@@ -1,4 +1,4 @@
-"""Finished runs side by side: a table on standard output and a page of its own, runs that differ only in seed pooled."""
+"""Finished runs side by side, as tables on standard output and a page. Runs that differ only in seed are pooled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from irl_jax.stages.page import Raw, Section, escape, figures, page, table
 from irl_jax.stages.plot_style import number
 from irl_jax.stages.run_tables import Table
 
-# Keys under data. and golden. that say what is trained on, not on what and by whom the policies are judged.
+# Keys under data. and golden. that affect training only, not which data the policies are judged on or by which judge.
 TRAINED_ON = ("data.max_demonstrations", "data.max_records", "data.preference_source", "data.development_fraction", "data.tfds_data_dir",
               "data.fields.chosen", "data.fields.rejected", "data.testbed.demonstrations", "data.testbed.pairs",
               "data.testbed.pretrain_responses", "data.testbed.label_noise", "data.testbed.development_prompts",
@@ -26,7 +26,7 @@ _NOTE = ("A figure is the mean over the runs of a group. Behind ± stand its sta
 
 
 class Run(NamedTuple):
-    """One finished run: its folder as given, its seed, its settings {dotted key: value} without the seed, its results, its commit."""
+    """One finished run: folder as given, seed, settings {dotted key: value} without the seed, results, commit."""
 
     path: str
     seed: int
@@ -39,10 +39,10 @@ def compare(folders: Sequence[str], out: str) -> None:
     """Prints the tables of the runs as Markdown and writes OUT/compare.html.
 
     Args:
-      folders: workdirs of finished runs. out: the folder of compare.html, made where missing.
+      folders: workdirs of finished runs. out: the folder of compare.html, created if missing.
 
     Raises:
-      UserError: not a workdir, not evaluated yet, the same run twice, other data or another judge; or `out` cannot be written.
+      UserError: not a workdir, not evaluated yet, the same run twice, different data or judges, or `out` cannot be created.
     """
     groups = grouped([load(folder) for folder in folders])
     results = {letter: [run.results for run in runs] for letter, runs in groups.items()}
@@ -62,10 +62,10 @@ def compare(folders: Sequence[str], out: str) -> None:
 
 
 def load(folder: str) -> Run:
-    """One finished run, read and never written.
+    """Reads one finished run; writes nothing.
 
     Raises:
-      UserError: not a workdir, or nothing is evaluated there yet.
+      UserError: not a workdir, or not evaluated yet.
     """
     path = paths.of(folder)
     if not (path / workdir.CONFIG).is_file():
@@ -80,10 +80,10 @@ def load(folder: str) -> Run:
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """{letter: runs that differ in nothing but the seed}, in the order given.
+    """{letter: runs that differ only in the seed}, in the order given.
 
     Raises:
-      UserError: two runs have the same config and seed, or were judged on other data or by another judge.
+      UserError: two runs have the same config and seed, or were judged on different data or by different judges.
     """
     first = runs[0]
     found: dict[str, list[Run]] = {}
@@ -106,7 +106,7 @@ def _shown(run: Run, key: str) -> str:
 
 
 def each_run(groups: dict[str, list[Run]]) -> Table:
-    """One row a run: its group, seed, commit, seconds, and the leak check."""
+    """One row per run: its group, seed, seconds, the leak check and the commit."""
     rows = []
     for letter, runs in groups.items():
         for run in runs:
@@ -120,7 +120,7 @@ def each_run(groups: dict[str, list[Run]]) -> Table:
 
 
 def what_differs(groups: dict[str, list[Run]]) -> list[Table]:
-    """The settings in which the groups differ, a column a group; none of one group."""
+    """The settings in which the groups differ, one column per group. [] if none differ."""
     heads = {letter: runs[0] for letter, runs in groups.items()}
     keys = dict.fromkeys(key for run in heads.values() for key in run.settings)
     rows = [[key, *(_shown(run, key) for run in heads.values())] for key in keys if len({_shown(run, key) for run in heads.values()}) > 1]

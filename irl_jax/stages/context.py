@@ -1,6 +1,6 @@
-"""What every stage of one run looks up: data, tokenizer, model, mesh, and the roles' leaves kept in the workdir.
+"""What the stages of a run share: data, tokenizer, model, mesh, and the roles' leaves kept in the workdir.
 
-Stages meet only through the workdir; this is its typed reader, with each thing loaded once a process.
+Stages share data only through the workdir. This module reads it, loading each thing once per process.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from irl_jax.types import Example
 
 
 def from_scratch(config, vocabulary: int) -> transformer.ModelConfig:
-    """The architecture that a run without model.path initialises: of config.model's sizes, as long as its longest rows."""
+    """The architecture that a run without model.path initialises: config.model's sizes, and a context as long as its longest rows."""
     longest = config.data.max_prompt_tokens + config.data.max_response_tokens
     return families.from_size(config.model, vocabulary, max(config.pretrain.row_tokens, config.sft.row_tokens, longest))
 
 
 def as_configured(base: transformer.ModelConfig, config) -> transformer.ModelConfig:
-    """An architecture, with how a run of this config computes it."""
+    """An architecture with this config's compute settings."""
     m, adapter = config.model, config.adapter
     return dataclasses.replace(base, dtype=m.dtype, scan_layers=m.scan_layers, remat=m.remat, loss_chunk=m.loss_chunk,
                                vocab_multiple=m.vocab_multiple, adapter_scale=adapter.alpha / adapter.rank if adapter.rank else 0.0)
 
 
 def _distinct(examples: Sequence[Example]) -> list[np.ndarray]:
-    """The prompts of the examples, each once."""
+    """The examples' distinct prompts."""
     return list({example.prompt.tobytes(): example.prompt for example in examples}.values())
 
 
 @jax.jit
 def _finite(tree):
-    """Whether all numbers of each leaf are finite."""
+    """Whether each leaf is all finite."""
     return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), tree)
 
 
 class Reader:
-    """A finished run's folder, read and never written: what stands in for a Workdir in `generate` and `score`."""
+    """A finished run's folder, read only. It replaces a Workdir in `generate` and `score`."""
 
     def __init__(self, path):
         self.path = paths.of(path)
@@ -65,7 +65,7 @@ class Reader:
 class Context:
     """One run: `config` (locked ConfigDict) and `workdir` (irl_jax.workdir.Workdir).
 
-    base: where the files of config.model.path are now; "": where it says. began: the time that a chat template writes.
+    base: where the files of config.model.path are now; "" if they haven't moved. began: the time that a chat template writes.
     """
 
     def __init__(self, config, workdir, base: str = ""):
@@ -76,11 +76,11 @@ class Context:
         self.mesh = sharding.make_mesh(config.mesh)
 
     def key(self, purpose: str) -> jax.Array:
-        """The random key of a purpose: fold_in(seed, crc32(purpose))."""
+        """The random key for a purpose: fold_in(seed, crc32(purpose))."""
         return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
 
     def variant(self, method) -> Context:
-        """This run as one of its methods sees it: its own settings, and everything that is loaded or compiled shared."""
+        """This run with a method's own settings. Everything loaded or compiled is shared."""
         if method.config is self.config:
             return self
         shared = ("trunk", "scorer", "steps", "samplers", "_leaves", "_data", "corpus", "demonstrations", "development", "pairs",
@@ -92,18 +92,18 @@ class Context:
         return other
 
     def directory(self, name: str) -> Path:
-        """A stage's folder in the workdir, made where missing."""
+        """A stage's folder in the workdir, created if missing."""
         return self.workdir.stage(name)
 
     def say(self, line: str) -> None:
-        """One line to the user."""
+        """Prints one line to the user."""
         distributed.say(line)
 
     # ------------------------------------------------------------------ data
 
     @cached_property
     def is_testbed(self) -> bool:
-        """Whether the data are the embedded world's."""
+        """Whether the data come from the embedded testbed."""
         return self.config.data.source == "testbed"
 
     @cached_property
@@ -133,14 +133,14 @@ class Context:
 
     @cached_property
     def eos_ids(self) -> tuple[int, ...]:
-        """The ids that end a response, the one that training appends first; the chat template's end of turn is among them."""
+        """The ids that end a response. Training appends the first. The chat template's end of turn is among them."""
         ids = hf.eos_ids(None if self.is_testbed else self.folder, self.tokenizer)
         end = None if self.chat is None else self.chat.end_id
         return ids if end is None or end in ids else (*ids, end)
 
     @cached_property
     def chat(self) -> chat.Chat | None:
-        """The tokenizer's chat template, where it has one."""
+        """The tokenizer's chat template, or None."""
         return chat.of(self.tokenizer, self.began)
 
     @property
@@ -150,12 +150,12 @@ class Context:
 
     @cached_property
     def pad_id(self) -> int:
-        """The id that fills rows; masks never look at it."""
+        """The id that pads rows; masks don't depend on it."""
         return hf.pad_id(None if self.is_testbed else self.folder, self.tokenizer)
 
     @cached_property
     def corpus(self) -> sources.Corpus:
-        """The records of the three splits and the pairs; prints one line about them."""
+        """The records of the three splits and the pairs; prints one line about them (two if streamed)."""
         corpus, stream = self._data
         if stream:
             self.say(f"data: {stream.size} records are streamed for SFT; these are held in memory for all else:")
@@ -174,17 +174,17 @@ class Context:
 
     @property
     def stream(self) -> streaming.Stream | None:
-        """The training records that stay on disk, where data.streaming."""
+        """The training records that stay on disk with data.streaming, else None."""
         return self._data[1]
 
     def tokenize(self, records, name: str):
-        """Records as a list of Example; prints one line about straddled boundaries and cut responses."""
+        """Records as Examples; prints one line about straddled boundaries and cut responses."""
         examples, report = self.encode(records)
         self._say_tokens(name, len(examples), report)
         return examples
 
     def encode(self, records: Sequence[sources.Record]) -> tuple[list[Example], TokenReport]:
-        """Records as a list of Example, and what tokenising met."""
+        """Records as Examples, and the tokenizer's report."""
         data = self.config.data
         examples, report = tokenize.tokenize_records(
             self.tokenizer, records, max_prompt=data.max_prompt_tokens, max_response=data.max_response_tokens,
@@ -193,7 +193,7 @@ class Context:
         return examples, report
 
     def _check_ids(self, prompts: Sequence[str], examples: Sequence[Example]) -> None:
-        """Refuses records with a token that the weights have no embedding for."""
+        """Refuses records with a token that has no embedding."""
         for part in ("prompt", "response"):
             tokenize.check_ids(self.tokenizer, itertools.starmap(tokenize.record_name, enumerate(prompts)),
                                [getattr(example, part) for example in examples], self.model.vocab_size)
@@ -205,7 +205,7 @@ class Context:
 
     @cached_property
     def evaluation(self):
-        """Evaluation records, tokenised; the response is the reference one, and empty where the data have none."""
+        """Evaluation records, tokenised. The response is the reference one; empty if the data have none."""
         records = self.corpus.evaluation[: self.config.eval.prompts]
         answered = self.tokenize([record for record in records if record.response], "evaluation")
         return [*answered, *self._prompts_alone([record.prompt for record in records if not record.response], "evaluation")]
@@ -236,7 +236,7 @@ class Context:
 
     @cached_property
     def training_prompts(self) -> list[np.ndarray]:
-        """Distinct training prompts as ids: first the demonstrations', then those without one, each in the corpus's (shuffled) order."""
+        """Distinct training prompts as ids: those with demonstrations first, each part in the corpus's (shuffled) order."""
         return _distinct([*self.demonstrations, *self.more_prompts])
 
     @property
@@ -246,11 +246,11 @@ class Context:
 
     @property
     def reward_prompts(self) -> list[np.ndarray]:
-        """The training prompts that the reward's data are sampled for."""
+        """The training prompts to sample the reward's data for."""
         return self.training_prompts[: self.config.sample.reward_prompts]
 
     def _prompts_alone(self, prompts: Sequence[str], name: str) -> list[Example]:
-        """Prompts as examples without a response; prints one line about them where there are any."""
+        """Prompts as Examples without a response; prints one line about them if there are any."""
         data = self.config.data
         ids, report = tokenize.tokenize_prompts(
             self.tokenizer, prompts, max_prompt=data.max_prompt_tokens, truncate_prompts=data.truncate_prompts, eos_id=self.eos_id,
@@ -272,7 +272,7 @@ class Context:
 
     @cached_property
     def model(self) -> transformer.ModelConfig:
-        """The architecture, with how this run computes it."""
+        """The architecture with this run's compute settings."""
         c = self.config
         if self.is_testbed:
             base = from_scratch(c, len(self.tokenizer))
@@ -298,7 +298,7 @@ class Context:
     # ------------------------------------------------------------------ roles
 
     def like(self, make):
-        """Shapes, dtypes and shardings of what `make()` would return."""
+        """Shapes, dtypes and shardings of the result of `make()`."""
         return sharding.like(make, self.mesh)
 
     def place(self, tree):
@@ -310,7 +310,7 @@ class Context:
         return sharding.put_batch(batch, self.mesh)
 
     def variables(self, role: str) -> dict:
-        """What the model is applied with as `role`."""
+        """The variables to apply the model with as `role`."""
         return roles.variables(self.trunk, self.leaves(role))
 
     @property
@@ -324,17 +324,17 @@ class Context:
 
     @cached_property
     def scorer(self) -> scoring.Scorer:
-        """Log-probs and rewards of finished sequences, by any role's leaves."""
+        """Scores finished sequences with any role's leaves."""
         return scoring.Scorer(self.model, self.mesh, self.trunk, longest=self.longest, rows=self.config.eval.batch_size)
 
     @cached_property
     def steps(self) -> dict:
-        """Compiled training steps by name, shared by the recipes of one process."""
+        """Compiled training steps by name, shared by all recipes in a process."""
         return {}
 
     @cached_property
     def samplers(self) -> dict:
-        """Compiled samplers by shape and law, shared by the stages of one process."""
+        """Compiled samplers by shape and top-p, shared by all stages in a process."""
         return {}
 
     def init_leaves(self, role: str, purpose: str, start=None, **how):
@@ -346,7 +346,7 @@ class Context:
         checkpoint.save_tree(self.directory(name) / "leaves", self.place(tree))
 
     def load(self, name: str, like):
-        """What `save` kept under the name, shaped and placed as `like`."""
+        """What `save` kept under the name, with the shapes and shardings of `like`."""
         if checkpoint.latest_step(self.workdir.path / name / "leaves") is None:
             raise UserError(f"{self.workdir.path}: nothing is trained under '{name}' yet; run that stage first "
                             f"(--stages={name.split('/')[0]})")
@@ -359,7 +359,7 @@ class Context:
         return leaves
 
     def leaves(self, role: str):
-        """A finished role's leaves: 'init' (None), 'sft', or a method's (see irl_jax.variants), such as 'reward/init_sft'."""
+        """A finished role's leaves: 'init' (None), 'sft', or a method's (see irl_jax.variants), for example 'reward/init_sft'."""
         if role == "init":
             return None
         if role not in self._leaves:
@@ -377,7 +377,7 @@ class Context:
         return {}
 
     def turns(self, prompt: str) -> list[dict]:
-        """The conversation that a prompt, as `text` gives it, stands for: the record's messages, or what `chat.turns_of` reads in it."""
+        """The conversation of a prompt given as by `text`: the record's messages, or what `chat.turns_of` parses from it."""
         return self._turns.get(prompt) or chat.turns_of(prompt)
 
     @cached_property
@@ -389,5 +389,5 @@ class Context:
         return {self.text(ids): self.corpus.turns[prompt] for prompt, ids in zip(rendered, prompts, strict=True)}
 
     def text(self, ids) -> str:
-        """The text of response ids, special tokens left out, and those that end a response, special or not."""
+        """The text of ids, without special tokens and without those that end a response, special or not."""
         return tokenize.detokenize(self.tokenizer, [number for number in ids if number not in self.eos_ids])

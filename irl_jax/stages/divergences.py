@@ -1,4 +1,4 @@
-"""How far each policy is from the demonstrator, where that is known exactly: divergences, and what of it is covered."""
+"""How far each policy is from the demonstrator, if its law is known exactly: divergences, and how much of it is covered."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import numpy as np
 from irl_jax.evaluation import metrics
 from irl_jax.stages import judging, sampling
 
-DEMONSTRATOR_SAMPLES = 64  # a prompt, for the shares of sentence kinds that a policy's are compared with
+DEMONSTRATOR_SAMPLES = 64  # per prompt, for the shares of sentence kinds that policies are compared with
 
 
 def of_policies(context, sets) -> dict:
-    """The rows of results.json's `divergences`: forward and reverse KL (nats a sequence), Jensen-Shannon, and coverage.
+    """The rows of results.json's `divergences`: forward and reverse KL (nats per sequence), Jensen-Shannon, and coverage.
 
-    The demonstrator's own row has its coverage only, on samples of its own, as many a prompt as the policies have. Reverse KL
-    and Jensen-Shannon are None where the samples are not of the policy's own distribution (sample.temperature, sample.top_p).
+    The demonstrator's row has only coverage, on fresh samples, as many per prompt as the policies have. Reverse KL and
+    Jensen-Shannon are None if samples are not from the policy's own distribution (sample.temperature, sample.top_p).
     """
     world, count = context.world, context.config.eval.divergence_prompts
     demo = judging.Judged(context, None, [e for e in sets["demo"].examples if e.source < count])
@@ -27,7 +27,7 @@ def of_policies(context, sets) -> dict:
             policy = judging.Judged(context, None, [judged.examples[i] for i in some], {role: judged.logprob(role)[some]})
             law = _demonstrator_logprob(context, policy)
             measured = metrics.divergences(demo_law - demo.logprob(role), policy.by_prompt(law - policy.logprob(role)))
-            if sampling.law_of(context.config.sample) != sampling.MODEL:  # those that need samples of the policy's own distribution
+            if sampling.law_of(context.config.sample) != sampling.MODEL:  # these need samples of the policy's own distribution
                 measured |= dict.fromkeys(name for name in measured if not name.startswith("forward_kl"))
             row = {**measured, **row, **world.grammar_report(*policy.texts)}
         evaluated[role] = row
@@ -35,7 +35,7 @@ def of_policies(context, sets) -> dict:
 
 
 def _counts(context, judged) -> np.ndarray:
-    """Sentences of each kind for each prompt, [P, kinds], in the first samples."""
+    """Sentences of each kind per prompt, [P, kinds], in the first samples."""
     some = _first_samples(judged, len(judged.examples), context.config.sample.policy_samples)
     prompts, responses = ([texts[i] for i in some] for texts in judged.texts)
     counts = context.world.sentence_counts(prompts, responses)
@@ -50,11 +50,11 @@ def _demonstrator_shares(context) -> np.ndarray:
 
 
 def _demonstrator_counts(context, draw: int, samples: int | None = None) -> np.ndarray:
-    """[P, samples, kinds] of fresh responses to the evaluation prompts (by default as many as a policy's), a seed for each draw."""
+    """Counts [P, samples, kinds] in fresh responses to the evaluation prompts (by default as many as a policy's); one seed per draw."""
     samples = samples or context.config.sample.policy_samples
     prompts = [text for text in (context.text(example.prompt) for example in context.evaluation) for _ in range(samples)]
-    limit = context.config.data.max_response_tokens  # where the policies' responses end, too
-    ids = context.world.demonstrate(prompts, seed=context.config.seed + draw)  # not the draws of results.json's demo
+    limit = context.config.data.max_response_tokens  # the policies' limit too
+    ids = context.world.demonstrate(prompts, seed=context.config.seed + draw)  # differs from the draws of results.json's demo
     counts = context.world.sentence_counts(prompts, [context.text(np.asarray(response[:limit], np.int32)) for response in ids])
     return counts.reshape(-1, samples, counts.shape[1])
 

@@ -1,7 +1,7 @@
-"""Direct preference optimisation: a policy fitted to pairs, with sft as start and reference and no reward in between.
+"""Direct preference optimisation (DPO): fits a policy to pairs without a reward, with sft as start and reference.
 
-Who is chosen over whom is what the reward recipes say (`irl_jax.data.recipes`): demonstrations or samples of sft over samples
-of init, demonstrations over samples of sft, or labelled preferences.
+The reward recipes (`irl_jax.data.recipes`) choose the pairs: demonstrations or samples of sft over samples of init,
+demonstrations over samples of sft, or labelled preferences.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from irl_jax.stages import pairs, recipe_data, training
 
 
 def run(context) -> dict:
-    """Trains one policy for each method of config.dpo; leaves W/dpo/<name>."""
+    """Trains one policy per method of config.dpo; writes W/dpo/<name>."""
     return training.each_method(context, "dpo", train)
 
 
 def train(context, method) -> dict:
-    """One policy on the training pairs of a recipe; its timing line has the accuracy on the held-out ones.
+    """Trains one policy on a recipe's training pairs; its timing line has the accuracy on the held-out pairs.
 
-    It trains for config.dpo.steps, whatever the held-out pairs say: they choose nothing.
+    It trains for config.dpo.steps: the held-out pairs don't stop it early.
     """
     config = context.config.dpo
     (positives, negatives), _, heldout = recipe_data.data_of(context, method.recipe)
@@ -34,6 +34,6 @@ def train(context, method) -> dict:
 
 
 def _accuracy(context, leaves, reference, positives, negatives) -> float:
-    """Share of the pairs whose implicit reward log(policy/reference) is larger on the positive, ties half."""
+    """Share of pairs whose implicit reward log(policy/reference) is larger on the positive; ties count half."""
     policy_2xP, reference_2xP = (context.scorer.logprobs(each, positives + negatives).reshape(2, -1) for each in (leaves, reference))
     return float(np.mean(correct(preference.margin(*policy_2xP, *reference_2xP))))

@@ -1,4 +1,4 @@
-"""Everything against the golden reward, which no training step ever sees: policies, rewards, best-of-n, divergences."""
+"""Evaluates policies, rewards, best-of-n and divergences with the golden reward, which no training step sees."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from irl_jax.evaluation import best_of_n, golden, metrics
 from irl_jax.stages import divergences, judging, over_training, recipe_data, reward_model, sampling, scoring, temperatures
 
 TILTING_BETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
-COMPARED_N = 16  # best-of-16 is what the paired comparisons are about
-USUAL = "policy/init_sft"  # what the other trained policies are compared with, at the same KL
+COMPARED_N = 16  # n of best-of-n in the paired comparisons
+USUAL = "policy/init_sft"  # the other trained policies are compared with it at the same KL
 
 
 def run(context) -> dict:
-    """Writes W/results.json and the material of the report, W/evaluate/report.json."""
+    """Writes W/results.json and the report's material, W/evaluate/report.json."""
     start, before = time.perf_counter(), context.scorer.tokens
     with loop.CompileTime() as clock:
         _evaluate(context)
@@ -42,7 +42,7 @@ def _evaluate(context) -> None:
     controls = [control for control in config.reward.controls if judge or control != "golden"]
     ours = [ROBUST] if scoring.has_robust(context) else []
     rewards = [*(method.name for method in variants.methods(config, "reward")), *ours, *controls]
-    recipes = [*config.reward.recipes, *ours, *controls]  # what every policy's samples are scored by; variants judge sft's alone
+    recipes = [*config.reward.recipes, *ours, *controls]  # these score every policy's samples; variants score only sft's
     policies = [method.role for group in GROUPS if group != "reward" for method in variants.methods(config, group)]
     for role in policies:
         sampling.draw(context, role, "eval", config.sample.policy_samples)
@@ -79,14 +79,14 @@ def _evaluate(context) -> None:
 
 
 def samples_of(context, judge, name):
-    """The samples of a role, or of one at a temperature (see `sampling.at`), for the evaluation prompts, judged."""
+    """A role's samples for the evaluation prompts, judged; `name` may include a temperature (see `sampling.at`)."""
     loaded = sampling.load(context, name, "eval")
     own = loaded["logprobs"].astype(np.float64).sum(-1).reshape(-1)
     return judging.Judged(context, judge, loaded["examples"], {sampling.parted(name)[0]: own})
 
 
 def demonstrations_of(context, judge):
-    """The demonstrator's responses: to the evaluation prompts where the data have them, else the training ones."""
+    """The demonstrator's responses: to the evaluation prompts if the data have them, else to training prompts."""
     if context.world is not None:
         prompts = context.evaluation
         drawn = context.world.demonstrate([context.text(e.prompt) for e in prompts], seed=context.config.seed)
@@ -106,7 +106,7 @@ def _policy_row(context, role, judged, recipes, judge):
     row["kl_to_sft"] = row["kl_to_sft_stderr"] = None
     if role == "sft":
         row["kl_to_sft"] = row["kl_to_sft_stderr"] = 0.0
-    elif role != "demo" and "@" not in role:  # samples at a temperature are not of the model, which is all that its log-probs know
+    elif role != "demo" and "@" not in role:  # log-probs are the model's own, so they don't fit samples at a temperature
         ratio = judged.by_prompt(judged.logprob(role) - judged.logprob("sft")).mean(1)
         row["kl_to_sft"], row["kl_to_sft_stderr"] = metrics.mean_stderr(ratio)
     return row
@@ -148,7 +148,7 @@ def _rewards(context, judge, sft, recipes):
 
 
 def _ensemble(context, name: str, own: dict, sft, gold) -> dict:
-    """What the members of an ensemble say one by one, and best-of-n that stops where they disagree."""
+    """Quality of each ensemble member, and best-of-n that stops where members disagree."""
     members_ExPxM = np.stack([sft.by_prompt(values) for values in sft.members(name)])
     row: dict[str, Any] = {
         "members": [{"heldout_auc": auc} for auc in own["member_aucs"]],
@@ -163,14 +163,14 @@ def _ensemble(context, name: str, own: dict, sft, gold) -> dict:
 
 
 def _compare_at_kl(config, policies: dict, curves: dict) -> None:
-    """Adds to each trained policy `at_same_kl`: its golden less that of the baseline's training where its KL to sft was the same.
+    """Adds `at_same_kl` to each trained policy: its golden minus the baseline's during training at the same KL to sft.
 
-    Not where the samples are of another law than training's: neither their golden nor their log-ratio compares with its curve.
+    Does nothing if samples follow another law than in training: their golden and log-ratio don't compare with the curve.
     """
     if USUAL not in curves:
         return
     own = variants.find(config, USUAL).config.policy
-    if {own.start, own.reference} != {"sft"}:  # a curve against another KL
+    if {own.start, own.reference} != {"sft"}:  # the curve has another KL
         return
     if sampling.law_of(config.sample) != sampling.MODEL:
         return
@@ -188,7 +188,7 @@ def _spearman(name: str, values, others) -> dict:
 
 
 def _heldout_pairs(context, judge):
-    """Held-out preference pairs, chosen first and rejected after, or None."""
+    """Held-out preference pairs, all chosen before all rejected, or None."""
     if len({pair.chosen.prompt.tobytes() for pair in context.pairs}) < 2:
         return None
     chosen, rejected = recipe_data.data_of(context, "preference")[2]
@@ -196,7 +196,7 @@ def _heldout_pairs(context, judge):
 
 
 def _paired(sets, golden, rewards, policies) -> list[tuple]:
-    """(name, values [P], values [P]) of what is compared prompt by prompt at the run's own law; golden unless the name says otherwise."""
+    """(name, values [P], values [P]) to compare prompt by prompt at the run's own law; golden unless the name says otherwise."""
     length = {role: judged.by_prompt(judged.lengths).mean(1) for role, judged in sets.items() if role != "demo"}
     name = f"best-of-{COMPARED_N} by"
     best = [recipe for recipe in rewards if f"{name} {recipe}" in golden]
@@ -210,7 +210,7 @@ def _paired(sets, golden, rewards, policies) -> list[tuple]:
 
 
 def _report_material(sets, recipes, policies, judge, cold) -> dict:
-    """Histograms, scatter and samples side by side for the report."""
+    """The report's histograms, scatter and samples side by side."""
     histograms, scatter = {}, {}
     sft = sets["sft"]
     for recipe in recipes:
@@ -225,7 +225,7 @@ def _report_material(sets, recipes, policies, judge, cold) -> dict:
 
 
 def _edges(values: np.ndarray, bins: int = 40) -> np.ndarray:
-    """The edges of a histogram of the values, which may all be equal, or nearly."""
+    """Histogram edges for the values, which may be (nearly) all equal."""
     low, high, scale = values.min(), values.max(), max(1.0, np.abs(values).max())
     if high - low < 1e-6 * scale:  # too little for so many bins
         low, high = low - scale / 2, high + scale / 2
@@ -233,8 +233,7 @@ def _edges(values: np.ndarray, bins: int = 40) -> np.ndarray:
 
 
 def _side_by_side(sets, recipes, policies, judge, prompts: int = 24) -> list[dict]:
-    """For the first prompts: init, sft and it at temperatures, the best of 16 (or of all, where they are fewer) by the first recipe, every
-    policy."""
+    """For the first prompts: init, sft, sft at temperatures, the best of 16 (of all, if fewer) by the first recipe, every policy."""
     out, cold = [], [name for name in sets if name.startswith("sft@")]
     best_by, best_of = recipes[0], min(COMPARED_N, sets["sft"].by_prompt(sets["sft"].lengths).shape[1])
     for p in range(min(prompts, sets["sft"].by_prompt(sets["sft"].lengths).shape[0])):

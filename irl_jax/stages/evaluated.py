@@ -1,13 +1,13 @@
-"""What `evaluate` leaves of a run, as those who show it read it: results.json, and the report's material beside it."""
+"""Reads what `evaluate` writes for the report and other views: results.json, and the report's material."""
 
 from __future__ import annotations
 
 from irl_jax import artifacts, paths
 from irl_jax.errors import UserError
 
-BEST = "the best of sft"  # over its temperatures, by golden: what is hardest to beat without a reward
+BEST = "the best of sft"  # over its temperatures, by golden: the strongest baseline without a reward
 _POINT = {"n!": int, "golden": float, "win_rate": float}
-RESULTS = {  # of results.json, what is more than a number of a row (see `artifacts.read_json`)
+RESULTS = {  # shape of results.json, except plain numbers of a row (see `artifacts.read_json`)
     "golden": {},
     "policies!": {"*": {"rewards": {}}},
     "baseline": str,
@@ -27,10 +27,10 @@ _MATERIAL = {
 
 
 def read(workdir) -> dict:
-    """results.json of a workdir; a row that is null is an empty one.
+    """results.json of a workdir. Null rows become empty ones.
 
     Raises:
-      UserError: it is not there, or not as `evaluate` writes it.
+      UserError: it is missing, or not as `evaluate` writes it.
     """
     found = artifacts.read_json(paths.of(workdir) / "results.json", RESULTS)
     return found | {part: {name: row or {} for name, row in found[part].items()}
@@ -41,7 +41,7 @@ def material(workdir) -> dict:
     """evaluate/report.json of a workdir: histograms, scatter, samples side by side, over_training.
 
     Raises:
-      UserError: it is not there, or not as `evaluate` writes it.
+      UserError: it is missing, or not as `evaluate` writes it.
     """
     path = paths.of(workdir) / "evaluate" / "report.json"
     found = artifacts.read_json(path, _MATERIAL)

@@ -1,7 +1,7 @@
-"""The verb `export`: a role as a Hugging Face folder that transformers, or peft, loads, and that is a model.path here again.
+"""The verb `export`: writes a role as a Hugging Face folder for transformers or peft. It can also be a model.path here.
 
-A policy is a `*ForCausalLM`. A reward is a `*ForSequenceClassification` with one label, whose logit at the last token is the
-reward. With --adapter either is a peft folder, to be loaded on the base model.
+A policy becomes a `*ForCausalLM`. A reward becomes a `*ForSequenceClassification` with one label: its logit at the last token
+is the reward. With --adapter either becomes a peft folder, to be loaded on the base model.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from irl_jax.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """A reward in the form that a ForSequenceClassification folder holds: w . z with no bias.
+    """A reward as a ForSequenceClassification folder holds it: w . z without bias.
 
-    variables: of the body, with the head's bias in the final norm where that has one. weight: w, [1, D]. shift: what its scores
-    lack of the reward, a constant.
+    variables: the body's, with the head's bias folded into the final norm's, if it has one. weight: w, [1, D]. shift: the
+    constant that its scores lack.
     """
 
     variables: PyTree
@@ -40,7 +40,7 @@ class Classifier:
 
 @dataclasses.dataclass(frozen=True)
 class Pad:
-    """The padding of a classifier: `token`, its `id`, and whether it was `added` to the tokenizer (and a zero row, to the embeddings)."""
+    """A classifier's padding: `token`, its `id`, and whether it was `added` to the tokenizer (with a zero row in the embeddings)."""
 
     token: str
     id: int
@@ -50,7 +50,7 @@ class Pad:
 def export(args) -> None:
     """Writes --role of --workdir to --out, whole or not at all.
 
-    Raises: UserError for a role that is unknown or not trained, and for one that such a folder cannot hold.
+    Raises: UserError for a role that is unknown, not trained, or impossible to hold in such a folder.
     """
     config = workdir.read_config(args.workdir)
     role = generate.find_role(config, args.workdir, args.role, rewards=True)
@@ -80,7 +80,7 @@ def export(args) -> None:
 
 
 def refuse_reward(role: str, reward_config) -> None:
-    """Raises UserError for a reward that is no linear function of the last token's state."""
+    """Raises UserError if a reward is not a linear function of the last token's state."""
     reasons = [
         (reward_config.ensemble > 1, f"an ensemble of {reward_config.ensemble} (reward.ensemble)"),
         (reward_config.head != "linear", f"a head with a layer of its own (reward.head = {reward_config.head})"),
@@ -94,7 +94,7 @@ def refuse_reward(role: str, reward_config) -> None:
 
 
 def refuse_adapter(role: str, config, base: str) -> None:
-    """Raises UserError for a role without an adapter, or whose adapter has no folder to stand on."""
+    """Raises UserError if a role has no adapter, or its adapter has no base folder."""
     if role == "init":
         raise UserError("--adapter: init is what the adapters stand on and has none; leave --adapter out")
     if role.startswith("reward/") and config.reward.body != "adapter":
@@ -107,9 +107,9 @@ def refuse_adapter(role: str, config, base: str) -> None:
 
 
 def _base(context, given: str) -> str:
-    """What adapter_config.json calls the base: a hub name as it is, a folder from the root on.
+    """The base's name in adapter_config.json: a hub name unchanged, a folder as an absolute path.
 
-    Raises: UserError where --base is not the model that a run from scratch trained its adapters on.
+    Raises: UserError if --base is not the model that a run from scratch trained its adapters on.
     """
     name = given or context.config.model.path
     if not context.config.model.path:
@@ -143,7 +143,7 @@ def _write_policy(folder: Path, context, variables, args, facts) -> str:
 
 
 def plain(tokenizer):
-    """A copy that gives no token types, which generic tokenizers do: GPT-2 would add them to its embeddings, and nothing was trained so."""
+    """A copy without token types. Generic tokenizers give them, and GPT-2 would add them to embeddings that were trained without."""
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
     return tokenizer
@@ -181,10 +181,10 @@ def _shift_said(shift: float) -> str:
 
 
 def classifier(variables: PyTree, head: PyTree) -> Classifier:
-    """A body and a linear head as w . z, with no bias.
+    """Writes a body and a linear head as w . z, without bias.
 
-    Where the final norm has a bias c (layer norm), w . z + b = w . (z + b w / |w|^2), so that c takes the head's bias in; nothing else
-    reads z, the vocabulary's head being left out. RMS norms have none, and a zero w has no direction: there b is left over.
+    If the final norm has a bias c (layer norm), c absorbs the head's bias: w . z + b = w . (z + b w / |w|^2). Nothing else reads z, as
+    the vocabulary's head is left out. RMS norms have no bias and a zero w has no direction; b then remains as the shift.
 
     Args:
       variables: {"params": trunk, "adapter": adapter}. head: {"kernel": [D, 1], "bias": [1]}.
@@ -199,19 +199,19 @@ def classifier(variables: PyTree, head: PyTree) -> Classifier:
 
 
 def classifier_config(hf_config: dict) -> dict:
-    """A causal model's config as that of the same family's classifier with one label, "reward"."""
+    """Turns a causal model's config into that of its family's classifier with one label, "reward"."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSES
 
     if hf_config["model_type"] not in CLASSES:
         raise UserError(f"--role: transformers has no sequence classifier for model_type {hf_config['model_type']!r}; "
                         "`irl_jax score --reward` computes the reward")
-    # transformers tells the number of labels by the names of the labels; "regression": one number, as it is
+    # transformers counts labels by their names; "regression": one number, unchanged
     return hf_config | {"architectures": [CLASSES[hf_config["model_type"]]], "id2label": {"0": "reward"}, "label2id": {"reward": 0},
                         "num_labels": 1, "problem_type": "regression"}
 
 
 def classifier_tensors(config, made: Classifier, rows: int) -> Iterator[Stored]:
-    """The tensors of a classifier's folder: the body's, with `rows` embeddings (zeros where the model has fewer), and the head's."""
+    """The tensors of a classifier's folder: the body's, its embeddings zero-padded to `rows`, and the head's."""
     for stored in tensors.stored_tensors(config, made.variables):
         if stored.leaves == ("unembed/kernel",):
             continue
@@ -230,8 +230,8 @@ def _with_rows(read, rows: int) -> np.ndarray:
 def with_padding(tokenizer: Any, eos_ids: tuple[int, ...]) -> tuple[Any, Pad]:
     """A copy of the tokenizer that pads on the right with a token that ends no response.
 
-    transformers' classifiers score the rightmost token that is not padding: with pad = EOS they would pass over the EOS at which the
-    reward stands. A tokenizer without a padding token of its own gets a new one, beyond its vocabulary.
+    transformers' classifiers score the rightmost non-padding token. With pad = EOS they would skip the EOS that the reward is read at.
+    A tokenizer without its own padding token gets a new one, beyond its vocabulary.
     """
     tokenizer = plain(tokenizer)
     tokenizer.padding_side = "right"

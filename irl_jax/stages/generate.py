@@ -18,14 +18,14 @@ from irl_jax.stages.context import Context, Reader
 
 
 def generate(args) -> None:
-    """Writes one JSON line a prompt (or a sample): the record with "response", "logprob", "tokens" and "ended".
+    """Writes one JSON line per prompt (or per sample): the record with "response", "logprob", "tokens" and "ended".
 
-    A record's prompt is its conversation, rendered by the chat template, or its text; an answer that it has already is replaced. The
-    response of a conversation is the whole of the assistant's turn, what the generation prompt opens (a thought) included.
+    A record's prompt is its text, or its conversation rendered by the chat template. An answer it already has is replaced. In a
+    conversation, the response is the whole assistant turn, including what the generation prompt opens (a thought).
 
-    `logprob` is the model's own (temperature 1, unfiltered), summed over the response's tokens, EOS included where it was
-    sampled ("ended"); `tokens` counts them. With --reward and --best_of=N, the best of N samples by that reward is written,
-    with its "reward"; with --agreement=A and an ensemble, the one that its members agree on (`best_of_n.agreed_choice`).
+    `logprob` is the model's own (temperature 1, unfiltered), summed over the response's tokens and the EOS if sampled ("ended").
+    `tokens` counts them. With --reward and --best_of=N, writes the best of N samples by that reward, with its "reward". With
+    --agreement=A and an ensemble, writes the one its members agree on (`best_of_n.agreed_choice`).
     """
     records = _read(args.prompts, answered=False)
     context, role = _context(args)
@@ -60,8 +60,8 @@ def generate(args) -> None:
 def score(args) -> None:
     """Adds "logprob" (nats, summed over the response's tokens) and "tokens" to each record with an answer.
 
-    A final EOS counts only with --eos: an empty response, one that ended at once, has no other token. With --reward, "reward" is
-    added: the recipe's logit at the response's last token, EOS included, as the reward was trained.
+    A final EOS counts only with --eos. It is the only token of an empty response, one that ended at once. With --reward, adds "reward":
+    the recipe's logit at the response's last token, EOS included, as in training.
     """
     records = _read(args.data, answered=True)
     context, role = _context(args)
@@ -77,7 +77,7 @@ def score(args) -> None:
         if size > context.longest:
             raise UserError(f"{where}: prompt and response are {size} tokens, longer than the context of {context.longest}; "
                             "shorten the record")
-    context.config.eval.batch_size = min(context.config.eval.batch_size, len(records))  # few records, few rows
+    context.config.eval.batch_size = min(context.config.eval.batch_size, len(records))  # no more rows than records
     places = [where for where, *_ in records]
     logprobs = scoring.finite(context.scorer.logprobs(context.leaves(role), kept), "log-probability", places)
     rewards = scoring.finite(scoring.rewards(context, args.reward, examples), "reward", places) if args.reward else None
@@ -89,7 +89,7 @@ def score(args) -> None:
 
 
 def _write(path, lines: list[tuple[dict, dict]]) -> None:
-    """Writes (record, what the verb adds to it) as one line each, and says where the record had fields of the same names."""
+    """Writes (record, added fields) as one line each, and reports if added fields replaced the record's own."""
     artifacts.write_jsonl(path, ({**record, **added} for record, added in lines))
     replaced = Counter(name for record, added in lines for name in added if name in record and record[name] != added[name])
     if replaced:
@@ -98,11 +98,11 @@ def _write(path, lines: list[tuple[dict, dict]]) -> None:
 
 
 class _Reading(Context):
-    """A finished run, or a plain Hugging Face folder in the place of one: read only, on the devices that are here, for sequences
-    up to the model's own context."""
+    """A finished run, or a plain Hugging Face folder in its place: read only, on the local devices, for sequences up to the model's
+    context."""
 
     def __init__(self, config, workdir=None, base=""):
-        config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1  # not the devices that the run was trained on
+        config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1  # the run may have trained on other devices
         super().__init__(config, workdir, base)
 
     @property
@@ -110,11 +110,11 @@ class _Reading(Context):
         return self.model.max_positions
 
     def _check_context(self, base):
-        """Whatever lengths a run was trained with, here records are measured one by one."""
+        """Does nothing: here each record's length is checked, whatever lengths the run trained with."""
 
 
 def _context(args) -> tuple[Context, str]:
-    """(context, role) from --model or --workdir and --role; the command line has seen to it that one of the two is given."""
+    """(context, role) from --model, or from --workdir and --role. The command line has checked that one of the two is given."""
     if args.model:
         hf.resolve(args.model)
         config = default()
@@ -133,7 +133,7 @@ def _context(args) -> tuple[Context, str]:
 
 
 def _temperature(context, args) -> float:
-    """The temperature that is asked for; else that of `robust`, where it chooses; else 1."""
+    """The requested temperature, or that of `robust` if it is the reward, or 1."""
     if args.temperature is not None or args.reward != ROBUST:
         return 1.0 if args.temperature is None else args.temperature
     found = scoring.robust_of(context)
@@ -143,9 +143,9 @@ def _temperature(context, args) -> float:
 
 
 def find_role(config, path, role: str, rewards: bool = False) -> str:
-    """A role of the run in the workdir `path` by its name; a group's name stands for its first method. Rewards, only where asked.
+    """Finds a role of the run in the workdir `path`. A group's name means its first method. Finds rewards only with `rewards`.
 
-    Raises: UserError where the run's config has none of that name.
+    Raises: UserError if the run's config has none of that name.
     """
     by_group = {group: [method.role for method in variants.methods(config, group)] for group in GROUPS if rewards or group != "reward"}
     if role in by_group:
@@ -162,9 +162,9 @@ def open_run(config, path, base: str = "") -> Context:
     """The finished run in the workdir `path`, read only.
 
     Args:
-        config: the run's. path: the workdir. base: where the model that it started from is now; "": where its config says.
+        config: the run's. path: the workdir. base: where its initial model is now; "": where its config says.
 
-    Raises: UserError where that model is not there, or is another one than the run started from.
+    Raises: UserError if that model is missing, or is not the one the run started from.
     """
     context = _Reading(config, Reader(path), base)
     if config.model.path:
@@ -181,7 +181,7 @@ def open_run(config, path, base: str = "") -> Context:
 
 
 def _read(path, answered: bool) -> list[tuple[str, dict, sources.Reading]]:
-    """(name, record, what it says) of each record; nothing heavy is loaded for it."""
+    """(name, record, its reading) per record; loads nothing heavy."""
     fields, records = default().data.fields, []
     for where, record in sources.read_jsonl(path):
         reading = sources.read_record(record, where, fields, answered=answered, allow_empty=True, key="")
@@ -193,7 +193,7 @@ def _read(path, answered: bool) -> list[tuple[str, dict, sources.Reading]]:
 
 
 def _texts(records, render) -> list[sources.Record]:
-    """The records' prompts and responses; of conversations what `render` makes of them."""
+    """The records' prompts and responses; `render` turns conversations into text."""
     return [sources.rendered(reading, where, render) for where, _, reading in records]
 
 
@@ -207,7 +207,7 @@ def _say_spelt(context, number: int, records) -> None:
 
 
 def _text(context, example) -> str:
-    """The response's text as it goes on from the prompt's: tokenizers of the SentencePiece kind drop a text's first space."""
+    """The response's text as it continues the prompt. Decoded alone, SentencePiece tokenizers would drop its first space."""
     prompt = context.text(example.prompt)
     whole = context.text([*example.prompt, *example.response])
     return whole[len(prompt):] if whole.startswith(prompt) else context.text(example.response)
@@ -224,7 +224,7 @@ def _draw(context, role, prompts, samples, limit, args):
 
 
 def _best(mine, rewards, members, args) -> int:
-    """The sample of one prompt that is written: the best by the reward, or the one that the members agree on."""
+    """The sample to write for one prompt: the best by the reward, or the one the members agree on."""
     if members is None:
         return max(mine, key=lambda i: rewards[i])
     ns = [n for n in (2**power for power in range(args.best_of.bit_length())) if n < args.best_of] + [args.best_of]
@@ -232,7 +232,7 @@ def _best(mine, rewards, members, args) -> int:
 
 
 def _members(context, args, examples):
-    """The members' rewards [E, n] where --agreement asks for them, else None."""
+    """The members' rewards [E, n] with --agreement, else None."""
     if args.agreement is None:
         return None
     learnt = [method for method in variants.methods(context.config, "reward") if method.name == args.reward]

@@ -1,4 +1,4 @@
-"""What the fixed-reward and the adversarial stage share: prompts, samples of the policy, its update, the rollouts kept."""
+"""What the policy and adversarial stages share: prompts, samples of the policy, its update, saved rollouts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from irl_jax.evaluation import hacking
 from irl_jax.stages import sampling, training
 from irl_jax.types import Example, PromptBatch
 
-BASE_ROUNDS = 5  # rounds whose prompts the starting policy is sampled for, where policy.stop looks for signs of a hacked reward
+BASE_ROUNDS = 5  # with policy.stop, rounds on whose prompts the starting policy's signs of reward hacking are measured
 
 
 class Round(NamedTuple):
-    """What the loop feeds: the round's number (from 0), the prompts' numbers, and the prompts as a batch on the mesh."""
+    """One feed of the loop: the round's number (from 0), the prompts' numbers, and the prompts as a batch on the mesh."""
 
     number: int
     chosen: np.ndarray
@@ -27,10 +27,10 @@ class Round(NamedTuple):
 
 
 class PolicyGradient:
-    """The compiled parts of one policy's training, by the settings of config.policy; methods that compile alike share them.
+    """The compiled parts of one policy's training, with the settings of config.policy. Methods that compile alike share them.
 
-    recipe, granularity, combine: of the reward (see `rollouts.make_judge`). prompts: ids, one array a training prompt.
-    rounds: steps of the loop, for the learning rate's schedule.
+    recipe, granularity, combine: the reward's (see `rollouts.make_judge`). prompts: ids, one array per training prompt.
+    rounds: steps of the loop, for the learning rate schedule.
     """
 
     def __init__(self, context, role: str, *, recipe: str, granularity: str, combine: str, prompts, rounds: int):
@@ -43,7 +43,7 @@ class PolicyGradient:
         self._rows = training.batch_rows(config.batch_size, config.accumulate, context.mesh, "policy")
         self._indices = batching.feed(len(prompts), config.batch_size, context.config.seed)
         self._length = batching.bucket_length(max(map(len, prompts)), context.config.data.max_prompt_tokens)
-        self.longest = self._length + context.config.data.max_response_tokens  # tokens of a row
+        self.longest = self._length + context.config.data.max_response_tokens  # tokens per row
         model, dense = context.model, rollouts.is_dense(recipe, granularity)
         kind = recipe if recipe in (*CLOSED_FORMS, ROBUST) else "learnt"
         rows = sampling.rows_of(context.config.sample, self._rows, config.samples)
@@ -59,14 +59,14 @@ class PolicyGradient:
             lambda: policy_steps.make_policy_step(model, self.optimizer, self.settings, config.accumulate))
 
     def start(self):
-        """The state before the first update: the policy is config.policy.start, with a fresh value head where there is one."""
+        """The state before the first update: config.policy.start, with a fresh value head if there is one."""
         leaves = self.context.init_leaves("policy", f"{self.role}/leaves", self.context.leaves(self.config.start),
                                           value=self.settings.advantage == "gae")
         control = policy_steps.init_control(self.config.beta, self._start_signs(leaves) if self.config.stop == "gate" else {})
         return self.context.place(steps.init_state(leaves, self.optimizer, control))
 
     def _start_signs(self, leaves) -> dict:
-        """The signs of a hacked reward in the starting policy's own samples for the prompts of the first rounds: what `stop` compares with.
+        """Signs of reward hacking in the starting policy's samples for the first rounds' prompts; `stop` compares with them.
 
         A resumed run computes the same ones again.
         """
@@ -77,13 +77,13 @@ class PolicyGradient:
         return {f"{rollouts.SMOOTHED}{name}": jnp.asarray(value) for name, value in base.items()}
 
     def feed(self, number: int) -> Round:
-        """The prompts of a round: every step has fresh ones."""
+        """The prompts of a round; each round has fresh ones."""
         chosen = self._indices(number)
         batch = batching.prompt_batch([self.prompts[i] for i in chosen], list(range(len(chosen))), self._length, self._rows)
         return Round(number, chosen, self.context.put(batch))
 
     def draw(self, state, fed: Round) -> rollouts.Drawn:
-        """Samples of the present policy for the round's prompts."""
+        """Samples of the current policy for the round's prompts."""
         return self._drawn(state.leaves, fed)
 
     def _drawn(self, leaves, fed: Round) -> rollouts.Drawn:
@@ -91,7 +91,7 @@ class PolicyGradient:
         return self._draw(_without_value(leaves), self.reference, self.context.trunk, fed.prompts, key)
 
     def update(self, state, drawn, reward_leaves, fed: Round, rng):
-        """Judges the samples and updates the policy on them; keeps some of them on disk. Returns (state, metrics)."""
+        """Judges the samples and updates the policy on them; some rounds' samples are saved. Returns (state, metrics)."""
         trunk = self.context.trunk
         logits = self._judge(trunk, reward_leaves, drawn)
         batch, control, metrics = self._advantages(state.leaves, trunk, drawn, logits, state.control)
@@ -100,10 +100,10 @@ class PolicyGradient:
             path = self.context.directory(f"{self.role}/rollouts") / f"{fed.number}.npz"
             _keep(path, drawn, batch, len(fed.chosen) * self.config.samples)
         state, more = self._step(state, trunk, batch, rng)
-        return state._replace(control=control), dict(**metrics, **more)  # a name that both have is an error
+        return state._replace(control=control), dict(**metrics, **more)  # a name in both is an error
 
     def examples(self, drawn, fed: Round) -> list:
-        """The samples on the host, `source` the prompt's number."""
+        """The samples on the host; `source` is the prompt's number."""
         sources = np.repeat(fed.chosen, self.config.samples)
         tokens, mask, ended = (part[: len(sources)] for part in sharding.fetch((drawn.rows.tokens, drawn.rows.mask, drawn.ended)))
         out = []
@@ -122,7 +122,7 @@ class PolicyGradient:
         return None
 
     def save(self, state) -> None:
-        """Keeps the finished policy's leaves; the value head has served its turn."""
+        """Saves the finished policy's leaves, without the value head."""
         self.context.save(self.role, _without_value(state.leaves))
 
 
@@ -131,7 +131,7 @@ def _without_value(leaves):
 
 
 def _keep(path, drawn, batch, rows: int) -> None:
-    """Rows for the report's reward-against-golden curve: written whole, and again the same where a run is resumed."""
+    """Saves rows for the report's reward-against-golden curve, whole or not at all. A resumed run writes the same again."""
     drawn, reward = jax.tree.map(lambda x: x[:rows], sharding.fetch((drawn, batch.reward)))
     lengths = drawn.last + 1
     artifacts.save_arrays(path, tokens=drawn.rows.tokens, prompt_lengths=lengths - drawn.rows.mask.sum(-1).astype(lengths.dtype),

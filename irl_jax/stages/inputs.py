@@ -1,7 +1,7 @@
-"""What makes a run what it is, beside its config: the files and records that decide its results, noted by content in W/inputs.json.
+"""A run's inputs beside its config: the files and records that decide its results, noted by content in W/inputs.json.
 
-A run notes them before its first stage. Whoever resumes it, and whoever reads its workdir (`generate`, `score`, `export`), must have the
-same; so must every host. Files may move: only their content counts.
+A run notes them before its first stage. Resuming it or reading its workdir (`generate`, `score`, `export`) needs the same inputs, on
+every host. Files may move: only their content counts.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from irl_jax.errors import UserError
 from irl_jax.types import Example
 
 BEGUN = "this workdir was begun with"
-_ENDS = 2**16  # bytes at either end of a streamed file, which are hashed of data too large to be read whole
-_WHOLE = 2**30  # bytes of streamed files that are read whole
+_ENDS = 2**16  # bytes hashed at each end of a streamed file, if the data are too large to read whole
+_WHOLE = 2**30  # most bytes of streamed files that are read whole
 
 
 def noted(path) -> dict | None:
-    """What W/inputs.json says; None where the workdir has none.
+    """Reads W/inputs.json; None if the workdir has none.
 
     Returns: {"files": {setting: {name: {path, bytes, changed, inode, sha256}}}, "records": {part: {records, sha256}}, "began": time}.
-    Raises: UserError where the file is damaged.
+    Raises: UserError if the file is damaged.
     """
     file = paths.of(path) / workdir.INPUTS
     if not file.exists():
@@ -42,13 +42,13 @@ def noted(path) -> dict | None:
 
 
 def hold(context) -> None:
-    """Notes the run's inputs where it begins, and compares them where it goes on, on every host.
+    """Notes a new run's inputs, and compares a resumed run's with its notes, on every host.
 
     Args:
-        context: of the run.
+        context: the run's.
 
     Raises:
-        UserError: an input that cannot be read, that is not what the workdir was begun with, or that differs between hosts.
+        UserError: an input cannot be read, is not what the workdir was begun with, or differs between hosts.
     """
     path = context.workdir.path
     before = distributed.primary_first(lambda: noted(path))
@@ -67,13 +67,13 @@ def hold(context) -> None:
 
 
 def check_model(path, folder: Path, base: str) -> None:
-    """Refuses a base model that is not the one that the workdir's roles were trained on.
+    """Refuses a base model other than the one the workdir's roles were trained on.
 
     Args:
         path: the workdir. folder: the model's. base: what --base gave, or "".
 
     Raises:
-        UserError: naming the file that differs; or --base on a workdir without notes.
+        UserError: a file differs (the message names it), or --base is given for a workdir without notes.
     """
     before = noted(path)
     if before is None:
@@ -85,12 +85,12 @@ def check_model(path, folder: Path, base: str) -> None:
 
 
 def files_of(files: Sequence[Path], before: Mapping = {}) -> dict[str, dict]:
-    """{name: {path, bytes, changed (ns), inode, sha256}} of files of one folder, those of folders in it included.
+    """{name: {path, bytes, changed (ns), inode, sha256}} of files in one folder and its subfolders.
 
-    A file is read whole, and again only where its path, its size, its inode or the time of its last change is not that in `before`. That
-    time is the system's own (ctime), which copies and archives cannot set.
+    Reads each file whole, but only if its path, size, inode or time of last change differs from `before`. That time is the system's
+    ctime, which copies and archives can't set.
 
-    Raises: UserError: a file that is not there or cannot be read.
+    Raises: UserError: a file is missing or cannot be read.
     """
     found, folder = {}, _folder(files)
     for file in files:
@@ -109,7 +109,7 @@ def files_of(files: Sequence[Path], before: Mapping = {}) -> dict[str, dict]:
 
 
 def _folder(files: Iterable) -> Path:
-    """The folder that files lie in, or below it."""
+    """The deepest folder that contains all files."""
     return Path(os.path.commonpath([os.path.dirname(file) for file in files]))
 
 
@@ -127,7 +127,7 @@ def digest(examples: Sequence[Example]) -> dict:
 
 
 def _found(context, before: Mapping) -> dict:
-    """The inputs as this host has them. "about" is compared between hosts alone: workdir.py compares configs where a run goes on."""
+    """The inputs on this host. "about" is only compared between hosts: workdir.py compares the configs of resumed runs."""
     versions = {**workdir.versions(), "irl_jax's code": workdir.git_commit()}
     files = before.get("files", {})
     found = {setting: files_of(listed, files.get(setting, {})) for setting, listed in _files(context).items()}
@@ -136,7 +136,7 @@ def _found(context, before: Mapping) -> dict:
 
 
 def _files(context) -> dict[str, list[Path]]:
-    """{setting: the files that it names}."""
+    """{setting: its files}."""
     config, found = context.config, {}
     if config.model.path:
         found["model.path"] = hf.deciding_files(context.folder)
@@ -159,7 +159,7 @@ def _records(context) -> dict[str, dict]:
     if context.more_prompts:
         parts["further prompt"] = context.more_prompts
     found = {part: digest(examples) for part, examples in parts.items()}
-    if context.config.golden.kind == "hf_reward" and context.config.golden.chat:  # whole conversations, where prompts may be cut
+    if context.config.golden.kind == "hf_reward" and context.config.golden.chat:  # whole conversations; prompts may be cut
         turns = json.dumps([context.turns(context.text(example.prompt)) for example in context.evaluation], default=str)
         found["judged"] = {"records": len(context.evaluation), "sha256": hashlib.sha256(turns.encode()).hexdigest()}
     if context.stream:
@@ -168,7 +168,7 @@ def _records(context) -> dict[str, dict]:
 
 
 def _streamed_digest(files: Sequence) -> str:
-    """SHA-256 of the files' names, sizes and content. Of a data set too large to be read twice, only their first and last bytes count."""
+    """SHA-256 of the files' names, sizes and content. If they are too large to read twice, only their first and last bytes count."""
     content, sizes = hashlib.sha256(), [paths.size(file) for file in files]
     most = max(sizes, default=0) if sum(sizes) <= _WHOLE else _ENDS
     for file, size in zip(files, sizes, strict=True):
@@ -198,7 +198,7 @@ def _same_on_all_hosts(every: Sequence[dict]) -> None:
 
 
 def _flat(found: Mapping) -> dict[str, object]:
-    """{what it is called in a message: its content}."""
+    """{name for messages: content}."""
     about = found["about"]
     flat: dict[str, object] = {f"version of {name}": version for name, version in about["versions"].items()}
     flat |= {f"config ({section})": value for section, value in about["config"].items()}
@@ -235,9 +235,9 @@ def _write(path, found: dict, before: dict | None) -> None:
 
 
 def began(path) -> datetime.datetime | None:
-    """The time that the run's chat template writes, wherever and whenever it is rendered: None where the run noted none.
+    """The time that the run's chat template writes, wherever and whenever it is rendered. None if the run noted none.
 
-    Raises: UserError where W/inputs.json is damaged.
+    Raises: UserError if W/inputs.json is damaged.
     """
     before = noted(path)
     return _time(path, before["began"]) if before and before.get("began") else None

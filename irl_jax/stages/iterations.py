@@ -1,7 +1,7 @@
-"""Methods that sample their own policy, improve it on the samples, and do so again: SPIN and rejection fine-tuning.
+"""Methods that repeatedly sample their own policy and improve it on the samples: SPIN and rejection fine-tuning.
 
-Iteration i is a piece of its own in W/<role>/iteration-<i>: its samples, its training, its leaves. A finished one is not
-redone, and an unfinished one goes on from what it left.
+Iteration i keeps its samples, training state and leaves in W/<role>/iteration-<i>. A finished iteration isn't redone; an
+unfinished one is resumed.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from irl_jax.stages import sampling
 
 
 def run(context, method, count: int, improve) -> dict:
-    """Improves sft `count` times; leaves the last policy as the role's.
+    """Improves sft `count` times; saves the last policy as the role's.
 
     Args:
-        context: the run as the method sees it. method: its role is the folder. count: iterations.
-        improve: improve(context, name, leaves of the policy so far) -> (leaves of the next, the loop's info), keeping what it
-            makes in W/<name>.
+        context: the run with the method's settings. method: its role is the folder. count: iterations.
+        improve: improve(context, name, leaves of the policy so far) -> (leaves of the next, the loop's info). It writes to
+            W/<name>.
 
     Returns:
-        The timing of all iterations, sampling and scoring included: tokens_per_second is of the tokens that the losses count.
+        The timing of all iterations, including sampling and scoring. tokens_per_second counts only the losses' tokens.
     """
     names = [f"{method.role}/iteration-{i}" for i in range(count)]
     done = sum(context.workdir.is_done(name) for name in names)
@@ -39,20 +39,20 @@ def run(context, method, count: int, improve) -> dict:
 
 
 def draw(context, name: str, leaves, prompts, count: int) -> dict:
-    """Samples of a policy in W/<name>/samples.npz, drawn once: as `sampling.load` gives them."""
+    """A policy's samples in W/<name>/samples.npz, drawn once; returned as by `sampling.load`."""
     path = context.directory(name) / "samples.npz"
     sampling.draw_into(context, path, roles.variables(context.trunk, leaves), prompts, count, f"samples/{name}")
     return sampling.load_from(path, prompts, stage=name.split("/")[0])
 
 
 def _timed(improve):
-    """What `improve` returns, its times made those of everything: the loop's own leave out sampling and scoring."""
+    """Calls `improve` and corrects its timing: the loop's own leaves out sampling and scoring."""
     start = time.perf_counter()
     with loop.CompileTime() as clock:
         leaves, info = improve()
         jax.block_until_ready(leaves)
     tokens = info["tokens_per_second"] * (info["seconds"] - info["compile_seconds"])
-    seconds = max(time.perf_counter() - start, info["seconds"])  # the loop remembers earlier sessions
+    seconds = max(time.perf_counter() - start, info["seconds"])  # the loop's includes earlier sessions
     compiling = max(clock.seconds(), info["compile_seconds"])
     return leaves, info | _timing(seconds, compiling, tokens)
 

@@ -1,4 +1,4 @@
-"""A set of responses with everything that is known of them: golden scores, log-probs by role, rewards by recipe."""
+"""A set of responses with their golden scores, log-probs by role and rewards by recipe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from irl_jax.stages import scoring
 
 
 class Judged:
-    """`examples` in prompt order; every quantity is computed once, float64 [n]."""
+    """`examples` in prompt order. Each quantity is float64 [n] and computed once."""
 
     def __init__(self, context, judge, examples, logprobs: dict[str, np.ndarray] | None = None):
         self.context, self.judge, self.examples = context, judge, examples
@@ -37,7 +37,7 @@ class Judged:
         return np.array([len(example.response) for example in self.examples], np.float64)
 
     def logprob(self, role: str) -> np.ndarray:
-        """log pi_role(y|x), nats a sequence."""
+        """log pi_role(y|x), nats per sequence."""
         if role not in self._logprobs:
             logprobs = self.context.scorer.logprobs(self.context.leaves(role), self.examples)
             self._logprobs[role] = scoring.finite(logprobs, f"log-probability under {role}", self._places)
@@ -50,7 +50,7 @@ class Judged:
         return self._rewards[recipe]
 
     def members(self, recipe: str) -> np.ndarray:
-        """The rewards of a learnt reward's members. float64 [E, n]."""
+        """Rewards by each member of a learnt reward. float64 [E, n]."""
         if recipe not in self._members:
             self._members[recipe] = scoring.member_rewards(self.context, recipe, self.examples)
         return self._members[recipe]
@@ -79,11 +79,11 @@ class Judged:
         return scoring.combined(self.context, recipe, self.members(recipe))
 
     def first_of_each_prompt(self) -> list:
-        """One response a prompt, so that policies with unlike numbers of samples compare."""
+        """One response per prompt, so that policies with different numbers of samples compare."""
         return list({example.source: example for example in reversed(self.examples)}.values())
 
     def by_prompt(self, values: np.ndarray) -> np.ndarray:
-        """Values [n] as [P, n / P]: every prompt has as many samples."""
+        """Values [n] as [P, n / P]; all prompts have equally many samples."""
         prompts = len({example.source for example in self.examples})
         return values.reshape(prompts, -1)
 

@@ -22,11 +22,11 @@ from irl_jax.stages.plot_style import (
     number,
 )
 
-UNEVEN = 8.0  # rewards whose ranges differ by more than this factor are drawn on a symmetric logarithmic scale
+UNEVEN = 8.0  # use a symmetric log scale if the rewards' ranges differ by more than this factor
 
 
 def points_of(rows: Mapping | None, x: str, y: str, without: tuple[str, ...] = ()) -> list[Point]:
-    """The roles that have both numbers, as points with the numbers' standard errors."""
+    """Roles that have both numbers, as points with standard errors."""
     points = []
     for name, numbers in (rows or {}).items():
         numbers = numbers or {}
@@ -38,8 +38,8 @@ def points_of(rows: Mapping | None, x: str, y: str, without: tuple[str, ...] = (
 
 
 def divergences(results: Mapping):
-    """Forward against reverse KL to the demonstrator; None where there are none."""
-    points = points_of(results.get("divergences"), "forward_kl", "reverse_kl", without=("init",))  # init is far off: in the table
+    """Reverse against forward KL to the demonstrator; None if there are none."""
+    points = points_of(results.get("divergences"), "forward_kl", "reverse_kl", without=("init",))  # init is far off; the table has it
     if not points:
         return None
 
@@ -61,7 +61,7 @@ def divergences(results: Mapping):
 
 
 def over_training(results: Mapping) -> list:
-    """A figure for each group of policies (or part of one): reward above, golden below, by step; none where one batch was kept."""
+    """One figure per group of policies (or part of one): reward above, golden below, by step. Leaves out policies with a single batch."""
     curves = {role: curve for role, curve in (results.get("over_training") or {}).items() if curve and len(curve.get("step") or []) > 1}
     figures, all_parts = [], grouped(list(curves))
     for index, (group, roles) in enumerate(all_parts):

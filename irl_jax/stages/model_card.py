@@ -1,4 +1,4 @@
-"""The model card (README.md) of an exported folder: what it is, how it was made, what it scored, how to use it."""
+"""The model card (README.md) of an exported folder: what it is, how to use it, how it was made, what it scored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from irl_jax.stages import evaluated
 from irl_jax.stages.plot_style import number
 from irl_jax.stages.run_tables import BEST_OF, best_of, code, markdown, plain
 
-# A path from the root of this machine or from a home: all of a setting, after "hh:", or in a variant's line up to the next space.
+# A path from this machine's root or a home: a whole setting, the rest after "hh:", or in a variant's line up to the next space.
 _LOCAL = re.compile(r"(^|:)(?:file://)?(?:~[^/\s]*)?/(?!/).*|(?<==)(?:~[^/\s]*)?/(?!/)\S*", re.DOTALL)
 _RECIPES = {
     "init_sft": "positives: samples of sft; negatives: samples of init",
@@ -43,12 +43,12 @@ _METHODS = {
 
 
 class Facts(NamedTuple):
-    """What a card says.
+    """The facts on a card.
 
-    role, group, recipe: "policy/init_sft", "policy", "init_sft" (None where there is none). own: the method's own settings, as its line in
-    config.variants has them. base: hub name or folder of the base model; "" from scratch. source: config.data.source.
-    records: {split: how many}. changed: {key: value} of the settings that are not the defaults. versions: {package: version}.
-    commit: of the run's code, or None. results: of results.json, {} where the run was not evaluated.
+    role, group, recipe: for example "policy/init_sft", "policy", "init_sft" (None if there is none). own: the method's own settings, as in
+    its line of config.variants. base: hub name or folder of the base model; "" if from scratch. source: config.data.source.
+    records: {split: number}. changed: {key: value} of the settings that are not the defaults. versions: {package: version}.
+    commit: of the run's code, or None. results: results.json; {} if the run was not evaluated.
     """
 
     role: str
@@ -65,7 +65,7 @@ class Facts(NamedTuple):
 
 
 def read_facts(context, role: str, method, base: str) -> Facts:
-    """The facts of a role of a finished run; `method` as in `irl_jax.variants`, None for init and sft."""
+    """The facts of a finished run's role. `method` is from `irl_jax.variants`; None for init and sft."""
     path = context.workdir.path
     run = artifacts.read_json(path / workdir.CONFIG, workdir.WRITTEN)
     variant = [line for line in run["config"]["variants"] if line.split("=")[0].strip() == role]
@@ -76,13 +76,13 @@ def read_facts(context, role: str, method, base: str) -> Facts:
 
 
 def changed_settings(config: Mapping) -> dict[str, Any]:
-    """{dotted key: value} of a config, as JSON has it, where it is not the default."""
+    """{dotted key: value} of the settings that differ from the defaults, compared as JSON."""
     defaults, given = (leaves(json.loads(json.dumps(tree))) for tree in (default().to_dict(), config))
     return {key: value for key, value in given.items() if key not in defaults or defaults[key] != value}
 
 
 def _records(context) -> dict[str, int]:
-    """How many records the run had; {} where its data are no longer there."""
+    """Numbers of the run's records; {} if its data are gone."""
     try:
         corpus = context.corpus
     except UserError:
@@ -96,7 +96,7 @@ def _records(context) -> dict[str, int]:
 
 
 def policy(facts: Facts, eos_ids: Sequence[int], dtype: str, chat) -> str:
-    """The card of a `*ForCausalLM` folder; `chat`: of `irl_jax.data.chat`, or None."""
+    """The card of a `*ForCausalLM` folder. chat: from `irl_jax.data.chat`, or None."""
     return _card(facts, "text-generation", "transformers", f"""\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -112,29 +112,29 @@ Generation ends at {_ids(eos_ids)}. The weights are {dtype}, adapters merged. `p
 
 
 def _law(facts: Facts) -> str:
-    """The law of the evaluation's samples in words."""
+    """How the evaluation's samples were drawn, in words."""
     temperature, mass = (facts.changed.get(f"sample.{key}", 1.0) for key in ("temperature", "top_p"))
     return f"temperature {temperature:g}, " + ("unfiltered" if mass == 1 else f"top-p {mass:g}")
 
 
 def _law_given(facts: Facts) -> str:
-    """... and as arguments of `generate`, where they are not its defaults."""
+    """The same as arguments of `generate`, without its defaults."""
     given = {key: facts.changed[f"sample.{key}"] for key in ("temperature", "top_p") if f"sample.{key}" in facts.changed}
     return "".join(f"{key}={value:g}, " for key, value in given.items())
 
 
 def _prompt(chat) -> str:
-    """The line that makes a prompt of a conversation."""
+    """The line of code that turns a conversation into a prompt."""
     return "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)\n" if chat else ""
 
 
 def _once(chat) -> str:
-    """What keeps the tokenizer from a second BOS."""
+    """The argument that prevents a second BOS."""
     return ", add_special_tokens=False" if chat and chat.spells_bos else ""
 
 
 def reward(facts: Facts, pad, shift: float, dtype: str, chat) -> str:
-    """The card of a `*ForSequenceClassification` folder; `pad` has token, id and added, `shift` is what its scores lack."""
+    """The card of a `*ForSequenceClassification` folder. pad: has token, id and added. shift: what its scores lack."""
     why = ("The model's own tokenizer pads with its EOS or not at all, so that this folder adds the token, with a row of zeros that "
            "nothing attends to." if pad.added else "It is the tokenizer's own.")
     turn_end = chat.tokenizer.convert_ids_to_tokens(chat.end_id) if chat and chat.end_id is not None else None
@@ -156,7 +156,7 @@ which must not be the EOS: transformers scores the rightmost token that is not p
 
 
 def adapter(facts: Facts, eos_ids: Sequence[int], pad_id: int | None, shift: float, dtype: str) -> str:
-    """The card of a peft folder. pad_id: the tokenizer's padding where it is no EOS, else None; shift: what a reward's scores lack."""
+    """The card of a peft folder. pad_id: the tokenizer's padding if it isn't an EOS, else None. shift: what a reward's scores lack."""
     base, where = (repr(facts.base), "") if is_hub_name(facts.base) else ("BASE", "BASE is the base model's folder. ")
     if facts.group != "reward":
         use = f"""\
@@ -218,7 +218,7 @@ def _front_matter(facts: Facts, task: str, library: str) -> str:
 
 
 def is_hub_name(base: str) -> bool:
-    """Whether a base model is named as on the hub ("gpt2", "google/gemma-2b"). A folder of that name is a folder."""
+    """Whether a base model has a hub name ("gpt2", "google/gemma-2b"). False if there is a folder of that name."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     if paths.here(base).exists():
@@ -231,7 +231,7 @@ def is_hub_name(base: str) -> bool:
 
 
 def public(value: Any) -> Any:
-    """A setting's value in which a path of this machine is its last name alone."""
+    """A setting's value with paths of this machine reduced to their last names."""
     if isinstance(value, (list, tuple)):
         return [public(part) for part in value]
     return _LOCAL.sub(lambda found: (found[1] or "") + PurePath(found[0]).name, value) if isinstance(value, str) else value

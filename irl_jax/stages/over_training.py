@@ -1,4 +1,4 @@
-"""Reward against golden while a policy was trained: where the one rises and the other falls, the reward was over-optimised."""
+"""Reward against golden while a policy was trained. If reward rises while golden falls, the reward was over-optimised."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from irl_jax.evaluation import metrics
 
 
 def curves(context, judge, roles) -> dict:
-    """{role: {"step", "reward", "reward_stderr", "golden", "golden_stderr", "kl": lists}} of the rollouts that training kept.
+    """{role: {"step", "reward", "reward_stderr", "golden", "golden_stderr", "kl": lists}} of the rollouts that training saved.
 
-    `reward` is the raw one that was optimised, `kl` the mean log-ratio to the policy's reference (k1, nats a sequence), each a mean
-    over the kept batch with its standard error over prompts, whose samples are averaged first. Golden is judged here, after
-    training; without a judge, no curve.
+    `reward` is the raw optimised reward and `kl` the mean log-ratio to the policy's reference (k1, nats per sequence). Each is a
+    mean over the saved batch. Standard errors are over prompts, after averaging each prompt's samples. Golden is judged here,
+    after training. Without a judge there are no curves.
     """
     out = {}
     for role in roles if judge else ():
@@ -28,15 +28,15 @@ def curves(context, judge, roles) -> dict:
 
 
 def at_same_kl(curve, kl: float, start: tuple[float, float]) -> tuple[float, float] | None:
-    """Golden of a training curve where its KL was `kl`, by linear interpolation; None beyond its largest KL.
+    """Golden of a training curve at KL `kl`, linearly interpolated; None if kl is negative or beyond the curve's largest.
 
-    The curve's points are batches of training prompts, fewer than the evaluation's: mind the standard error.
+    The curve's points are batches of training prompts, fewer than in evaluation: mind the standard error.
 
     Args:
-      curve: from `curves`. kl: nats a sequence. start: golden and its standard error at KL 0, of the policy training began with.
+      curve: from `curves`. kl: nats per sequence. start: golden and its standard error at KL 0, of the policy training began with.
 
     Returns:
-      (golden, its standard error, that of the two points on either side weighted as they are).
+      (golden, its standard error). The error combines those of the two neighbouring points with the same weights.
     """
     reached = np.maximum.accumulate([0.0, *curve["kl"]])
     if not 0 <= kl <= reached[-1]:

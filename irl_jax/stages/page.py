@@ -1,4 +1,4 @@
-"""Self-contained pages: escaped text, numbers, tables, figures and sections, put together under a policy that lets nothing else run."""
+"""Self-contained pages of escaped text, numbers, tables, figures and sections. A content policy lets nothing else run."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from irl_jax.stages.plot_style import DPI, LIGHT, number
 from irl_jax.stages.plots import Plot
 
 MISSING = "–"
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")  # what no page may hold
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")  # not allowed in a page
 LABELS = {"ended_share": "ended by EOS (share)", "init_logprob": "log-prob under init (nats/token)",
           "noise_rate": "noise (share of tokens)", "off_grammar_share": "off the grammar (share of tokens)",
           "auc_sft_against_init": "AUC, sft against init", "coverage": "coverage (share of the demonstrator's sentences)",
           "coverage_unweighted": "coverage (mean over kinds)", "kind_entropy": "entropy over kinds (nats)",
           "other_kinds": "other kinds (share of sentences)", "disagreement": "members' disagreement (deviations)",
-          "at_same_kl": "golden less policy/init_sft's at the same KL"}  # of columns beyond the schema's
+          "at_same_kl": "golden less policy/init_sft's at the same KL"}  # of columns outside the schema
 
 
 class Cell(NamedTuple):
-    """A number with its standard error (None where there is none), and its decimals (None: as its size deserves)."""
+    """A number with its standard error (or None), and its decimals (None: chosen by its size)."""
 
     value: Any
     stderr: Any = None
@@ -32,7 +32,7 @@ class Cell(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """A cell that is HTML already, with the class of its td."""
+    """A cell of HTML, with the class of its td."""
 
     html: str
     kind: str = ""
@@ -47,12 +47,12 @@ class Section(NamedTuple):
 
 
 def escape(value) -> str:
-    """Text as HTML that shows it and does nothing; control characters, which no page may hold, are shown as U+FFFD."""
+    """Escapes text for HTML. Control characters, which no page may hold, become U+FFFD."""
     return html.escape(_CONTROL.sub("\ufffd", str(value)), quote=True)
 
 
 def format_number(value, stderr=None, digits: int | None = None) -> str:
-    """A number to the precision that its size, or its standard error, deserves: "0.713 ± 0.012"; a dash where missing."""
+    """A number with decimals by its size, for example "0.713 ± 0.012"; a dash if missing."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -71,13 +71,13 @@ def format_number(value, stderr=None, digits: int | None = None) -> str:
 
 
 def recipe_class(name) -> str:
-    """The CSS class that gives the colour of the first recipe in a name ("policy/init_sft", "best-of-16 by length"); "" of none."""
+    """The CSS class with the colour of the first recipe in a name ("policy/init_sft", "best-of-16 by length"); "" if none."""
     found = next((word for word in re.findall(r"\w+", str(name)) if word in LIGHT.recipes), "")
     return f"r-{found}" if found else ""
 
 
 def named(name) -> str:
-    """A name with the dot of its recipe's colour, and room to break it at a slash."""
+    """A name with a dot in its recipe's colour. It may break at a slash."""
     kind, text = recipe_class(name), escape(name).replace("/", "/<wbr>")
     return f'<span class="name {kind}">{text}</span>' if kind else text
 
@@ -91,9 +91,9 @@ def _cell(cell) -> str:
 
 
 def table(caption: str, head: Sequence[str], rows: Sequence[Sequence], seen: bool = True) -> str:
-    """A table whose first column names the rows; no rows, no table. Cells are text, numbers, Cells or Raws.
+    """A table whose first column names the rows; "" without rows. Cells are text, numbers, Cells or Raws.
 
-    Where a heading says the same, the caption is not `seen`, but still read aloud.
+    seen: False if a heading says the same as the caption. Screen readers still read the caption.
     """
     if not rows:
         return ""
@@ -107,7 +107,7 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence], seen: boo
 
 
 def number_table(caption: str, first: str, rows: Mapping[str, Mapping], known: Sequence[tuple[str, str, str]], skip=()) -> str:
-    """Rows of named numbers: the known (key, label, stderr key) first, then whatever other numbers the rows have."""
+    """Rows of named numbers: the known (key, label, stderr key) first, then all other numbers of the rows."""
     rows = {name: numbers or {} for name, numbers in rows.items()}
     used = {key for column in known for key in column[::2]} | set(skip)
     keys = dict.fromkeys(key for numbers in rows.values() for key, value in numbers.items()
@@ -121,17 +121,17 @@ def number_table(caption: str, first: str, rows: Mapping[str, Mapping], known: S
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> str:
-    """Named facts, one a line; those without text are left out."""
+    """Named facts, one per line, without those that have no text."""
     shown = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows if text)
     return f'<dl class="facts">{shown}</dl>' if shown else ""
 
 
 def figures(plots: Sequence[Plot]) -> str:
-    """Figures in a grid, each in the version of the reader's colour scheme."""
+    """Figures in a grid, each in the reader's colour scheme."""
     shown = []
     for plot in plots:
         light, dark = (f"data:image/png;base64,{base64.b64encode(image).decode()}" for image in (plot.light, plot.dark))
-        width, height = (int.from_bytes(plot.light[at : at + 4], "big") for at in (16, 20))  # of the PNG's header
+        width, height = (int.from_bytes(plot.light[at : at + 4], "big") for at in (16, 20))  # from the PNG header
         shown.append(f"<figure><h3>{escape(plot.title)}</h3><picture>"
                      f'<source media="(prefers-color-scheme:dark)" srcset="{dark}">'
                      f'<img src="{light}" width="{width * 96 // DPI}" height="{height * 96 // DPI}" alt="{escape(plot.alt)}">'
@@ -140,15 +140,15 @@ def figures(plots: Sequence[Plot]) -> str:
 
 
 def details(summary: str, body: str) -> str:
-    """A part that is folded at first."""
+    """A part that starts folded."""
     return f"<details><summary><h3>{escape(summary)}</h3></summary>{body}</details>" if body else ""
 
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> bytes:
-    """The whole page, which needs no other file.
+    """The whole page. It needs no other file.
 
     Args:
-      title: plain text. lead: HTML between the title and the table of contents. sections: those with a body are shown.
+      title: plain text. lead: HTML between the title and the table of contents. sections: those without a body are left out.
     """
     sections = [section for section in sections if section.body]
     contents = "".join(f'<li><a href="#{s.anchor}">{escape(s.title)}</a></li>' for s in sections)

@@ -1,4 +1,4 @@
-"""What every page of ours looks like and does: its style sheet, its script, and the policy that lets nothing else run."""
+"""The style sheet and script of our pages, and the content policy that lets nothing else run."""
 
 from __future__ import annotations
 
@@ -92,4 +92,4 @@ def _hash(text: str) -> str:
 
 
 POLICY = (f"default-src 'none'; style-src {_hash(STYLE)}; script-src {_hash(SCRIPT)}; img-src data:; base-uri 'none'; "
-          "form-action 'none'")  # of the Content-Security-Policy: what a sample smuggles in neither runs nor is fetched
+          "form-action 'none'")  # Content-Security-Policy: nothing smuggled in by a sample is run or fetched

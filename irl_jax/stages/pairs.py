@@ -1,4 +1,4 @@
-"""What DPO and SPIN share: one policy fitted to pairs of responses, against a reference that stands still."""
+"""What DPO and SPIN share: fitting a policy to pairs of responses, against a fixed reference."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from irl_jax.data import batching
 from irl_jax.errors import UserError
 from irl_jax.stages import training
 
-REFERENCE = "reference.npz"  # log-probs of the pairs by the reference: kept, so that a resumed run trains on the same numbers
+REFERENCE = "reference.npz"  # the reference's log-probs of the pairs, saved so that a resumed run trains on the same numbers
 
 
 def fit(context, name: str, config, positives, negatives, start, reference, label_smoothing: float = 0.0):
     """Trains a policy to prefer positives[i] to negatives[i], responses to the same prompt.
 
     Args:
-        context: the run. name: the folder in the workdir. config: a training section with beta; batch_size counts pairs.
-        positives, negatives: equally long lists of Example. start: leaves that the policy starts from (copied).
-        reference: leaves of the reference. label_smoothing: share of the pairs taken to be swapped.
+        context: the run. name: folder in the workdir. config: a training section with beta; batch_size counts pairs.
+        positives, negatives: equally long lists of Example. start: the policy's initial leaves (copied).
+        reference: the reference's leaves. label_smoothing: share of pairs assumed to be swapped.
 
     Returns:
         (the policy's leaves, the loop's info).
@@ -41,7 +41,7 @@ def fit(context, name: str, config, positives, negatives, start, reference, labe
 
 
 def _reference_logprobs(context, name, reference, positives, negatives) -> np.ndarray:
-    """[2, pairs], nats a sequence: computed once a run."""
+    """[2, pairs], nats per sequence; computed once per run."""
     path = context.directory(name) / REFERENCE
     if not path.exists():
         logprobs = context.scorer.logprobs(reference, positives + negatives)
@@ -50,7 +50,7 @@ def _reference_logprobs(context, name, reference, positives, negatives) -> np.nd
 
 
 def _feed(context, config, positives, negatives, reference_logprobs, section: str):
-    """Batches of pairs as a function of the step: the chosen, then the rejected of the same prompts."""
+    """Batches of pairs as a function of the step: the positives, then the negatives of the same prompts."""
     longest = max(len(e.prompt) + len(e.response) for e in positives + negatives)
     length = batching.bucket_length(longest, context.longest)
     padded = training.batch_rows(2 * config.batch_size, 2 * config.accumulate, context.mesh, section) // 2

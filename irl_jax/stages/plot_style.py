@@ -1,4 +1,4 @@
-"""What the report's figures share: colours, markers, labels, and how many lines or points stay readable."""
+"""What the report's figures share: colours, markers, labels, and limits that keep lines and points readable."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from irl_jax.config import GROUPS
 
-WIDTH, DPI = 4.7, 170  # inches, pixels an inch: narrow, so that the text stays readable on a phone
-MAX_LINES = 8  # of a figure; what goes beyond gets a figure of its own
+WIDTH, DPI = 4.7, 170  # inches, pixels per inch; narrow so that text stays readable on a phone
+MAX_LINES = 8  # per figure; further lines get figures of their own
 
 
 class Theme(NamedTuple):
@@ -36,12 +36,12 @@ DARK = Theme("#e4e8ec", "#171b20", "#363d45", {
     ("#4AA8E0", "#FF8A4C", "#2FC79A", "#E59AC4", "#F0C050", "#AEB6BF"))
 MARKERS = {"init_sft": "o", "init_demo": "s", "sft_demo": "^", "preference": "D", "log_ratio": "v", "golden": "*",
            "length": "x", "random": "+", "robust": "P", "mean_logprob": "<", "ended": "|"}
-SOURCES = {"init": ":", "sft": "--", "demo": "-"}  # dashes of the policies that are no recipe's
+SOURCES = {"init": ":", "sft": "--", "demo": "-"}  # dashes of sources without a recipe
 _GROUP_MARKERS = dict(zip(GROUPS, "oPXhd>", strict=True))
 
 
 class Point(NamedTuple):
-    """One policy in a plane: its role, its place, and standard errors (0 where there is none)."""
+    """One policy in a plane: its role, its coordinates, and their standard errors (0 if missing)."""
 
     name: str
     x: float
@@ -51,24 +51,24 @@ class Point(NamedTuple):
 
 
 def number(value) -> float:
-    """A result as a float, NaN where it is missing or far beyond what can be drawn."""
+    """A result as a float; NaN if missing or too large to draw."""
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e100 else math.nan
 
 
 def golden_label(results: Mapping) -> str:
-    """The golden reward's axis label, with its unit."""
+    """The golden reward's axis label with unit."""
     golden = results.get("golden") or {}
     unit = golden.get("unit") or ("probability of positive" if golden.get("name") == "classifier" else "score")
     return f"golden reward ({unit})"
 
 
 def color_of(theme: Theme, name: str, index: int = 0) -> str:
-    """A recipe's own colour, another name's by its index."""
+    """A recipe's own colour. Other names get one by their index."""
     return theme.recipes.get(name, theme.others[index % len(theme.others)])
 
 
 def source_look(theme: Theme, source: str, index: int = 0) -> dict:
-    """Colour and dashes of where responses come from: init, demo and sft in the text's colour, a method in its recipe's."""
+    """Colour and dashes of a source of responses: init, demo and sft in the text's colour, a method in its recipe's."""
     if source in SOURCES:
         return {"color": theme.text, "linestyle": SOURCES[source]}
     group, _, recipe = source.partition("/")
@@ -76,7 +76,7 @@ def source_look(theme: Theme, source: str, index: int = 0) -> dict:
 
 
 def looks(theme: Theme, names: Sequence[str]) -> dict[str, dict]:
-    """{name: colour and dashes} that tell the lines of one figure apart: recipes in their own colours where all of them are some."""
+    """{name: colour and dashes} for the lines of one figure. If all names are recipes, they get their own colours."""
     if all(name in theme.recipes for name in names):
         return {name: {"color": theme.recipes[name], "linestyle": "-"} for name in names}
     several = len(theme.others)
@@ -84,13 +84,13 @@ def looks(theme: Theme, names: Sequence[str]) -> dict[str, dict]:
 
 
 def parts(names: Sequence[str], most: int = MAX_LINES) -> list[list[str]]:
-    """The names in as few runs of at most `most` as there are, as even as can be."""
+    """Splits names into as few runs of at most `most` as possible, as even as possible."""
     count = math.ceil(len(names) / most)
     return [list(part) for part in np.array_split(np.array(names, object), count)] if names else []
 
 
 def grouped(roles: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Roles group by group ("policy" of "policy/init_sft"), each in `parts`: [(group, roles)]."""
+    """Roles by group ("policy" of "policy/init_sft"), each split by `parts`: [(group, roles)]."""
     groups: dict[str, list[str]] = {}
     for role in roles:
         groups.setdefault(role.partition("/")[0], []).append(role)
@@ -98,25 +98,25 @@ def grouped(roles: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 
 def counted(title: str, index: int, total: int) -> str:
-    """A title with its number among several."""
+    """A title with its number, if there are several."""
     return f"{title} ({index} of {total})" if total > 1 else title
 
 
 def legend_columns(names: Sequence[str]) -> int:
-    """Columns in which a legend of these names is no wider than a figure."""
+    """Columns with which a legend of these names fits a figure's width."""
     return min(max(1, len(names)), 3 if max(map(len, names), default=0) <= 18 else 2)
 
 
 def legend_height(names: Sequence[str]) -> float:
-    """Inches that a legend of these names takes."""
+    """Height in inches of a legend of these names."""
     return 0.19 * math.ceil(len(names) / legend_columns(names)) + 0.15
 
 
 def draw_points(planes: Sequence, theme: Theme, points: Sequence[Point]) -> dict:
-    """Policies as points with error bars on each of the axes; where they are many, numbered, the group by colour and marker.
+    """Draws policies as points with error bars on each of the axes. Many points are numbered, with colour and marker by group.
 
     Returns:
-      {label: handle}, which is the legend and the key to the numbers where they are many.
+      {label: handle} for the legend. With many points, labels start with their numbers.
     """
     handles, many = {}, len(points) > MAX_LINES
     for axes in planes:
@@ -137,9 +137,9 @@ def draw_points(planes: Sequence, theme: Theme, points: Sequence[Point]) -> dict
 
 
 def name_points(figure, planes: Sequence, theme: Theme, points: Sequence[Point]) -> None:
-    """Writes beside each point its name, or its number where they are many, where the fewest points and texts are.
+    """Labels each point with its name, or with its number if there are many, where the fewest points and texts are.
 
-    Call it once everything else is drawn: it lays the figure out and holds it there.
+    Call it after everything else is drawn: it freezes the figure's layout.
     """
     if not points:
         return
@@ -162,16 +162,16 @@ def name_points(figure, planes: Sequence, theme: Theme, points: Sequence[Point])
 
 
 def settle(figure) -> None:
-    """Lays a figure out and holds it there, so that what is written next moves nothing that it was placed by."""
+    """Lays a figure out and freezes the layout: text placed by it afterwards moves nothing."""
     if figure.get_layout_engine() is not None:
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
 
 
 def label_ends(figure, planes: Sequence, theme: Theme) -> None:
-    """Writes each labelled line's name right of its axes, at its end's height or as near as there is room, in the line's colour.
+    """Writes each labelled line's name right of its axes in the line's colour, as near to the height of its end as there is room.
 
-    Room is made before the layout is held; call it once everything else is drawn.
+    Call it after everything else is drawn: it makes room for the names, then freezes the layout.
     """
     planes = [(axes, [line for line in axes.lines if not line.get_label().startswith("_") and len(line.get_xdata())]) for axes in planes]
     longest = max((len(line.get_label()) for _, lines in planes for line in lines), default=0)
@@ -200,10 +200,10 @@ def _points(figure):
 
 
 def spread(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Heights moved apart to at least `gap`, as little as can be, and into [low, high] while they fit there."""
+    """Moves heights at least `gap` apart, as little as possible, and into [low, high] if they fit."""
     order = np.argsort(heights, kind="stable")
     moved, count = np.array(heights, float), len(heights)
-    blocks = [(float(moved[i]), 1) for i in order]  # (centre, how many), merged while they overlap
+    blocks = [(float(moved[i]), 1) for i in order]  # (centre, count), merged while they overlap
     at = 0
     while at + 1 < len(blocks):
         (centre, size), (above, more) = blocks[at], blocks[at + 1]
@@ -222,7 +222,7 @@ def spread(heights: Sequence[float], gap: float, low: float, high: float) -> lis
 
 
 def _free_offset(centre, taken, box, half: float) -> np.ndarray:
-    """The offset, in points, at which a text of a half-width is least in the way of what is `taken` and inside the box; near ones first."""
+    """The offset, in points, at which a text of half-width `half` overlaps `taken` least and stays inside the box. Prefers near ones."""
     best, least = np.zeros(2), math.inf
     for radius in (9, 15, 22, 30, 40):
         for angle in np.arange(12) * math.pi / 6 + math.pi / 4:

@@ -1,7 +1,7 @@
 """The report's figures, drawn from results alone, each in a light and a dark version.
 
-Figures are narrow, so that their text stays readable on a phone. Colours are Okabe and Ito's, which colour-blind
-readers tell apart; markers and dashes say the same again.
+Figures are narrow so that their text stays readable on a phone. Colours are Okabe and Ito's, which colour-blind readers
+can tell apart. Markers and dashes repeat the distinction.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from irl_jax.stages.plot_style import (
 )
 
 REFERENCES = ("sft", "demo")  # policies drawn as level lines
-MAX_POINTS = 1200  # a scatter panel
-MAX_PANELS = 6  # metrics of a stage
-IN_TABLES = ("ended", "random", "length")  # controls that many lines leave out
+MAX_POINTS = 1200  # per scatter panel
+MAX_PANELS = 6  # metrics per stage
+IN_TABLES = ("ended", "random", "length")  # controls left out if there are many lines
 
 
 class Plot(NamedTuple):
@@ -54,12 +54,12 @@ class Plot(NamedTuple):
     dark: bytes
 
     def _repr_png_(self) -> tuple[bytes, dict]:
-        """What a notebook shows where a cell ends in the figure."""
+        """Shows the figure as a notebook cell's result."""
         return self.light, {"width": round(WIDTH * 96)}
 
 
 UNITS = {"length": "tokens", "ended": "share", "mean_logprob": "nats/token", "robust": "deviations", "random": "no unit",
-         "golden": "golden's own"}  # of rewards; all others are logits, in nats
+         "golden": "golden's own"}  # of rewards; all others are in nats
 METRIC_LABELS = {
     "balanced_accuracy": "balanced accuracy, fresh samples",
     "loss": "loss (nats)", "heldout_loss": "held-out loss (nats)", "reward": "reward (nats)", "kl": "KL (nats/sequence)",
@@ -70,14 +70,14 @@ _UNPLOTTED = ("tokens", "step", "seconds", "weight")
 
 
 def draw_all(results: Mapping, training_curves: Mapping) -> list[Plot]:
-    """Every figure for which the results have data.
+    """Draws every figure that the results have data for.
 
     Args:
       results: results.json with `histograms` and `scatter`.
       training_curves: {stage: {metric: {"step": [...], "value": [...]}}}.
 
     Returns:
-      Plots in the report's order; those without data are absent.
+      Plots in the report's order, without those that lack data.
     """
     drawn = [*_best_of_n(results), temperature_plots.draw(results), *_win_rate(results), _frontier(results),
              method_plots.divergences(results), *method_plots.over_training(results), _histograms(results), _scatter(results)]
@@ -92,17 +92,17 @@ def draw_all(results: Mapping, training_curves: Mapping) -> list[Plot]:
 
 
 def style(theme: Theme) -> dict[Any, Any]:
-    """matplotlib's settings for every figure of a theme."""
+    """matplotlib settings for the figures of a theme."""
     return {"font.size": 10, "axes.titlesize": 10, "text.color": theme.text, "axes.labelcolor": theme.text,
             "xtick.color": theme.text, "ytick.color": theme.text, "axes.edgecolor": theme.grid, "grid.color": theme.grid,
             "axes.facecolor": theme.background, "figure.facecolor": theme.background, "axes.grid": True,
             "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
             "legend.fontsize": 9, "lines.linewidth": 1.8, "lines.markersize": 4.5, "grid.linewidth": 0.7,
-            "text.parse_math": False}  # names are the user's: a dollar sign is a dollar sign
+            "text.parse_math": False}  # names are the user's and may have dollar signs
 
 
 def render(name: str, title: str, alt: str, caption: str, height: float, draw: Callable) -> Plot:
-    """Draws twice: `draw(figure, theme)` on a figure WIDTH wide."""
+    """Calls `draw(figure, theme)` for both themes, on figures WIDTH wide."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -134,7 +134,7 @@ def _curves(results: Mapping, key: str) -> dict[str, list]:
 
 
 def _figures_of(curves: Mapping) -> list[Mapping]:
-    """Recipes and controls in the first figure; variants, with init_sft to compare with, in figures of their own."""
+    """Splits many curves into figures: first recipes and most controls, then variants, each time with init_sft to compare with."""
     plain = [recipe for recipe in curves if recipe in MARKERS and recipe not in IN_TABLES]
     variants = parts([recipe for recipe in curves if recipe not in MARKERS], MAX_LINES - 1)
     if len(curves) <= MAX_LINES:
@@ -170,13 +170,13 @@ def _level_lines(axes, theme: Theme, results: Mapping) -> None:
         level = number(((results.get("policies") or {}).get(name) or {}).get("golden_mean"))
         if math.isfinite(level):
             axes.axhline(level, color=theme.text, linewidth=0.9, linestyle=":")
-            below = name == "sft"  # above it, curves begin
+            below = name == "sft"  # curves begin above it
             axes.annotate(f"{name} mean", (0.995, level), xycoords=("axes fraction", "data"), xytext=(0, -2 if below else 2),
                           textcoords="offset points", ha="right", va="top" if below else "bottom", fontsize=8.5)
 
 
 def _told(curves: Mapping, key: str, n: int = 16) -> str:
-    """The curves at one n in words, for those who do not see them."""
+    """The curves at one n in words, for readers who can't see them."""
     ns = {row["n"] for rows in curves.values() for row in rows}
     at = n if n in ns else max(ns)
     values = {recipe: next((row[key] for row in rows if row["n"] == at), None) for recipe, rows in curves.items()}
@@ -231,7 +231,7 @@ def _frontier(results: Mapping):
             tiltings[recipe] = sorted(rows, key=lambda row: row["kl"])
     tilted = _without_variants(tiltings)
     points = method_plots.points_of(results.get("policies"), "kl_to_sft", "golden_mean", without=("init", "demo", "sft"))
-    points = [point._replace(x=max(point.x, 0.0)) for point in points]  # an estimate may fall below 0 by noise
+    points = [point._replace(x=max(point.x, 0.0)) for point in points]  # noise can put an estimate below 0
     panels = [(title, curves, key) for title, curves, key in (
         ("best-of-n, at its upper bound on the KL", best, "kl_bound"), ("tilting, where trusted", tilted, "kl")) if curves]
     if not panels and not points:
@@ -263,12 +263,12 @@ def _frontier(results: Mapping):
 
 
 def _without_variants(curves: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The curves of recipes and controls where all of them would be too many lines."""
+    """The curves, without variants if they would be too many lines."""
     return curves if len(curves) <= MAX_LINES else {recipe: rows for recipe, rows in curves.items() if recipe in MARKERS}
 
 
 def _first(found: dict[str, Any], what: str) -> tuple[dict[str, Any], str]:
-    """The first of them that stay readable, and a sentence that says so."""
+    """The first MAX_LINES items, and a sentence that says so if there are more."""
     kept = dict(list(found.items())[:MAX_LINES])
     return kept, f" The first {MAX_LINES} of {len(found)} {what}." if len(found) > MAX_LINES else ""
 
@@ -327,7 +327,7 @@ def _scatter(results: Mapping):
     def draw(figure, theme):
         panels, image = _panels(figure, theme, len(found)), None
         shades = matplotlib.colormaps["cividis"](np.linspace(0.3 if theme is DARK else 0.0, 0.85 if theme is LIGHT else 1.0, 256))
-        colors = ListedColormap(shades)  # without the end that the background swallows
+        colors = ListedColormap(shades)  # without the end that blends into the background
         for axes, (recipe, points) in zip(panels, found.items(), strict=True):
             keep = slice(None, None, max(1, math.ceil(len(points["length"]) / MAX_POINTS)))
             length, reward = ([number(value) for value in points[key]][keep] for key in ("length", "reward"))
@@ -351,7 +351,7 @@ def _scatter(results: Mapping):
 
 
 def _training(group: str, lines: Mapping, part: int = 1, of: int = 1):
-    """One figure a group of stages ("reward" for reward/init_sft, ...), or a part of one: a panel a metric, a line a stage."""
+    """One figure per group of stages ("reward" for reward/init_sft, ...) or part of one: a panel per metric, a line per stage."""
     def has_values(curve):
         return bool(curve) and any(math.isfinite(number(value)) for value in curve.get("value") or [])
 
@@ -388,5 +388,5 @@ def _stem(name: str) -> str:
 
 
 def _suffix(index: int) -> str:
-    """Of a file stem: the second figure of a kind on has its number."""
+    """A file stem's suffix: the figure's number, from the second of a kind on."""
     return f"-{index}" if index > 1 else ""

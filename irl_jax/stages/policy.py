@@ -1,4 +1,4 @@
-"""Policy gradient against a fixed reward, KL-controlled: maximise E[r(h(x, y))] - beta KL(policy || reference)."""
+"""KL-controlled policy gradient on a fixed reward: maximises E[r(h(x, y))] - beta KL(policy || reference)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from irl_jax.stages import gradient, scoring, training
 
 
 def run(context) -> dict:
-    """Trains the policies of the run, each against one reward; leaves W/policy/<name>."""
+    """Trains the run's policies, each on one reward; writes W/policy/<name>."""
     return training.each_method(context, "policy", train_policy)
 
 
 def train_policy(context, method) -> dict:
-    """One policy against one reward, `config.policy.steps` rounds of fresh samples."""
+    """Trains one policy on one reward for `config.policy.steps` rounds of fresh samples."""
     config, recipe = context.config.policy, method.recipe
     if config.divergence != "reverse_kl":
         context.say(f"{method.role}: policy.divergence = {config.divergence} shapes a fixed reward; a divergence is minimised only where "
@@ -41,7 +41,7 @@ def train_policy(context, method) -> dict:
 
 
 def robust_leaves(context):
-    """(leaves, granularity, combine) of the reward `robust`, as `rollouts.make_judge` takes them."""
+    """(leaves, granularity, combine) of the reward `robust`, for `rollouts.make_judge`."""
     found = scoring.robust_of(context)
     leaves, granularity, combine = scoring.reward_of(context, found.recipe)
     weights = {term.reward: term.weight for term in found.terms}
@@ -50,7 +50,7 @@ def robust_leaves(context):
 
 
 def _warn(context, role: str, recipe: str) -> None:
-    """Says where the development prompts do not speak for the reward that a policy is about to optimise."""
+    """Warns if the development prompts speak against the reward that a policy is about to optimise."""
     path = scoring.robust_file(context)
     if not path.exists():
         return

@@ -11,7 +11,7 @@ from irl_jax.stages import training
 
 
 def run(context) -> dict:
-    """Pretrains the trunk from scratch (testbed), or checks that the given folder loads; leaves W/pretrain."""
+    """Pretrains the trunk from scratch (testbed) and writes W/pretrain, or checks that the given folder loads."""
     _read_everything(context)
     if not context.is_testbed:
         return _import(context)
@@ -19,7 +19,7 @@ def run(context) -> dict:
     examples = context.tokenize(context.world.pretraining, "pretraining")
     feed, updates = training.sequence_feed(context, examples, config, "pretrain")
     trunk = sharding.make(lambda: transformer.init_trunk(context.key("pretrain/trunk"), context.model), context.mesh)
-    # The trunk trains as a whole here, whatever the adapters' rank: it is the role's leaves.
+    # The whole trunk trains here as the role's leaves, whatever the adapters' rank.
     optimizer = steps.make_optimizer(config, updates)
     step = training.compiled(context, ("pretrain",), lambda: steps.make_sft_step(context.model, optimizer, config.accumulate))
     state, info = training.fit(context, "pretrain", step, steps.init_state({"trunk": trunk}, optimizer), None, feed, updates)
@@ -28,7 +28,7 @@ def run(context) -> dict:
 
 
 def _read_everything(context) -> None:
-    """All data are read and tokenised before anything trains: what is wrong with them shows at once, not after an hour."""
+    """Reads and tokenises all data before anything trains. Errors in them show at once, not after an hour."""
     parts = (context.demonstrations, context.evaluation, context.development)
     if not parts[0] or not parts[1]:
         raise UserError("config.data: no training or no evaluation records are left after the split; give more data")

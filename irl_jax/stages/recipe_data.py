@@ -13,16 +13,16 @@ from irl_jax.stages import sampling
 
 
 def needed(config, stages) -> dict[str, str]:
-    """{recipe: the stage that needs its data} of some stages. Evaluation measures every reward on the held-out samples of `init_sft`."""
+    """{recipe: the stage that needs its data}. Evaluation measures every reward on the held-out samples of `init_sft`."""
     found = {"init_sft": "evaluate"} if "evaluate" in stages else {}
     return found | {method.recipe: group for group in ("dpo", "reward") if group in stages for method in variants.methods(config, group)}
 
 
 def require(context, wanted) -> None:
-    """Checks that the data of the wanted recipes can be had: two prompts at least, of which one is held out.
+    """Checks that each wanted recipe has data on at least two prompts, as one is held out.
 
     Args:
-      context: the run. wanted: recipes, as {recipe: the stage that needs it}.
+      context: the run. wanted: {recipe: the stage that needs it}.
 
     Raises:
       UserError: there are fewer.
@@ -46,8 +46,8 @@ def require(context, wanted) -> None:
 def data_of(context, recipe: str):
     """(train, stopping, heldout) of a recipe, each (positives, negatives), equally long lists of Example.
 
-    The three share no prompt, and a prompt falls into the same part whatever the recipe: early stopping looks at one, the
-    reported AUC at another, which chose nothing.
+    The parts share no prompt, and a prompt is in the same part for every recipe. Early stopping uses `stopping`; the reported
+    AUC uses `heldout`, which chose nothing. With one or very few held-out prompts, these two are the same.
     """
     needed = {"init_sft": ("init", "sft"), "init_demo": ("init",), "sft_demo": ("sft",), "preference": ()}[recipe]
     samples = {f"{role}_samples": sampling.load(context, role, "reward")["examples"] for role in needed}
@@ -55,14 +55,14 @@ def data_of(context, recipe: str):
         recipe, demos=context.demonstrations, pairs=context.pairs if recipe == "preference" else [],
         heldout_fraction=context.config.reward.heldout_fraction, seed=context.config.seed, **samples)
     first = [zlib.crc32(example.prompt.tobytes()) % 2 == 0 for example in others[0]]
-    if all(first) or not any(first):  # one held-out prompt, or very few: both looks must share it
+    if all(first) or not any(first):  # one held-out prompt, or very few: both uses share it
         return train, others, others
     stopping, heldout = ([[e for e, mine in zip(side, first, strict=True) if mine == part] for side in others] for part in (True, False))
     return train, stopping, heldout
 
 
 def prompt_numbers(parts) -> tuple[np.ndarray, np.ndarray]:
-    """A number for each example's prompt, positives and negatives apart: samples of one prompt are not independent."""
+    """The prompt's number for each positive and each negative: samples of one prompt are not independent."""
     numbers: dict[bytes, int] = {}
     positives, negatives = ([numbers.setdefault(e.prompt.tobytes(), len(numbers)) for e in side] for side in parts)
     return np.array(positives), np.array(negatives)

@@ -1,6 +1,6 @@
-"""Rejection fine-tuning: the best of N samples by a reward as new demonstrations, iterated (expert iteration).
+"""Rejection fine-tuning (expert iteration): repeatedly uses the best of N samples by a reward as new demonstrations.
 
-One iteration moves the policy towards the best-of-N distribution, whose KL to the policy is at most log N - (N - 1)/N: a
+One iteration moves the policy towards the best-of-N distribution. Its KL to the policy is at most log N - (N - 1)/N. It is a
 baseline of policy optimisation without a policy gradient.
 """
 
@@ -15,18 +15,18 @@ CHOSEN = "chosen.npz"  # the rewards [P, N] and the best sample of each prompt [
 
 
 def run(context) -> dict:
-    """Trains one policy for each method of config.rejection; leaves W/rejection/<name>, its iterates in .../iteration-<i>."""
+    """Trains one policy per method of config.rejection; writes W/rejection/<name> and its iterates .../iteration-<i>."""
     return training.each_method(context, "rejection", train)
 
 
 def train(context, method) -> dict:
-    """One policy against the reward that the method's recipe names, config.rejection.iterations times."""
+    """Trains one policy on the recipe's reward for config.rejection.iterations iterations."""
     return iterations.run(context, method, context.config.rejection.iterations,
                           lambda context, name, leaves: _improve(context, name, leaves, method.recipe))
 
 
 def best(rewards_PxN: np.ndarray) -> np.ndarray:
-    """The sample of each prompt with the largest reward, the first of those that tie: int [P]."""
+    """The index of each prompt's sample with the largest reward, the first if tied: int [P]."""
     return np.argmax(rewards_PxN, axis=1)
 
 
@@ -43,7 +43,7 @@ def _improve(context, name: str, leaves, reward: str):
 
 
 def _choose(context, name: str, leaves, reward: str):
-    """(the best of N samples of each prompt, their mean reward and that of all), kept so that a resumed run chooses alike."""
+    """(best of N samples per prompt, their mean reward and that of all samples); saved so that a resumed run chooses the same."""
     config = context.config.rejection
     prompts = context.training_prompts[: config.prompts]
     samples = iterations.draw(context, name, leaves, prompts, config.samples)["examples"]

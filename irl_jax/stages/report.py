@@ -1,4 +1,4 @@
-"""The report: one self-contained page of tables, figures and samples, from results alone."""
+"""The report: one self-contained page of tables, figures and samples, made only from results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TIMED = tuple(stage for stage in STAGES if stage != "report")
 
 
 class Material(NamedTuple):
-    """A run to show: results.json with what the figures need beside it, samples side by side, and curves of training."""
+    """A run to show: results.json with the figures' other data, samples side by side, and training curves."""
 
     results: dict
     samples: list
@@ -39,10 +39,10 @@ def run(context) -> dict:
 
 
 def read(path: str | os.PathLike) -> Material:
-    """What the evaluated run in a workdir left to show; the arguments of `write_report`, and of `plots.draw_all`.
+    """Reads an evaluated run from a workdir; the fields are arguments of `write_report` and `plots.draw_all`.
 
     Raises:
-      UserError: no results there yet, or damaged ones.
+      UserError: there are no results yet, or they are damaged.
     """
     folder = paths.of(path)
     results, material = evaluated.read(folder), evaluated.material(folder)
@@ -68,12 +68,12 @@ def write_report(directory: str | os.PathLike, results: Mapping, samples: Sequen
     """Writes index.html, which needs no other file, and the figures as PNGs beside it.
 
     Args:
-      directory: of the report, W/report; made where missing.
+      directory: the report's folder, W/report; created if missing.
       results: results.json, plus `over_training` {role: {step, reward, reward_stderr, golden, golden_stderr: lists}},
         `paired` [{name, difference, stderr, z, n}], `rewards[...]["tilting"]`, `histograms`
         {recipe: {source: {edges, counts}}}, `scatter` {recipe: {length, reward, golden}}, `settings` (the config as nested
-        dicts), `run` (config.json's `versions` and `git_commit`) and `title`. Any of them may be missing: their part of the page is
-        then left out. Further numbers of a policy, reward or divergence become columns; `<key>_stderr` is shown with `<key>`.
+        dicts), `run` (config.json's `versions` and `git_commit`) and `title`. If any is missing, its part of the page is left out.
+        Further numbers of a policy, reward or divergence become columns; `<key>_stderr` is shown with `<key>`.
       samples: [{prompt, responses: [{source, text, golden, rewards: {recipe: nats}, length: tokens}]}].
       training_curves: {stage: {metric: {"step": [...], "value": [...]}}}.
 

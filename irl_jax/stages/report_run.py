@@ -1,4 +1,4 @@
-"""The report's parts about the run as a whole: what was run, the headline table, time, settings."""
+"""The report's parts about the whole run: what was run, the headline table, time, settings."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from irl_jax.stages.model_card import changed_settings
 from irl_jax.stages.page import Cell, Raw, details, escape, facts, format_number, named, number_table, recipe_class, table
 from irl_jax.stages.plot_style import golden_label, number
 
-HEADLINE = 12, 6  # policies and best-of-n's of the headline table; the others are in the tables below it
-CLEAR = 2.0  # standard errors by which two are told apart
-COMPARED = 16  # n of its best-of-n, or the nearest measured
+HEADLINE = 12, 6  # policies and best-of-n's in the headline table; the tables below it have the others
+CLEAR = 2.0  # standard errors that make a difference clear
+COMPARED = 16  # n of the headline's best-of-n, or the nearest measured
 _JUDGES = {"testbed": "exact, by the testbed", "classifier": "by a text classifier", "hf_reward": "by a reward model",
            "none": "none: nothing was judged"}
 
@@ -29,7 +29,7 @@ def lead(results: Mapping) -> str:
 
 
 def what_was_run(results: Mapping) -> str:
-    """Data, model, methods, versions, commit and seconds in short; then every setting that is not the default."""
+    """Data, model, methods, versions, commit and seconds in brief, then the settings that are not defaults."""
     settings, run = results.get("settings") or {}, results.get("run") or {}
     timing = [row or {} for row in (results.get("timing") or {}).values()]
     spent = ([number(row.get(key)) for row in timing] for key in ("seconds", "compile_seconds"))
@@ -85,7 +85,7 @@ def _changed(settings: Mapping) -> str:
 
 
 def baseline(results: Mapping) -> str:
-    """What sft is worth at its best temperature, and what the rewards and policies are beyond that, in a paragraph; "" if not judged."""
+    """A paragraph on golden of sft at its best temperature, and how far rewards and policies exceed it; "" if not judged."""
     name = results.get("baseline")
     row = (results.get("policies") or {}).get(name) or {}
     if not name or row.get("golden_mean") is None:
@@ -106,7 +106,7 @@ def baseline(results: Mapping) -> str:
 
 
 def robust_of(results: Mapping) -> dict:
-    """What `robust` is made of, with a sentence that says it; {} where the run has none."""
+    """The terms of `robust`, with a sentence about them; {} if the run has none."""
     found = results.get("robust") or {}
     if "terms" not in found:
         return {}
@@ -125,7 +125,7 @@ def _beside(results: Mapping, name: str) -> str:
 
 
 def headline(results: Mapping) -> str:
-    """One row a policy and a learnt reward's best-of-16: golden, what it is above sft, KL, length."""
+    """One row per policy and per learnt reward's best-of-16 (or nearest n): golden, golden above sft's, win rate, KL, length."""
     policies = {name: row or {} for name, row in (results.get("policies") or {}).items()}
     paired = {row["name"]: row for row in results.get("paired") or []}
     rows = [[name, row.get("golden_mean"), row.get("golden_stderr"), paired.get(f"{name} - sft") or {}, None,
@@ -157,7 +157,7 @@ def _says(cell) -> bool:
 
 
 def _strip(name: str, value: float, error: float, known: list[float]) -> Raw:
-    """A dot on the scale of all that is `known`, with a bar of one standard error; nothing where there is no value."""
+    """A dot on the scale of all `known` values, with a bar of one standard error; empty without a value."""
     if not math.isfinite(value):
         return Raw("")
     low, high = min(known), max(known)
@@ -171,7 +171,7 @@ def _strip(name: str, value: float, error: float, known: list[float]) -> Raw:
 
 
 def timing(results: Mapping) -> str:
-    """Seconds, compiling and speed of each stage that did something."""
+    """Seconds, compile time and speed of each stage that did something."""
     known = [("seconds", "wall-clock (s)", ""), ("compile_seconds", "of which compiling (s)", ""),
              ("tokens_per_second", "tokens per second", "")]
     rows = {stage: row for stage, row in (results.get("timing") or {}).items() if number((row or {}).get("seconds")) >= 0.05}

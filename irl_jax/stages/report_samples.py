@@ -1,4 +1,4 @@
-"""The report's samples side by side, with a field that searches them."""
+"""The report's samples side by side, with a search field."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ OPEN_SAMPLES = 3  # prompts shown unfolded
 
 
 def samples(rows: Sequence[Mapping]) -> str:
-    """Each prompt with its responses and their rewards; the first unfolded.
+    """Each prompt with its responses and their rewards; the first prompts unfolded.
 
     Args:
       rows: [{prompt, responses: [{source, text, golden, rewards: {recipe: nats}, length: tokens}]}].
@@ -29,7 +29,7 @@ def _sample(index: int, row: Mapping) -> str:
     for response in row.get("responses") or []:
         facts = [("golden", response.get("golden")), *(response.get("rewards") or {}).items(), ("tokens", response.get("length"))]
         items = "".join(f"<li>{named(name)} {escape(format_number(value))}</li>" for name, value in facts
-                        if value is not None and name != "length")  # that control is the tokens again
+                        if value is not None and name != "length")  # length repeats the tokens
         source = response.get("source", "")
         cards.append(f'<div class="response {recipe_class(source)}"><h4>{escape(source)}</h4>'
                      f'<p dir="auto">{escape(response.get("text", ""))}</p><ul>{items}</ul></div>')

@@ -13,7 +13,7 @@ OPEN_COMPARISONS = 40  # rows of paired comparisons shown unfolded
 
 
 def policies(results: Mapping) -> str:
-    """Golden, length, KL and variety of every policy, and its mean rewards."""
+    """Golden, length, KL, diversity and mean rewards of every policy."""
     rows = {name: numbers or {} for name, numbers in (results.get("policies") or {}).items()}
     known = [("golden_mean", golden_label(results), "golden_stderr"), ("length_mean", "length (tokens)", "length_stderr"),
              ("kl_to_sft", "KL to sft (nats/sequence)", "kl_to_sft_stderr"), ("distinct_2", "distinct-2 (share)", ""),
@@ -24,7 +24,7 @@ def policies(results: Mapping) -> str:
 
 
 def rewards(results: Mapping) -> str:
-    """Quality of every reward, best-of-n by it, its ensemble's members, tilting."""
+    """Quality of every reward, best-of-n, ensemble members, tilting."""
     every_reward = {name: numbers or {} for name, numbers in (results.get("rewards") or {}).items()}
     known = [("heldout_auc", "held-out AUC", "heldout_auc_stderr"),
              ("spearman_golden", "Spearman with golden, within prompts", "spearman_golden_stderr"),
@@ -55,7 +55,7 @@ def rewards(results: Mapping) -> str:
 
 
 def _at_temperatures(results: Mapping, rewards: Mapping) -> str:
-    """Best-of-16, or the nearest n, from sft's samples at each temperature."""
+    """Best-of-16 (or nearest n) from sft's samples at each temperature."""
     found = {name: {t: min(rows, key=lambda row: abs(row["n"] - 16)) for t, rows in (row.get("best_of_n_at") or {}).items() if rows}
              for name, row in rewards.items()}
     columns = list(dict.fromkeys(t for row in found.values() for t in row))
@@ -70,7 +70,7 @@ def _at_temperatures(results: Mapping, rewards: Mapping) -> str:
 
 
 def _ensembles(results: Mapping) -> str:
-    """The members of each ensemble, and best-of-n that stops where they disagree beside the plain one."""
+    """The members of each ensemble, and best-of-n that stops where they disagree next to plain best-of-n."""
     ensembles = {name: numbers for name, numbers in (results.get("rewards") or {}).items() if (numbers or {}).get("members")}
     members = {f"{name}, member {i}": member for name, numbers in ensembles.items() for i, member in enumerate(numbers["members"], start=1)}
     known = [("heldout_auc", "held-out AUC", "heldout_auc_stderr"),
@@ -96,7 +96,7 @@ def paired(results: Mapping) -> str:
 
 
 def divergences(results: Mapping) -> str:
-    """Distances from the demonstrator, where it is known exactly."""
+    """Divergences from the demonstrator, if it is known exactly."""
     known = [("forward_kl", "forward KL(demo‖policy) (nats/sequence)", "forward_kl_stderr"),
              ("reverse_kl", "reverse KL(policy‖demo) (nats/sequence)", "reverse_kl_stderr"),
              ("jensen_shannon", "Jensen-Shannon (nats, at most 0.693)", "jensen_shannon_stderr")]

@@ -1,5 +1,5 @@
-"""Rewards: one discriminator a method, positive meaning demonstrator-like. Its logit stands at the end of the response, or at
-every token of it."""
+"""Rewards: one discriminator per method. A positive logit means demonstrator-like. The logit is read at the end of the
+response, or per token."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from irl_jax.stages import recipe_data, reward_model, training
 
 
 def run(context) -> dict:
-    """Trains the rewards of the run; leaves W/reward/<name> with its held-out AUC in heldout.json."""
+    """Trains the run's rewards; writes W/reward/<name>, with the held-out AUC in heldout.json."""
     return training.each_method(context, "reward", train_reward)
 
 
 def train_reward(context, method) -> dict:
-    """One discriminator, stopped early on some held-out prompts; its held-out scores, on others, go to heldout.json."""
+    """Trains one discriminator, with early stopping on some held-out prompts. Its AUC on the others goes to heldout.json."""
     config, name = context.config.reward, method.role
     train, stopping, heldout = recipe_data.data_of(context, method.recipe)
     loss = "bradley_terry" if method.recipe == "preference" else "bce"
@@ -47,10 +47,10 @@ def train_reward(context, method) -> dict:
 
 
 def without_length(context, leaves, parts):
-    """The leaves with "length": {"slope", "centre"}, whose product scoring takes off each member's logit.
+    """The leaves with "length": {"slope", "centre"}. Scoring subtracts slope * (length - centre) from each member's logit.
 
-    The slope is that of h on the response's tokens within the classes, by least squares on the training data: what length
-    says beyond the label, and what of the label it can say, is not told apart, so both go.
+    The slope is that of h on the response's length within classes, by least squares on the training data. What length says
+    beyond the label and what it says of the label can't be told apart, so both go.
     """
     examples = [*parts[0], *parts[1]]
     logits_Exn = context.scorer.member_rewards(leaves, examples)
@@ -66,7 +66,7 @@ def without_length(context, leaves, parts):
 
 
 def _report(context, name: str, leaves, heldout) -> None:
-    """The held-out AUC, of the reward and of each member."""
+    """Writes and prints the held-out AUC; the file also has each member's."""
     reward = context.config.reward
     members_Exn = context.scorer.member_rewards(leaves, [*heldout[0], *heldout[1]], reward.granularity)
     positive, negative = np.split(reward_steps.combined(members_Exn, reward.combine, np), [len(heldout[0])])
@@ -85,7 +85,7 @@ def _scores(context, leaves, parts):
 
 
 def _pair_feed(context, config, parts):
-    """Batches of positives, then as many negatives: pair i in both halves, as Bradley-Terry and token rewards need."""
+    """Batches of positives, then as many negatives. Row i of both halves is pair i, as Bradley-Terry and token rewards need."""
     positives, negatives = parts
     if not positives:
         raise UserError("config.reward: no training data for this recipe; sample more prompts or lower heldout_fraction")

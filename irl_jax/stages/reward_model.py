@@ -1,4 +1,4 @@
-"""Somebody's reward model, a `*ForSequenceClassification` folder: as the golden reward, or as what a reward starts from."""
+"""A given reward model, a `*ForSequenceClassification` folder: as the golden reward, or as a reward's start."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from irl_jax.types import Example, PyTree
 
 
 def check(config) -> None:
-    """Refuses the reward models that a config names where they are none, before anything trains.
+    """Refuses a config's reward models that aren't any, before anything trains.
 
-    Raises: UserError, naming the setting.
+    Raises: UserError that names the setting.
     """
     golden = config.golden
     named = [("golden.model", golden.model, golden.revision, "golden.label", golden.label)] if golden.kind == "hf_reward" else []
@@ -41,16 +41,16 @@ def check(config) -> None:
 
 
 def start_leaves(context, purpose: str, spec: roles.RewardSpec) -> PyTree:
-    """A reward's leaves before it is trained, on the mesh: h = 0 everywhere, or the score of config.reward.start.
+    """A reward's initial leaves on the mesh: h = 0 everywhere, or the score of config.reward.start.
 
-    A body with a trunk of its own takes the classifier's. An adapter, or no body, stands on the run's trunk, which then must be the
-    classifier's. As of every reward, the logit stands at the response's last token, its EOS included.
+    A body with its own trunk takes the classifier's. An adapter, or no body, stands on the run's trunk, which must then equal the
+    classifier's. As for every reward, the logit is read at the response's last token, EOS included.
 
     Args:
         context, purpose, spec: as for `Context.init_leaves`.
 
     Raises:
-        UserError: the classifier is of another architecture, tokenizer or, where it must be the same, trunk.
+        UserError: the classifier has another architecture, tokenizer or (if it must be the same) trunk.
     """
     leaves = context.init_leaves("reward", purpose, reward=spec)
     reward = context.config.reward
@@ -62,7 +62,7 @@ def start_leaves(context, purpose: str, spec: roles.RewardSpec) -> PyTree:
     loaded = hf.load_reward_model(folder, reward.start_label, context.mesh, key="reward.start_label", param_dtype=kind)
     _same_kind(context, loaded.model, hf.load_tokenizer(folder))
     given: dict[str, PyTree] = {"head": {"kernel": loaded.weight[:, None], "bias": np.zeros(1, np.float32)}}
-    shared = min(context.model.vocab_size, loaded.model.vocab_size)  # other rows are of tokens that this run's tokenizer does not give
+    shared = min(context.model.vocab_size, loaded.model.vocab_size)  # other rows are of tokens that the run's tokenizer never gives
     trunk = {**loaded.trunk, "embed": {**loaded.trunk["embed"], "tokens": loaded.trunk["embed"]["tokens"][:shared]}}
     if "trunk" in own:
         unused = context.model.padded_vocab - shared
@@ -74,7 +74,7 @@ def start_leaves(context, purpose: str, spec: roles.RewardSpec) -> PyTree:
 
 
 def _replaced(fresh: PyTree, given: PyTree) -> PyTree:
-    """`fresh` with the leaves that are given in their places, for each member where there are several."""
+    """`fresh` with the given leaves in place, for each member if there are several."""
     if not isinstance(fresh, Mapping):
         return jnp.broadcast_to(jnp.asarray(given, jnp.float32), fresh.shape)
     return {key: _replaced(value, given[key]) if key in given else value for key, value in fresh.items()}
@@ -95,7 +95,7 @@ def _same_kind(context, model, tokenizer) -> None:
 
 
 def _same_weights(context, trunk: PyTree) -> None:
-    """Raises UserError where a classifier's trunk, with so many embeddings as the two share, is not the run's."""
+    """Raises UserError if a classifier's trunk, cut to the shared embeddings, is not the run's."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(trunk):
         theirs, ours = sharding.fetch(leaf), context.trunk
         for key in path:
@@ -109,17 +109,17 @@ def _same_weights(context, trunk: PyTree) -> None:
 def make_judge(config, mesh, turns: Callable[[str], list[dict]] = chat.turns_of, now: datetime.datetime | None = None) -> Judge:
     """The judge of golden.kind = "hf_reward": the logit of golden.label for prompt + response.
 
-    The text is tokenised by the model's own tokenizer and rules; with golden.chat it is what the tokenizer's chat template makes of the
-    prompt's turns and the response, and nothing is put around it. A text beyond the model's context keeps its tail, and its BOS.
-    The logit stands, as in transformers, at the last token that is not padding: where pad = EOS, a final EOS is passed over.
+    The model's own tokenizer encodes the text by its own rules. With golden.chat, the tokenizer's chat template renders the prompt's
+    turns and the response, and no special tokens are added. A text beyond the model's context keeps its tail and its BOS. As in
+    transformers, the logit is read at the last non-padding token: if pad = EOS, a final EOS is skipped.
 
     Args:
         config: the whole config; reads golden, how models are computed (model.*) and eval.batch_size.
-        mesh: where the model is put.
-        turns: the conversation that a prompt stands for. now: the time that a chat template writes; None: the present.
+        mesh: where to put the model.
+        turns: turns a prompt into its conversation. now: the time that a chat template writes; None: the current time.
 
     Raises:
-        UserError: no such model or label, or no tokenizer that belongs to it.
+        UserError: the model, its label or its tokenizer is missing.
     """
     folder = hf.resolve(config.golden.model, config.golden.revision)
     loaded = hf.load_reward_model(folder, config.golden.label, mesh, param_dtype=config.model.param_dtype,
@@ -144,15 +144,15 @@ def make_judge(config, mesh, turns: Callable[[str], list[dict]] = chat.turns_of,
 
 
 def check_prompts(context) -> None:
-    """Refuses evaluation prompts that the judge's chat template refuses, before anything trains.
+    """Refuses evaluation prompts that the judge's chat template can't render, before anything trains.
 
-    Raises: UserError, naming the prompt.
+    Raises: UserError that names the prompt.
     """
     golden = context.config.golden
     if golden.kind != "hf_reward" or not golden.chat:
         return
     template = chat.of(hf.load_tokenizer(hf.resolve(golden.model, golden.revision)), context.began)
-    assert template is not None  # `check` has refused that
+    assert template is not None  # `check` has refused None
     for prompt in dict.fromkeys(context.text(example.prompt) for example in context.evaluation):
         try:
             _answered(template, context.turns(prompt), "-")
@@ -161,7 +161,7 @@ def check_prompts(context) -> None:
 
 
 def _answered(template: chat.Chat, turns: list[dict], response: str) -> str:
-    """A conversation with its answer. Where the template refuses just this answer, it stands as it is in the place of another."""
+    """Renders a conversation with its answer. If the template refuses this answer, renders another and puts the answer in its place."""
     def text(content: str) -> str:
         return _rendered(template, [*turns, {"role": "assistant", "content": content}])
 
@@ -172,7 +172,7 @@ def _answered(template: chat.Chat, turns: list[dict], response: str) -> str:
 
 
 def _rendered(template: chat.Chat, messages: list[dict]) -> str:
-    """A conversation's text; where the template knows no system turn, as Gemma's, that stands at the start of the next turn."""
+    """A conversation's text. If the template (such as Gemma's) has no system turn, that one goes at the start of the next turn."""
     try:
         return template.render(messages)
     except UserError:
@@ -183,9 +183,9 @@ def _rendered(template: chat.Chat, messages: list[dict]) -> str:
 
 
 def rows_of(tokenizer, texts: Sequence[str], pad_id: int | None, longest: int, special: bool) -> list[Example]:
-    """Texts as Examples, all prompt, whose last token is the one that the logit is read at; `special`: with what the tokenizer puts around.
+    """Texts as Examples, all prompt, ending with the token to read the logit at. special: add the tokenizer's special tokens.
 
-    An empty text, of which many tokenizers make no token, is the tokenizer's BOS, or else its EOS or padding.
+    Many tokenizers give no token for an empty text. It becomes the tokenizer's BOS, or else its EOS or padding.
     """
     named = (tokenizer.bos_token_id, tokenizer.eos_token_id, pad_id, tokenizer.pad_token_id)
     empty = [next((number for number in named if number is not None), 0)]
@@ -195,7 +195,7 @@ def rows_of(tokenizer, texts: Sequence[str], pad_id: int | None, longest: int, s
         if len(ids) > longest:
             bos = ids[:1] if ids[0] == tokenizer.bos_token_id else []
             ids = bos + ids[len(ids) - longest + len(bos) :]
-        # One token at least stays, as in transformers: of a text that is all padding, the first is read.
+        # At least one token stays, as in transformers: a text that is all padding is read at its first.
         last = max((place for place, token in enumerate(ids) if token != pad_id), default=0)
         kept = np.asarray(ids[: last + 1], np.int32)
         rows.append(Example(kept, kept[:0], False, index))

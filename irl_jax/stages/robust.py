@@ -1,4 +1,4 @@
-"""The reward `robust`: which of its terms may count, by development prompts that trained nothing (see irl_jax/evaluation/robust.py)."""
+"""The reward `robust`: development prompts, which trained nothing, decide its terms (see irl_jax/evaluation/robust.py)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from irl_jax.types import Example
 
 
 def run(context) -> dict:
-    """Writes W/robust/robust.json: how each reward puts demonstrations beside sft's samples, and the terms of `robust`.
+    """Writes W/robust/robust.json: how each reward compares demonstrations with sft's samples, and the terms of `robust`.
 
-    Nothing is written where no reward is learnt, or fewer than two development prompts can be looked at.
+    Writes nothing if no reward is learnt or there are fewer than two development prompts to look at.
     """
     start, learnt = time.perf_counter(), [method.name for method in variants.methods(context.config, "reward")]
     if not learnt or len(sampling.development(context)) < 2:
@@ -53,7 +53,7 @@ def _write(context, learnt: list[str]) -> int:
 
 
 def _direction(context, name: str, demos: list[Example], plain: list[Example]):
-    """A reward of the development demonstrations less that of sft's samples, by prompt."""
+    """A reward of the development demonstrations minus that of sft's samples, by prompt."""
     values = scoring.rewards(context, name, [*demos, *plain])
     return robust.direction(values[: len(demos)], values[len(demos) :].reshape(len(demos), -1))
 

@@ -1,4 +1,4 @@
-"""Figures of runs side by side: golden reward of everything in every group, and best-of-n by each learnt reward."""
+"""Figures of runs side by side: golden reward of all policies per group, and best-of-n by each learnt reward."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from irl_jax.stages.plot_style import MAX_LINES, golden_label, label_ends
 from irl_jax.stages.plots import Plot, render
 from irl_jax.stages.run_tables import Groups, golden_of
 
-MAX_ROWS = 24  # policies and best-of-n's in one figure
+MAX_ROWS = 24  # policies and best-of-n's per figure
 _DASHES = ("-", "--", "-.", ":")
 
 
 def draw(groups: Groups) -> list[Plot]:
-    """The figures for which the runs were judged."""
+    """The figures that the runs have golden rewards for."""
     return [render(*figure) for figure in (_golden(groups), _best_of_n(groups)) if figure is not None]
 
 
@@ -26,7 +26,7 @@ def _label(groups: Groups) -> str:
 
 
 def _golden(groups: Groups):
-    """A row a policy or best-of-16, a point a group, a faint dot a seed."""
+    """A row per policy or best-of-16, with a point per group and a faint dot per seed."""
     found = {letter: [golden_of(run) for run in runs] for letter, runs in groups.items()}
     names = list(dict.fromkeys(name for runs in found.values() for run in runs for name in run))
     names = [name for name in names if name.rpartition(" by ")[2] not in ("random", "golden")][:MAX_ROWS]
@@ -58,7 +58,7 @@ def _golden(groups: Groups):
 
 
 def _best_of_n(groups: Groups):
-    """A panel a learnt reward, a line a group."""
+    """A panel per learnt reward, with a line per group."""
     curves: dict[str, dict] = {}
     for letter, runs in groups.items():
         for recipe in runs[0].get("rewards") or {}:

@@ -1,4 +1,4 @@
-"""Tables of finished runs side by side, runs of one config pooled over their seeds."""
+"""Tables of finished runs side by side. Runs of one config are pooled over their seeds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Groups = Mapping[str, Sequence[Mapping]]  # {letter: the results.json of each of
 
 
 class Table(NamedTuple):
-    """Text cells; the first of a row names it, as code where `code` says so."""
+    """Text cells. The first of a row names it, as code if `code`."""
 
     title: str
     head: list[str]
@@ -29,13 +29,13 @@ class Table(NamedTuple):
 
 
 def markdown(head: Sequence, rows: Sequence[Sequence]) -> str:
-    """A Markdown table of cells that are Markdown."""
+    """A Markdown table of Markdown cells."""
     lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |" for cells in (head, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
 def code(text: object) -> str:
-    """Text as a code span of Markdown."""
+    """Text as a Markdown code span."""
     shown = printable(" ".join(str(text).split()))
     ticks = "`" * (max(map(len, re.findall("`+", shown)), default=0) + 1)
     space = " " * (len(ticks) > 1)
@@ -43,23 +43,23 @@ def code(text: object) -> str:
 
 
 def plain(text: object) -> str:
-    """Text in a line of Markdown, in which it begins no HTML and no code."""
+    """Text for a line of Markdown, escaped so that it begins no HTML or code."""
     return re.sub("[<`]", r"\\\g<0>", printable(" ".join(str(text).split())))
 
 
 def all_tables(groups: Groups) -> list[Table]:
-    """Those that have rows: policies, rewards, paired differences, divergences, and differences to the first group."""
+    """The tables with rows: policies, rewards, paired differences, divergences, and differences to the first group."""
     tables = [policies(groups), rewards(groups), paired(groups), divergences(groups), differences(groups)]
     return [table for table in tables if table.rows]
 
 
 def _field(key: str, stderr: str = "", digits: int = 3) -> Callable:
-    """What makes a cell of the rows of several runs."""
+    """A function that pools the rows of several runs into a cell."""
     return lambda rows: pooled([row.get(key) for row in rows], [row.get(stderr) for row in rows] if stderr else None, digits)
 
 
 def _side_by_side(title: str, first: str, groups: Groups, part: Callable, columns: Mapping[str, Callable]) -> Table:
-    """A row for each name that `part` of a run's results has, and each group that has it; `part(results)` is {name: row}."""
+    """A row per name in `part` of the results and per group that has it. `part(results)` is {name: row}."""
     parts = {letter: [part(run) for run in runs] for letter, runs in groups.items()}
     rows = []
     for name in dict.fromkeys(name for runs in parts.values() for run in runs for name in run):
@@ -71,7 +71,7 @@ def _side_by_side(title: str, first: str, groups: Groups, part: Callable, column
 
 
 def policies(groups: Groups) -> Table:
-    """Golden, length, KL and variety of every policy."""
+    """Golden, length, KL, diversity and init's log-prob of every policy."""
     return _side_by_side("Policies", "policy", groups, lambda run: run.get("policies") or {}, {
         "golden": _field("golden_mean", "golden_stderr"), "tokens": _field("length_mean", digits=1),
         "KL to sft, nats": _field("kl_to_sft", "kl_to_sft_stderr", 2), "distinct-2": _field("distinct_2"),
@@ -79,7 +79,7 @@ def policies(groups: Groups) -> Table:
 
 
 def best_of(row: Mapping, n: int = BEST_OF) -> Mapping:
-    """A reward's best-of-n at one n; {} where it was not measured."""
+    """A reward's best-of-n at one n; {} if not measured."""
     return next((point for point in row.get("best_of_n") or [] if point["n"] == n), {})
 
 
@@ -96,7 +96,7 @@ def rewards(groups: Groups) -> Table:
 
 
 def paired(groups: Groups) -> Table:
-    """Differences on the same prompts, with each run's in its own standard errors."""
+    """Differences on the same prompts, and each run's in its own standard errors."""
     def each(rows):
         return ", ".join(f"{z:+.1f}" if math.isfinite(z := number(row.get("z"))) else "–" for row in rows)
 
@@ -106,7 +106,7 @@ def paired(groups: Groups) -> Table:
 
 
 def divergences(groups: Groups) -> Table:
-    """Distances from the demonstrator, of all but the demonstrator itself."""
+    """Divergences from the demonstrator, without the demonstrator's own row."""
     return _side_by_side("Divergences from the demonstrator", "policy", groups, lambda run: {
         name: row for name, row in (run.get("divergences") or {}).items() if "forward_kl" in row}, {
         "forward KL": _field("forward_kl", "forward_kl_stderr", 2), "reverse KL": _field("reverse_kl", "reverse_kl_stderr", 2),
@@ -115,7 +115,7 @@ def divergences(groups: Groups) -> Table:
 
 
 def golden_of(run: Mapping) -> dict[str, tuple]:
-    """{policy or best-of-16: (golden, its standard error over prompts)} of one run, where it was judged."""
+    """{policy or best-of-16: (golden, its standard error over prompts)} of one run; {} if not judged."""
     found = {name: (row.get("golden_mean"), row.get("golden_stderr")) for name, row in (run.get("policies") or {}).items()}
     for recipe, row in (run.get("rewards") or {}).items():
         found[f"best-of-{BEST_OF} by {recipe}"] = (best_of(row).get("golden"), best_of(row).get("stderr"))
@@ -123,7 +123,7 @@ def golden_of(run: Mapping) -> dict[str, tuple]:
 
 
 def differences(groups: Groups) -> Table:
-    """Golden of every other group less the first's, over the seeds that both have."""
+    """Golden of every other group minus the first's, over the seeds that both have."""
     (first, base), *others = groups.items()
     rows = []
     for letter, runs in others:

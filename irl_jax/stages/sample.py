@@ -1,4 +1,4 @@
-"""Bulk samples: init and sft on training prompts for the reward's data, sft (many) and init on evaluation prompts."""
+"""Bulk sampling: init and sft on training prompts for the reward's data, sft (many samples) and init on evaluation prompts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from irl_jax.stages import sampling
 
 
 def run(context) -> dict:
-    """Writes W/samples/<role>/{reward,eval}.npz and .jsonl; a file that is there already is kept."""
+    """Writes W/samples/<role>/{reward,eval}.npz and .jsonl; keeps existing files."""
     config = context.config.sample
     wanted = [(role, "reward", config.reward_samples) for role in ("init", "sft")]
     wanted += [("sft", "eval", config.eval_samples), ("init", "eval", config.policy_samples)]

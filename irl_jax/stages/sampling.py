@@ -1,4 +1,4 @@
-"""Samples: those of a role in W/samples/<role>, drawn once and read by every later stage, and those of a method's iterations."""
+"""Samples of a role in W/samples/<role>, drawn once and read by every later stage, and samples of a method's iterations."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from irl_jax.errors import UserError
 from irl_jax.stages import scoring
 
 FIELDS = ("tokens", "mask", "ended", "logprobs")  # as stored; the log-probs are the model's own (temperature 1, unfiltered)
-MOST_ROWS = 16  # of a prompt: enough that its cache is read for many rows, few enough that many prompts are decoded together
+MOST_ROWS = 16  # per prompt: enough to share each read of its cache, few enough to decode many prompts together
 
 
 class Law(NamedTuple):
-    """What tokens are drawn from: the model's distribution after a temperature and top-p, as `make_sampler` has them."""
+    """The distribution of tokens: the model's after a temperature and top-p, as in `make_sampler`."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -27,18 +27,18 @@ MODEL = Law()  # the model's own distribution
 
 
 def at(role: str, temperature: float) -> str:
-    """The name of a role that is sampled at another temperature than 1: `sft@0.5`, and `sft@greedy` at 0."""
+    """The name of a role sampled at a given temperature: `sft@0.5`, or `sft@greedy` at 0."""
     return f"{role}@{temperature:g}" if temperature else f"{role}@greedy"
 
 
 def parted(name: str) -> tuple[str, float | None]:
-    """(role, temperature) of a name that `at` made; (name, None) of a role's own."""
+    """(role, temperature) of a name from `at`; (name, None) of a plain role."""
     role, _, temperature = name.partition("@")
     return role, (0.0 if temperature == "greedy" else float(temperature)) if temperature else None
 
 
 def law_of(config) -> Law:
-    """The law of the samples that rewards, DPO and the evaluation look at.
+    """The law of the samples that rewards, DPO and evaluation use.
 
     Args: config: config.sample.
     """
@@ -46,20 +46,20 @@ def law_of(config) -> Law:
 
 
 def prompts_of(context, part: str) -> list[np.ndarray]:
-    """The prompts of a part, as ids: 'reward' (training prompts), 'eval' (evaluation prompts) or 'development' (some of those)."""
+    """A part's prompts as ids: 'reward' (training prompts), 'eval' (evaluation prompts) or 'development' (see `development`)."""
     if part == "development":
         return [example.prompt for example in development(context)]
     return context.reward_prompts if part == "reward" else [example.prompt for example in context.evaluation]
 
 
 def development(context) -> list:
-    """The development demonstrations that `robust` looks at, one a prompt, as Examples whose `source` is the prompt's number."""
+    """The development demonstrations that `robust` uses, one per prompt, as Examples whose `source` is the prompt's number."""
     found = list({example.prompt.tobytes(): example for example in context.development}.values())
     return [example._replace(source=p) for p, example in enumerate(found[: context.config.robust.prompts])]
 
 
 def draw(context, name: str, part: str, count: int) -> int:
-    """Samples `count` responses a prompt into W/samples/<name>: of a role by the run's law, or of one at a temperature (see `at`).
+    """Samples `count` responses per prompt into W/samples/<name>: from a role by the run's law, or at a temperature (see `at`).
 
     Returns: tokens drawn (0 if kept).
     """
@@ -72,7 +72,7 @@ def draw(context, name: str, part: str, count: int) -> int:
 
 
 def _variables(context, role: str):
-    """What the model is applied with as `role`: init with an adapter of zeros where sft has one, so that one program samples both."""
+    """The variables to sample `role` with. If sft has an adapter, init gets one of zeros: one program then samples both."""
     found = context.variables(role)
     if role == "init" and "adapter" in (like := context.variables("sft")):
         found["adapter"] = context.place(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like["adapter"]))
@@ -80,11 +80,11 @@ def _variables(context, role: str):
 
 
 def draw_into(context, path, variables, prompts, count: int, purpose: str, law: Law = MODEL) -> int:
-    """Samples `count` responses a prompt into the .npz at `path`, and as text beside it.
+    """Samples `count` responses per prompt into the .npz at `path`, and as text beside it.
 
     Args:
-        context: the run. path: of the .npz; one that is there is kept. variables: the model is applied with them.
-        prompts: ids, one array a prompt. count: responses a prompt. purpose: keys the randomness. law: what is drawn from.
+        context: the run. path: of the .npz; an existing one is kept. variables: the model's.
+        prompts: ids, one array per prompt. count: responses per prompt. purpose: keys the randomness. law: to draw from.
 
     Returns:
         Tokens drawn (0 if kept).
@@ -98,7 +98,7 @@ def draw_into(context, path, variables, prompts, count: int, purpose: str, law: 
     drawn = sampler.sample_batches(
         draw, variables, prompts, list(range(len(prompts))), [batches[i] for i in missing], size, context.key(purpose), wanted=count,
         temperature=law.temperature, put=context.put, progress=purpose)
-    for i, batch in zip(missing, drawn, strict=True):  # a kill loses what was being decoded, and no more
+    for i, batch in zip(missing, drawn, strict=True):  # a kill loses only what was being decoded
         own = batch.behaviour_logprobs if batch.logprobs is None else batch.logprobs
         scoring.finite(own.sum((1, 2)), "log-probability", [f"{purpose}: the samples of prompt {member}" for member in batches[i].members])
         artifacts.save_arrays(pieces[i], **{name: own if name == "logprobs" else getattr(batch, name) for name in FIELDS})
@@ -106,7 +106,7 @@ def draw_into(context, path, variables, prompts, count: int, purpose: str, law: 
     parts = [artifacts.load_arrays(piece) for piece in pieces]
     arrays = {name: np.concatenate([part[name] for part in parts])[back] for name in FIELDS}
     _write_text(context, path.with_suffix(".jsonl"), prompts, arrays)
-    artifacts.save_arrays(path, **arrays)  # last: its presence says that the part is whole
+    artifacts.save_arrays(path, **arrays)  # last: its presence means the part is complete
     for piece in pieces:
         artifacts.remove(piece)
     return int(arrays["mask"].sum())
@@ -117,7 +117,7 @@ def _path(context, role: str, part: str):
 
 
 class Shape(NamedTuple):
-    """A sampler's: samples a prompt, rows of a prompt that are decoded at one time, prompts a batch."""
+    """A sampler's shape: samples per prompt, rows per prompt decoded at once, prompts per batch."""
 
     samples: int
     rows: int
@@ -125,10 +125,10 @@ class Shape(NamedTuple):
 
 
 def shape_of(config, count: int) -> Shape:
-    """The sampler's shape for `count` samples a prompt: the run's one, where that many go through it.
+    """The sampler's shape for `count` samples per prompt: the run's shared shape if `count` fits it.
 
-    That draws as many as are ever asked for and has as many rows a prompt (up to 16) as the least that is asked for, so that every
-    row is of use each time; what is above that waits for a row.
+    The shared shape draws up to the largest count in the config. Its rows per prompt (up to 16) are the smallest count, so that
+    every row is always used. Further samples wait for a row.
 
     Args: config: config.sample.
     """
@@ -139,19 +139,19 @@ def shape_of(config, count: int) -> Shape:
 
 
 def how(law: Law) -> dict:
-    """The arguments of `make_sampler` for a law. The compiled sampler is told the temperature, and gives the model's own log-probs."""
+    """`make_sampler`'s arguments for a law. The compiled sampler takes the temperature as input and returns the model's own log-probs."""
     return {"temperature": None, "top_p": law.top_p, "with_logprobs": True}
 
 
 def rows_of(config, prompts: int, samples: int) -> int:
-    """Rows a prompt where the number of prompts is given: all samples, or what config.sample.rows has room for."""
+    """Rows per prompt for a given number of prompts: all samples, or as many as config.sample.rows allows."""
     return min(samples, max(1, config.rows // prompts))
 
 
 def _compiled(context, count: int, law: Law):
-    """The jitted sampler for `count` samples a prompt, one a context, shape and top-p, so that roles and temperatures share its traces;
-    prompts a batch."""
-    greedy = law.temperature == 0  # one sample a prompt, which is not worth a program of its own
+    """(jitted sampler for `count` samples per prompt, prompts per batch). One sampler per context, shape and top-p: roles and
+    temperatures share its traces."""
+    greedy = law.temperature == 0  # one sample per prompt isn't worth its own program
     shape = shape_of(context.config.sample, context.config.sample.policy_samples if greedy else count)
     if (shape, law.top_p) not in context.samplers:
         draw_some = sampler.make_sampler(context.model, samples=shape.samples, rows=shape.rows, eos_ids=context.eos_ids,
@@ -173,14 +173,14 @@ def _write_text(context, path, prompts, arrays) -> None:
 
 
 def load(context, role: str, part: str) -> dict:
-    """Samples drawn earlier: {'tokens', 'mask', 'ended', 'logprobs'} [P, K, T] with 'examples', their flat list."""
+    """Samples drawn earlier: {'tokens', 'mask', 'logprobs'} [P, K, T], 'ended' [P, K], and 'examples', their flat list."""
     return load_from(_path(context, role, part), prompts_of(context, part), stage="sample")
 
 
 def load_from(path, prompts, stage: str) -> dict:
-    """What `draw_into` wrote for these prompts, as `load` gives it; `stage` writes it, for the message where it is missing.
+    """What `draw_into` wrote for these prompts, as from `load`. stage: the stage that writes it, for the message if it is missing.
 
-    Raises: UserError where it is missing, broken or of other prompts.
+    Raises: UserError if it is missing, broken or has other shapes than these prompts'.
     """
     arrays: dict[str, Any] = artifacts.load_arrays(path, stage=stage)
     shapes = {name: arrays[name].shape for name in FIELDS if name in arrays}

@@ -1,4 +1,4 @@
-"""Log-probs and rewards of many finished sequences, bucketed by length so that each jitted scorer is traced once a bucket."""
+"""Log-probs and rewards of many finished sequences, bucketed by length. Each jitted scorer is traced once per bucket."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from irl_jax.types import Example
 
 
 def round_up(rows: int, mesh) -> int:
-    """The least multiple of the devices that rows are split over, from `rows` on."""
+    """Rounds `rows` up to a multiple of the devices that rows are split over."""
     return rows + -rows % sharding.row_multiple(mesh)
 
 
 def finite(values: np.ndarray, name: str, places: Sequence[str]) -> np.ndarray:
-    """The values [n], computed at those places. Raises: UserError naming the place of the first that is NaN or infinite."""
+    """The values [n] unchanged. Raises: UserError that names the place of the first one that is NaN or infinite."""
     wrong = np.flatnonzero(~np.isfinite(values))
     if wrong.size:
         raise UserError(f"{places[wrong[0]]}: its {name} came out as {values[wrong[0]]}; such numbers come of broken or of huge weights")
@@ -37,13 +37,13 @@ def examples_of(prompts: list[np.ndarray], tokens: np.ndarray, mask: np.ndarray,
 
 
 def reward_of(context, name: str):
-    """(leaves, granularity, combine) of a learnt reward, by its recipe or its variant's name."""
+    """(leaves, granularity, combine) of a learnt reward, by its recipe's or variant's name."""
     config = variants.find(context.config, f"reward/{name}").config.reward
     return context.leaves(f"reward/{name}"), config.granularity, config.combine
 
 
 def rewards(context, name: str, examples: list[Example]) -> np.ndarray:
-    """A reward of each response: a learnt one by its name, "robust", or in closed form "log_ratio" or "mean_logprob". float64 [n]."""
+    """Rewards of responses: a learnt reward by name, "robust", or the closed forms "log_ratio" and "mean_logprob". float64 [n]."""
     if name == "log_ratio":
         return context.scorer.logprobs(context.leaves("sft"), examples) - context.scorer.logprobs(None, examples)
     if name == "mean_logprob":
@@ -55,13 +55,12 @@ def rewards(context, name: str, examples: list[Example]) -> np.ndarray:
 
 
 def mean_logprob(logprobs: np.ndarray, examples: list[Example]) -> np.ndarray:
-    """log pi(y|x) / |y|, nats a token; an empty response counts as one token."""
+    """log pi(y|x) / |y|, nats per token; an empty response counts as one token."""
     return logprobs / np.array([max(1, len(example.response)) for example in examples])
 
 
 class Robust(NamedTuple):
-    """recipe: of the learnt reward that was chosen. terms: of the reward `robust`; () where its gate is closed. temperature: what to
-    sample sft at."""
+    """recipe: the chosen learnt reward. terms: those of `robust`; () if its gate is closed. temperature: to sample sft at."""
 
     recipe: str
     terms: tuple[robust.Term, ...]
@@ -74,14 +73,14 @@ def robust_file(context):
 
 
 def has_robust(context) -> bool:
-    """Whether the run has made the reward `robust`."""
+    """Whether the run has the reward `robust`."""
     return robust_file(context).exists() and "terms" in artifacts.read_json(robust_file(context))
 
 
 def robust_of(context) -> Robust:
-    """The reward `robust` of the run.
+    """The run's reward `robust`.
 
-    Raises: UserError where it has made none.
+    Raises: UserError if it is missing or damaged.
     """
     path = robust_file(context)
     found = artifacts.read_json(path, {"recipe!": str, "terms!": [{"reward!": str, "weight!": float}], "temperature!": float})
@@ -94,18 +93,18 @@ def robust_of(context) -> Robust:
 
 
 def combined(context, name: str, members_Exn: np.ndarray) -> np.ndarray:
-    """A learnt reward of its members', as its settings say. float64 [n]."""
+    """Combines the members' rewards as the learnt reward's settings say. float64 [n]."""
     return reward_steps.combined(members_Exn, variants.find(context.config, f"reward/{name}").config.reward.combine, np)
 
 
 def member_rewards(context, name: str, examples: list[Example]) -> np.ndarray:
-    """A learnt reward's members. float64 [E, n]."""
+    """Rewards by each member of a learnt reward. float64 [E, n]."""
     leaves, granularity, _ = reward_of(context, name)
     return context.scorer.member_rewards(leaves, examples, granularity)
 
 
 class Scorer:
-    """Scores lists of Example with the leaves of any role; holds the two compiled steps."""
+    """Scores lists of Example with the leaves of any role; holds the compiled steps."""
 
     def __init__(self, model, mesh, trunk, *, longest: int, rows: int):
         self.model, self.mesh, self.trunk, self.longest = model, mesh, trunk, longest
@@ -123,16 +122,16 @@ class Scorer:
 
     @property
     def traces(self) -> int:
-        """How often a scorer was traced so far: once a length bucket and kind of leaves."""
+        """Number of times a scorer was traced: once per length bucket and kind of leaves."""
         return self._logprobs.traces + sum(step.traces for step in self._rewards.values())
 
     def logprobs(self, leaves, examples: list[Example]) -> np.ndarray:
-        """log pi(y|x) of each response, nats a sequence, EOS included where it was sampled. float64 [n]."""
+        """log pi(y|x) of each response, nats per sequence, EOS included if sampled. float64 [n]."""
         return self._run(examples, lambda chunk, length: self._logprobs(
             self.trunk, leaves, sharding.put_batch(batching.token_rows(chunk, length, self.rows), self.mesh)).sum(-1))
 
     def token_logprobs(self, leaves, examples: list[Example]) -> list[np.ndarray]:
-        """log pi of each response token given all before it, nats; float64 [tokens] a response, which sum to `logprobs`."""
+        """log pi of each response token given all before it, nats. float64 [tokens] per response, summing to `logprobs`."""
         longest = batching.bucket_length(max((len(e.prompt) + len(e.response) for e in examples), default=1), self.longest)
 
         def score(chunk, length):
@@ -150,7 +149,7 @@ class Scorer:
                 batching.reward_rows(chunk, [1.0] * len(chunk), length, self.rows), self.mesh)), (members,)).T
 
     def rewards(self, leaves, examples: list[Example], granularity: str = "response", combine: str = "mean") -> np.ndarray:
-        """The reward of each response, its members made one by `combine`. float64 [n]."""
+        """The reward of each response, with members combined by `combine`. float64 [n]."""
         return reward_steps.combined(self.member_rewards(leaves, examples, granularity), combine, np)
 
     def _run(self, examples, score, inner: tuple[int, ...] = ()) -> np.ndarray:
@@ -162,7 +161,7 @@ class Scorer:
         for number, (chosen, length) in enumerate(progress.bar(groups, desc="score", unit="batch")):
             distributed.at("scoring", number)
             result = score([examples[i] for i in chosen], length)
-            if pending is not None:  # read one batch late, so that the device never waits for the host
+            if pending is not None:  # read one batch late: the device never waits for the host
                 out[pending[0]] = sharding.fetch(pending[1])[: len(pending[0])]
             pending = (chosen, result)
         if pending is not None:

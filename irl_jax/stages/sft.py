@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on the demonstrations: minimise -log d(y|x), the forward KL's gradient."""
+"""Supervised fine-tuning on the demonstrations: minimises -log d(y|x), which has the forward KL's gradient."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from irl_jax.stages import training
 
 
 def run(context) -> dict:
-    """Trains the `sft` role from init; leaves W/sft and the mean held-out loss (nats a token) in its timing line."""
+    """Trains the `sft` role from init; writes W/sft, with the mean held-out loss (nats per token) in its timing line."""
     config = context.config.sft
     if context.stream:
         feed, updates = training.streamed_feed(context, config, "sft")

@@ -1,7 +1,7 @@
-"""Self-play fine-tuning (Chen et al. 2024, SPIN): demonstrations over the last iterate's own samples.
+"""Self-play fine-tuning (Chen et al. 2024, SPIN): prefers demonstrations to the last iterate's own samples.
 
-Each iteration draws from the policy so far, pairs its samples with the demonstrations of the same prompts, and fits the next
-policy to the pairs by the DPO loss with the policy so far as start and reference. Samples that are distributed as the
+Each iteration samples the current policy and pairs its samples with the demonstrations of the same prompts. It fits the next
+policy to the pairs by the DPO loss, with the current policy as start and reference. Samples distributed like the
 demonstrations give no gradient in expectation: the demonstrator is the fixed point.
 """
 
@@ -14,12 +14,12 @@ from irl_jax.types import Example
 
 
 def run(context) -> dict:
-    """Trains one policy for each method of config.spin; leaves W/spin/<name>, and the iterates in W/spin/<name>/iteration-<i>."""
+    """Trains one policy per method of config.spin; writes W/spin/<name> and its iterates W/spin/<name>/iteration-<i>."""
     return training.each_method(context, "spin", train)
 
 
 def train(context, method) -> dict:
-    """One policy, config.spin.iterations times against itself."""
+    """Trains one policy against itself for config.spin.iterations iterations."""
     return iterations.run(context, method, context.config.spin.iterations, _improve)
 
 
@@ -32,9 +32,9 @@ def _improve(context, name: str, leaves):
 
 
 def against_demonstrations(demonstrations: list[Example], samples: list[Example]) -> tuple[list[Example], list[Example]]:
-    """Pairs (demonstration, sample) on the prompts of the samples, equally long lists.
+    """Pairs (demonstration, sample) on the samples' prompts, as equally long lists.
 
-    Where a prompt has more of one than of the other, the scarcer side is repeated, so that every one of them is used.
+    If a prompt has more of one than of the other, the scarcer side is repeated. All are used.
     """
     theirs: dict[bytes, list[Example]] = {}
     for sample in samples:

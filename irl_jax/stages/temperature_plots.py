@@ -1,4 +1,4 @@
-"""The figure of best-of-n from samples at several temperatures, beside sft itself at each."""
+"""The figure of best-of-n from samples at several temperatures, with the best of sft without a reward."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from irl_jax.stages.plot_style import golden_label, label_ends, looks, number
 
-SHOWN = ("robust", "init_sft", "init_demo", "sft_demo", "preference", "log_ratio", "mean_logprob", "golden")  # the readable ones
+SHOWN = ("robust", "init_sft", "init_demo", "sft_demo", "preference", "log_ratio", "mean_logprob", "golden")  # others are left out
 
 
 def curves(results: Mapping) -> dict[str, dict[str, list]]:
@@ -26,7 +26,7 @@ def curves(results: Mapping) -> dict[str, dict[str, list]]:
 
 
 def draw(results: Mapping):
-    """A panel a temperature, a line a reward, and the best of sft without any reward as a level line; None for one temperature."""
+    """A panel per temperature and a line per reward; the best of sft without a reward is a level line. None for one temperature."""
     panels = curves(results)
     level = number(((results.get("policies") or {}).get(results.get("baseline") or "") or {}).get("golden_mean"))
     if len(panels) < 2 or not math.isfinite(level):

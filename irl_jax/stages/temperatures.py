@@ -1,4 +1,4 @@
-"""sft and the policies at other temperatures than their own: gains that cost nothing, which every reward must beat."""
+"""sft and the policies at other temperatures than their own. Every reward must beat these gains, which cost nothing."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ CHOOSERS = ("robust", "mean_logprob", "ended", "length", "log_ratio")  # robust,
 
 
 def names(config, role: str) -> list[str]:
-    """A role's names at config.eval.temperatures (see `sampling.at`), less the temperature that all samples have.
+    """A role's names at config.eval.temperatures (see `sampling.at`), without the run's own temperature.
 
-    Of sft there is also the temperature at which `robust` chooses, where the run learns a reward for it.
+    sft also gets the temperature of `robust`, if the run learns a reward for it.
     """
     own, wanted = sampling.law_of(config.sample), list(config.eval.temperatures)
     if role == "sft" and {*config.robust.recipes} & {method.name for method in variants.methods(config, "reward")}:
@@ -26,8 +26,8 @@ def names(config, role: str) -> list[str]:
 
 
 def draw(context, roles: Sequence[str]) -> list[str]:
-    """Samples each role at each of the temperatures: half as many of sft as at its own, for best-of-n; one where greedy. Returns the
-    names."""
+    """Samples each role at each temperature and returns the names. sft gets half as many as at its own, for best-of-n; greedy decoding
+    one."""
     config, found = context.config.sample, []
     for role in roles:
         count = max(2, config.eval_samples // 2) if role == "sft" else config.policy_samples
@@ -38,7 +38,7 @@ def draw(context, roles: Sequence[str]) -> list[str]:
 
 
 def curves(context, recipe: str, cold: Mapping) -> dict:
-    """{temperature: best-of-n rows} of sft's samples at each temperature where there are several to choose from."""
+    """{temperature: best-of-n rows} of sft's samples, without greedy decoding, which has only one."""
     found = {}
     for name, judged in cold.items():
         role, temperature = sampling.parted(name)
@@ -52,7 +52,7 @@ def golden_by_prompt(sets: Mapping, rewards: Sequence[str], n: int) -> dict[str,
     """{name: golden [P]} of every policy, and of each reward's best-of-n from sft's samples at each temperature.
 
     Args:
-      sets: {name: Judged}, of roles at the run's own law and of those at temperatures. rewards: by name. n: of best-of-n.
+      sets: {name: Judged} of roles at the run's own law and at temperatures. rewards: names. n: of best-of-n.
     """
     found = {name: judged.by_prompt(judged.golden).mean(1) for name, judged in sets.items() if name != "demo"}
     for name, judged in sets.items():
@@ -67,10 +67,10 @@ def golden_by_prompt(sets: Mapping, rewards: Sequence[str], n: int) -> dict[str,
 
 
 def paired(config, golden: Mapping[str, np.ndarray], rewards: Sequence[str], n: int) -> tuple[str, list[tuple]]:
-    """What is compared at the temperatures, prompt by prompt.
+    """What to compare at the temperatures, prompt by prompt.
 
-    The baseline is the best of sft and sft at the temperatures, by golden. A policy is compared with it at its own best temperature, by
-    golden too.
+    The baseline is sft at its best temperature by golden. It is compared with each policy at that policy's own best temperature by
+    golden.
 
     Args:
       config: the run's. golden: from `golden_by_prompt`. rewards, n: as there.

@@ -1,4 +1,4 @@
-"""What the training stages share: feeds of packed or single rows, and the call of the one loop."""
+"""What the training stages share: feeds of packed or single rows, and the call of the train loop."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from irl_jax.types import TokenBatch
 
 
 def sequence_feed(context, examples, config, name: str):
-    """Batches of prompt + response rows, packed or one a row, as a function of the step.
+    """Batches of prompt + response rows, packed or one per row, as a function of the step.
 
-    Returns: (feed(step) -> TokenBatch on the mesh, optimizer updates: `config.steps` or `config.epochs` passes).
+    Returns: (feed(step) -> TokenBatch on the mesh, optimizer updates: `config.steps`, or those of `config.epochs` passes).
     """
     if not examples:
         raise UserError(f"config.data: no {name} records are left after the split; give more data or lower the held-out fractions")
@@ -39,8 +39,8 @@ def sequence_feed(context, examples, config, name: str):
 
 
 def streamed_feed(context, config, name: str):
-    """What `sequence_feed` returns, of records that stay on disk; each batch comes with how many of its records found no room, of those
-    that this host has read."""
+    """Like `sequence_feed`, for records that stay on disk. Each batch comes with {"left_out": number of this host's records without
+    room}."""
     stream, sample = context.stream, [len(e.prompt) + len(e.response) for e in context.demonstrations]
     plan = streaming.plan(sample, config.batch_size, max(config.row_tokens, context.longest) if config.packing else context.longest,
                           config.packing, context.config.seed)
@@ -65,7 +65,7 @@ def streamed_feed(context, config, name: str):
 
 
 def batch_rows(rows: int, accumulate: int, mesh, name: str) -> int:
-    """`rows` rounded up to what the mesh and the micro-batches divide; the rows added count nothing (see `sharding.pad_rows`)."""
+    """`rows` rounded up to a multiple of the mesh and micro-batches. Added rows count nothing (see `sharding.pad_rows`)."""
     if rows <= 0 or accumulate <= 0:
         raise UserError(f"config.{name}: batch_size and accumulate must be positive")
     unit = scoring.round_up(1, mesh) * accumulate
@@ -73,22 +73,22 @@ def batch_rows(rows: int, accumulate: int, mesh, name: str) -> int:
 
 
 def compiled(context, name: tuple, make, donate: tuple[int, ...] = (0,)):
-    """The compiled function of `make()`, made once a process for each name: methods of one kind share their traces."""
+    """The compiled function of `make()`, made once per process and name. Methods of one kind share its traces."""
     if name not in context.steps:
         context.steps[name] = sharding.compile_step(make(), context.mesh, donate=donate)
     return context.steps[name]
 
 
 def optimizer_name(config) -> tuple:
-    """What a section's optimizer is made of, for the name of a step that holds it (see `compiled`)."""
+    """A section's optimizer settings, for the name of a step that uses it (see `compiled`)."""
     keys = ("learning_rate", "warmup_fraction", "schedule", "final_fraction", "weight_decay", "clip_norm", "b2")
     return tuple(config[key] for key in keys)
 
 
 def each_method(context, group: str, train_one) -> dict:
-    """Runs train_one(context of the method, method) -> info for every method of the group that is not done yet.
+    """Runs train_one(the method's context, method) -> info for every method of the group that is not done yet.
 
-    Returns: the timing of all of them.
+    Returns: the timing of all methods together.
     """
     methods = variants.methods(context.config, group)
     for method in methods:

@@ -1,6 +1,6 @@
-"""Which reward to trust, from what can be known without a golden reward; the golden reward has no say in it.
+"""Which reward to trust, by diagnostics that don't use a golden reward.
 
-The diagnostics can reject a reward. Whether what a reward has learnt is quality they cannot tell, and the page says so.
+They can reject a reward. They can't tell if what it has learnt is quality, and the page says so.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from irl_jax.config import CONTROLS
 from irl_jax.stages.page import Cell, Raw, details, escape, named, number_table, table
 from irl_jax.stages.plot_style import number
 
-LEARNT_Z = 2.0  # standard errors by which a held-out AUC must lie above one half
-LEAK_Z = 3.0  # standard errors above the exact log-ratio's AUC, which nothing can pass but by a leak
-PERFECT = 0.99  # held-out AUC above which a tell is likelier than quality
+LEARNT_Z = 2.0  # standard errors by which a held-out AUC must exceed one half
+LEAK_Z = 3.0  # standard errors above the exact log-ratio's AUC, which only a leak can exceed
+PERFECT = 0.99  # held-out AUC above which a tell is more likely than quality
 FOLLOWS_LENGTH, LEANS_ON_LENGTH = 0.5, 0.3  # rank correlation with length among the samples of a prompt
-DISAGREEMENT = 1.0  # of an ensemble's members, in deviations of their mean among a prompt's samples
+DISAGREEMENT = 1.0  # of an ensemble's members, in standard deviations of their mean among a prompt's samples
 VERDICTS = {"stands": "nothing against it", "caution": "with caution", "rejected": "do not trust"}
 _CONTROLS = {"log_ratio": "the closed form: the highest AUC that there can be of sft against init",
              "mean_logprob": "what sft is sure of, a token", "length": "counts tokens", "ended": "whether an EOS ended it",
@@ -26,10 +26,10 @@ _STYLES = {"stands": "good", "caution": "mixed", "rejected": "bad"}
 
 
 class Judgement(NamedTuple):
-    """What the diagnostics say of one reward.
+    """The diagnostics' verdict on one reward.
 
-    verdict: a key of VERDICTS. against: reasons to reject it. cautions: reasons for care. length: its rank correlation with length (NaN:
-    not known).
+    verdict: a key of VERDICTS. against: reasons to reject it. cautions: reasons for care. length: its rank correlation with length; NaN
+    if unknown.
     """
 
     name: str
@@ -40,13 +40,13 @@ class Judgement(NamedTuple):
 
 
 def judge(results: Mapping) -> list[Judgement]:
-    """Every learnt reward judged by its held-out AUC, the log-ratio's bound on it, and its correlation with length.
+    """Judges every learnt reward by its held-out AUC, the log-ratio's bound on it, its correlation with length and its members.
 
     Args:
-      results: results.json. No number that the golden reward has part in is read.
+      results: results.json. Numbers that involve the golden reward are not read.
 
     Returns:
-      One Judgement a learnt reward: those with nothing against them first, among equals those that follow length least.
+      One Judgement per learnt reward, the best verdict first; among equals, the one that follows length least.
     """
     rewards = {name: row or {} for name, row in (results.get("rewards") or {}).items()}
     judged = [_judge(name, row, rewards.get("length") or {}) for name, row in rewards.items() if name not in CONTROLS]
@@ -84,13 +84,13 @@ def _judge(name: str, row: Mapping, length_control: Mapping) -> Judgement:
 
 
 def _beside_length(row: Mapping, control: Mapping) -> float | None:
-    """AUC less that of the length control, where both are of the same held-out responses."""
+    """AUC minus the length control's, or None if they are not of the same held-out responses."""
     own, same, length = (number(value) for value in (row.get("heldout_auc"), row.get("auc_sft_against_init"), control.get("heldout_auc")))
     return own - length if math.isfinite(own + length) and own == same else None
 
 
 def section(results: Mapping) -> str:
-    """The verdicts, their table, what optimising did, and what all of it cannot tell, as HTML; "" where nothing was learnt."""
+    """HTML of the verdicts, their table and limits, and what optimising did; "" if nothing was learnt."""
     judged = judge(results)
     if not judged:
         return ""
@@ -131,7 +131,7 @@ def _table(results: Mapping, judged: list[Judgement]) -> str:
 
 
 def _numbers(row: Mapping, bound: float) -> list[Cell]:
-    """AUCs beside the bound, correlation with length, accuracy on pairs."""
+    """AUCs and their share of the bound, correlation with length, accuracy on pairs."""
     auc, gap = number(row.get("auc_sft_against_init")), row.get("auc_minus_log_ratio") or {}
     share = (auc - 0.5) / (bound - 0.5) if bound > 0.5 else math.nan
     own, same, length, pairs = (Cell(row.get(key), row.get(f"{key}_stderr")) for key in (
@@ -153,7 +153,7 @@ golden reward with noise.</li></ul>
 
 
 def _policies(results: Mapping) -> str:
-    """How each trained policy differs from sft in what needs no judge."""
+    """How each trained policy differs from sft, in numbers that need no judge."""
     policies = {name: row or {} for name, row in (results.get("policies") or {}).items()}
     sft = policies.get("sft") or {}
     rows = {}
@@ -173,7 +173,7 @@ def _policies(results: Mapping) -> str:
 
 
 def _afterwards(results: Mapping, judged: list[Judgement]) -> str:
-    """Golden's view of the judged rewards, which chose nothing above."""
+    """The golden reward's view of the judged rewards. It affects nothing above."""
     paired = {row["name"]: row for row in results.get("paired") or []}
     rows = []
     for one in judged:
