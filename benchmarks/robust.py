@@ -156,6 +156,14 @@ def verdict(records: list[dict]) -> dict:
             "less the closest": each[closest]}
 
 
+def means(records: list[dict]) -> tuple[float, ...]:
+    """Golden over prompts and seeds of: the best of sft, robust, the mix fitted on golden, golden's own choice (both at robust's T)."""
+    at = f"{records[0]['robust']['temperature']:g}"
+    rows = [(np.mean(one["golden_by_prompt"][one["baseline"]]), chosen(one)[1].mean(), one["bound"][at],
+             np.mean(one["golden_by_prompt"][f"best-of-{N} by golden at T = {at}"])) for one in records]
+    return tuple(map(float, np.mean(rows, axis=0)))
+
+
 def table(found: dict[str, list[dict]]) -> str:
     """One row a set, in Markdown."""
     head = ["set", "seeds", "gate", "best of sft", "robust", "less the best of sft", "closest honest baseline", "robust less it",
@@ -165,14 +173,21 @@ def table(found: dict[str, list[dict]]) -> str:
         said = verdict(records)
         made = [" + ".join(term["reward"] for term in record["robust"]["terms"]) for record in records]
         gate = "; ".join([f"open in {sum(map(bool, made))} of {len(made)}", *sorted({*filter(None, made)})])
-        at = f"{records[0]['robust']['temperature']:g}"
-        golden_at = f"best-of-{N} by golden at T = {at}"
-        rows_of = [(np.mean(one["golden_by_prompt"][one["baseline"]]), chosen(one)[1].mean(), one["bound"][at],
-                    np.mean(one["golden_by_prompt"][golden_at])) for one in records]
-        sft, ours, fitted, oracle = (f"{value:.3f}" for value in np.mean(rows_of, axis=0))
+        sft, ours, fitted, oracle = (f"{value:.3f}" for value in means(records))
         rows.append("| " + " | ".join([
             f"`{name}`", str(len(records)), gate, sft, ours, said["less the best of sft"].text(),
             f"`{said['closest']}`", said["less the closest"].text(), fitted, oracle]) + " |")
+    return "\n".join(rows)
+
+
+def summary(found: dict[str, list[dict]]) -> str:
+    """The README's table: one row a set, in Markdown."""
+    head = ["data", "seeds", "the best of sft", f"best-of-{N} by `robust`", "gain", "best mix, fitted on golden", "golden itself"]
+    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, records in found.items():
+        sft, ours, fitted, oracle = (f"{value:.3f}" for value in means(records))
+        gain = against(records, lambda record: record["baseline"]).text()
+        rows.append(f"| {TITLES[name]} | {len(records)} | {sft} | **{ours}** | {gain} | {fitted} | {oracle} |")
     return "\n".join(rows)
 
 
@@ -239,7 +254,8 @@ def main(argv) -> int:
     wanted = [(name, int(seed)) for seed in given.seeds.split(",") for name in sets] if given.seeds else everything(sets)
     try:
         if given.what == "table":
-            print(table(load(wanted)), *(f"\n{name}\n\n{gains(records)}" for name, records in load(wanted).items()), sep="\n")
+            found = load(wanted)
+            print(summary(found), table(found), *(f"{name}\n\n{gains(records)}" for name, records in found.items()), sep="\n\n")
             return 0
         if given.what == "figure":
             draw(load(wanted), ROOT / "docs" / "robust.svg")

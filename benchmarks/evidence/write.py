@@ -69,6 +69,7 @@ judged. The rule was committed before any run below was looked at; robust.md say
 baselines are those and best-of-16 by `mean_logprob`, `ended` and `length` from samples at each temperature, and the closest is the one
 with the smallest difference in standard errors. "Fitted on golden" is the best linear mix of what robust could be made of, fitted on the
 very samples that it chooses from. Behind ± stands one standard error, of the prompts and of the spread over seeds.
+[robust.md](robust.md#the-verdict) says what follows.
 
 ```bash
 python -m benchmarks.robust run
@@ -110,6 +111,8 @@ def make(studies: Mapping[str, Study], judged: Mapping[str, list[dict]]) -> Page
         page.add(f"**{question}**", "\n".join(f"- {sentence}" for sentence in sentences))
     page.add("## Rewards that never lose", ROBUST, robust.table(judged) if judged else NOTHING.format(what="its judgement"),
              _missing_robust(judged))
+    for name, records in judged.items():
+        page.add(f"### Every reward: {robust.TITLES[name]}", robust.gains(records))
     page.add("## The claims", RULES, tables.claim_table(tested))
     _paper(page, studies)
     _when(page, studies, tested)
