@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import robust
+from benchmarks import more_prompts, robust
 
 
 def record(shift=0.0, terms=("init_sft", "mean_logprob"), temperature=0.5):
@@ -60,6 +60,8 @@ def test_the_tables_in_the_pages_are_those_of_the_records():
     assert robust.summary(robust.load(robust.everything())) in readme
     records = robust.load(robust.everything(("testbed",)))["testbed"]
     assert len(records) == 3 and robust.gains(records) in page
+    runs = [(name, seed) for seed in more_prompts.SEEDS for name in more_prompts.SETS]
+    assert more_prompts.table(robust.load(runs, more_prompts.RECORDS)) in (robust.ROOT / "docs" / "data.md").read_text()
 
 
 def test_what_is_said_of_the_rule_that_fell_is_in_its_record():
