@@ -36,7 +36,7 @@ def test_results_have_the_schema(finished):
     results = _results(finished)
     assert results["schema"] == 1 and results["seed"] == 0 and results["golden"]["heldout_accuracy"] is None
     own = {role for role in results["policies"] if "@" not in role}
-    assert own == {"init", "demo", "sft", "policy/init_sft"} and len(results["policies"]) == 4 + 2 * 3  # sft and the policy, three each
+    assert own == {"init", "demo", "sft", "policy/init_sft"} and len(results["policies"]) == 4 + 2  # sft and the policy at the one temperature
     for row in results["policies"].values():
         assert {"golden_mean", "golden_stderr", "length_mean", "kl_to_sft", "distinct_2", "rewards", "n"} <= set(row)
     assert results["policies"]["sft"]["n"] == 8
