@@ -191,6 +191,16 @@ def test_an_adapter_is_merged_where_nothing_is_lost():
     assert module._merged(half, variables) is variables  # the sum would be rounded to the kernel's few bits
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_of_zeros_changes_no_bit(dtype):
+    """With it sft's program samples init."""
+    config = ModelConfig(**{**vars(PLAIN), "adapter_scale": 2.0, "dtype": dtype})
+    zeros = jax.tree.map(jnp.zeros_like, adapters.init_adapter(KEY, config, 2))
+    draw = jitted(config, rows=4)
+    for one, other in zip(draw({**make(), "adapter": zeros}, batch_of(), KEY), draw(make(), batch_of(), KEY), strict=True):
+        assert (one is None) == (other is None) and (one is None or np.array_equal(one, other))
+
+
 def eight():
     """In a process with eight devices: samples on one device and on all, with and without rows to refill."""
     from ml_collections import ConfigDict

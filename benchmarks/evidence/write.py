@@ -63,13 +63,15 @@ after the first seed, whose verdicts the next two did not all confirm.)
 Many claims are tested, and of twenty true zeros one interval misses its zero."""
 
 ROBUST = """\
-The reward `robust` is one number with a temperature and a gate; [robust.md](robust.md) has its definition and the rule by which it is
-judged. The rule was committed before any run below was looked at; robust.md says what it was chosen on. Where the gate leaves no term,
-`robust` stands for sft at its temperature. The best of sft is that of temperatures 1, 0.5, 0.25 and greedy, by golden and seed; honest
-baselines are those and best-of-16 by `mean_logprob`, `ended` and `length` from samples at each temperature, and the closest is the one
-with the smallest difference in standard errors. "Fitted on golden" is the best linear mix of what robust could be made of, fitted on the
-very samples that it chooses from. Behind ± stands one standard error, of the prompts and of the spread over seeds.
-[robust.md](robust.md#the-verdict) says what follows.
+The reward `robust` is one number with a temperature and a gate. [robust.md](robust.md) defines it, gives the rule by which it is judged,
+and [says what follows](robust.md#the-verdict). The rule was committed before any run below was looked at.
+
+- *best of sft*: over temperatures 1, 0.5, 0.25 and greedy, by golden, for each seed.
+- *honest baselines*: sft at those temperatures, and best-of-16 by `mean_logprob`, `ended` and `length` from samples at each. The closest is
+  the one with the smallest difference in standard errors.
+- *fitted on golden*: the best linear mix of what `robust` could be made of, fitted on the very samples that it chooses from.
+- If the gate leaves no term, `robust` stands for sft at its temperature.
+- ± is one standard error, of the prompts and of the spread over seeds.
 
 ```bash
 python -m benchmarks.robust run
